@@ -1,0 +1,1 @@
+"""memrl measures how many bits a LoRA policy absorbs per episode."""

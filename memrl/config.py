@@ -1,0 +1,217 @@
+"""TrainConfig: the one frozen, validated description of a cell."""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable
+from difflib import get_close_matches
+from typing import Any, Literal, get_args
+
+import chz
+
+EnvType = Literal["single_step", "multi_step"]
+Algorithm = Literal["rl", "sft"]
+Binning = Literal["log", "linear", "equal_mass"]
+Credit = Literal["per_step", "return_to_go", "episode"]
+Advantage = Literal["group_centered", "leave_one_out", "std_normalized", "constant_baseline"]
+Loss = Literal["importance_sampling", "reinforce", "ppo"]
+PromptFormat = Literal["plain", "chat"]
+Dtype = Literal["float32", "float64", "bfloat16"]
+Rollout = Literal["in_process", "vllm"]
+
+REWARD_TYPES = ("binary", "binned_distance", "distance", "per_bit", "bit_count")
+"""The channels that memrl ships; `package.module:function` names one of your own."""
+
+RESULT_VERSION = 1
+"""Part of every cell_id: raised when a change of the code changes what a cell measures."""
+
+_CUSTOM_REWARD = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+_RL_ONLY = (
+    "reward_type",
+    "reward_bins",
+    "binning",
+    "malformed_reward",
+    "credit",
+    "advantage",
+    "baseline",
+    "loss",
+    "clip_range",
+    "group_size",
+    "rollout",
+)
+
+
+def did_you_mean(word: str, choices: Iterable[str]) -> str:
+    """Returns `, did you mean 'x'?` for the choice closest to `word`, or the choices where none is close.
+
+    >>> did_you_mean("binery", ["binary", "distance"])
+    "; did you mean 'binary'?"
+    """
+    choices = list(choices)
+    close = get_close_matches(word, choices, n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; choose from {', '.join(choices)}"
+
+
+@chz.chz(typecheck=True)
+class TrainConfig:
+    """One cell: what is hidden, what the policy is told about it, and how it learns.
+
+    Raises:
+        ValueError: a field, or two fields together, make no sense; the message is one line.
+    """
+
+    algorithm: Algorithm = chz.field(default="rl", doc="rl, or sft (cross-entropy on the secret itself)")
+    env_type: EnvType = chz.field(default="single_step", doc="single_step: decimal integer; multi_step: one bit an env_step")
+    N: int = chz.field(default=64, doc="the secret is uniform on 0 .. N-1")
+    secret: int | None = chz.field(default=None, doc="fixes the secret; unset: drawn from N and seed")
+    seed: int = chz.field(default=0, doc="draws the secret, the adapter's start and the episodes")
+
+    reward_type: str = chz.field(default="binary", doc="|".join(REWARD_TYPES) + " or package.module:function")
+    reward_bins: int | None = chz.field(default=None, doc="number of bins B of binned_distance")
+    binning: Binning = chz.field(default="log", doc="how binned_distance cuts the distances")
+    malformed_reward: float = chz.field(default=0.0, doc="reward of an answer that is no integer in range")
+    credit: Credit | None = chz.field(default=None, doc="which rewards an env_step's advantage sums; unset: per_step for per_bit, else episode")
+    advantage: Advantage = chz.field(default="group_centered", doc="baseline and scale of the advantage, within a group")
+    baseline: float = chz.field(default=0.0, doc="the baseline of advantage=constant_baseline")
+    loss: Loss = chz.field(default="importance_sampling", doc="policy-gradient loss")
+    clip_range: float = chz.field(default=0.2, doc="clip range of loss=ppo")
+    group_size: int = chz.field(default=32, doc="episodes of a group, which share a baseline")
+    batch_size: int | None = chz.field(default=None, doc="episodes (rl) or examples (sft) of an update; unset: one group, or one example")
+
+    learning_rate: float = chz.field(default=3e-3, doc="Adam's, for A and B alike, constant")
+    lora_rank: int = chz.field(default=8, doc="rank of the adapter on every linear layer")
+    lora_alpha: float = chz.field(default=32.0, doc="the adapter's scale is lora_alpha / lora_rank")
+    adam_beta1: float = chz.field(default=0.9, doc="Adam's decay of the first moment")
+    adam_beta2: float = chz.field(default=0.999, doc="Adam's decay of the second moment")
+    adam_epsilon: float = chz.field(default=1e-8, doc="Adam's epsilon")
+
+    n_steps: int = chz.field(default=1000, doc="the most updates of the run")
+    max_episodes: int | None = chz.field(default=None, doc="the most episodes of the run; unset: n_steps alone bounds it")
+    stop_probability: float = chz.field(default=0.9, doc="the run ends when the policy gives the secret this probability")
+
+    model: str = chz.field(default="embedded", doc="embedded, a folder, or a Hugging Face name")
+    prompt_format: PromptFormat = chz.field(default="plain", doc="plain, or the model's chat template")
+    bit_separator: str = chz.field(default="", doc="text between bits, for tokenizers that merge them")
+    dtype: Dtype = chz.field(default="float32", doc="of the base model; adapters are float32, or float64 with it")
+    rollout: Rollout = chz.field(default="in_process", doc="who samples the episodes")
+
+    @chz.validate
+    def _check_task(self) -> None:
+        _require(self.N >= 2, "N", "be at least 2", self.N)
+        _require(self.secret is None or 0 <= self.secret < self.N, "secret", f"lie in 0 .. {self.N - 1}", self.secret)
+        _require(self.seed >= 0, "seed", "be at least 0", self.seed)
+        _require(0.0 < self.stop_probability < 1.0, "stop_probability", "lie strictly between 0 and 1", self.stop_probability)
+        _require(self.n_steps >= 1, "n_steps", "be at least 1", self.n_steps)
+        _require(self.max_episodes is None or self.max_episodes >= 1, "max_episodes", "be at least 1", self.max_episodes)
+
+    @chz.validate
+    def _check_channel(self) -> None:
+        if self.algorithm == "sft":
+            return
+        if self.reward_type not in REWARD_TYPES and not _CUSTOM_REWARD.fullmatch(self.reward_type):
+            hint = did_you_mean(self.reward_type, REWARD_TYPES)
+            raise ValueError(f"reward_type must name a channel or package.module:function, got {self.reward_type!r}{hint}")
+        if self.reward_type == "binned_distance":
+            _require(self.reward_bins is not None, "reward_bins", "be set for reward_type=binned_distance", None)
+            _require(2 <= (self.reward_bins or 0) <= self.N, "reward_bins", f"lie in 2 .. N={self.N}", self.reward_bins)
+        if self.reward_type == "per_bit":
+            _require(self.env_type == "multi_step", "reward_type", "not be per_bit on env_type=single_step (use multi_step)", self.reward_type)
+
+    @chz.validate
+    def _check_learning(self) -> None:
+        _require(self.lora_rank >= 1, "lora_rank", "be at least 1", self.lora_rank)
+        _require(self.lora_alpha > 0, "lora_alpha", "be positive", self.lora_alpha)
+        _require(self.learning_rate > 0, "learning_rate", "be positive", self.learning_rate)
+        _require(0 <= self.adam_beta1 < 1, "adam_beta1", "lie in [0, 1)", self.adam_beta1)
+        _require(0 <= self.adam_beta2 < 1, "adam_beta2", "lie in [0, 1)", self.adam_beta2)
+        _require(self.adam_epsilon > 0, "adam_epsilon", "be positive", self.adam_epsilon)
+        _require(self.batch_size is None or self.batch_size >= 1, "batch_size", "be at least 1", self.batch_size)
+        if self.algorithm == "sft":
+            return
+        _require(self.clip_range > 0, "clip_range", "be positive", self.clip_range)
+        _require(self.group_size >= 1, "group_size", "be at least 1", self.group_size)
+        centred = self.advantage != "constant_baseline"
+        _require(
+            not (centred and self.group_size == 1),
+            "group_size",
+            f"be at least 2 for advantage={self.advantage}, whose baseline is the group's (or use constant_baseline)",
+            self.group_size,
+        )
+        multiple = self.batch_size is None or self.batch_size % self.group_size == 0
+        _require(multiple, "batch_size", f"be a multiple of group_size={self.group_size}", self.batch_size)
+
+    @property
+    def episodes_per_update(self) -> int:
+        """Episodes (rl) or examples (sft) that one update uses."""
+        if self.batch_size is not None:
+            return self.batch_size
+        return self.group_size if self.algorithm == "rl" else 1
+
+    @property
+    def num_groups(self) -> int:
+        """Groups of an update; one for sft."""
+        return self.episodes_per_update // self.group_size if self.algorithm == "rl" else 1
+
+    @property
+    def resolved_credit(self) -> Credit:
+        """The credit assignment in force: per_step for per_bit and episode for the rest, unless set."""
+        return self.credit or ("per_step" if self.reward_type == "per_bit" else "episode")
+
+    @property
+    def episode_budget(self) -> int:
+        """The most episodes that the run may use."""
+        budget = self.n_steps * self.episodes_per_update
+        return budget if self.max_episodes is None else min(budget, self.max_episodes)
+
+    @property
+    def channel_name(self) -> str:
+        """A short name of what an episode tells: `sft`, `binary`, `binned_distance-8-log`, `multi_step/binary`, …
+
+        >>> TrainConfig(reward_type="binned_distance", reward_bins=8).channel_name
+        'binned_distance-8-log'
+        """
+        if self.algorithm == "sft":
+            return "sft" if self.env_type == "single_step" else "multi_step/sft"
+        name = self.reward_type
+        if name == "binned_distance":
+            name = f"{name}-{self.reward_bins}-{self.binning}"
+        if name == "per_bit" and self.resolved_credit != "per_step":
+            name = f"{name}-{self.resolved_credit}"
+        native = name.startswith("per_bit") or self.env_type == "single_step"
+        return name if native else f"multi_step/{name}"
+
+    def identity(self) -> dict[str, Any]:
+        """Every field in a form in which equal cells are equal: what a cell does not use is None."""
+        fields: dict[str, Any] = chz.asdict(self)
+        fields["batch_size"] = self.episodes_per_update
+        fields["credit"] = self.resolved_credit
+        if self.algorithm == "sft":
+            fields.update(dict.fromkeys(_RL_ONLY))
+            return fields
+        if self.reward_type != "binned_distance":
+            fields.update(reward_bins=None, binning=None)
+        if self.advantage != "constant_baseline":
+            fields["baseline"] = None
+        if self.loss != "ppo":
+            fields["clip_range"] = None
+        if self.env_type == "single_step":
+            fields.update(credit=None, bit_separator=None)
+        return fields
+
+    @property
+    def cell_id(self) -> str:
+        """The cell's name in every table: 16 hex digits, a hash of `identity()`."""
+        text = json.dumps({"result_version": RESULT_VERSION, **self.identity()}, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _require(holds: bool, name: str, rule: str, value: object) -> None:
+    if not holds:
+        raise ValueError(f"{name} must {rule}, got {value}")
+
+
+def literal_choices(name: str) -> tuple[str, ...]:
+    """The values a Literal field of TrainConfig allows, or () for any other field."""
+    annotation = TrainConfig.__annotations__[name]
+    options = [annotation, *get_args(annotation)]
+    return next((get_args(o) for o in options if getattr(o, "__origin__", None) is Literal), ())

@@ -1,0 +1,1 @@
+"""Using episodes: advantages, losses, updates."""

@@ -1,0 +1,1 @@
+"""The network: a base model, and adapters packed over it."""

@@ -1,0 +1,1 @@
+"""Many cells: grids, packs and trials."""

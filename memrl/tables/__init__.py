@@ -1,0 +1,1 @@
+"""Parquet tables: their schemas, and the only writer of results/."""

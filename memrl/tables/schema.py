@@ -1,0 +1,92 @@
+"""The two tables, declared once: what a column is called, its type and its unit."""
+
+import pyarrow as pa
+
+CURVES = "curves"
+EPISODES_TO_MEMORIZE = "episodes_to_memorize"
+
+
+def _column(name: str, type_: pa.DataType, doc: str) -> pa.Field:
+    return pa.field(name, type_, metadata={"doc": doc})
+
+
+CURVES_SCHEMA = pa.schema([
+    _column("cell_id", pa.string(), "the cell"),
+    _column("update", pa.int32(), "updates before this row; 0 is the untrained policy"),
+    _column("episodes", pa.int64(), "episodes (sft: examples) before this row"),
+    _column("observed_bits", pa.float64(), "bits an ideal Bayes observer of the same feedback knows; NaN if not observed"),
+    _column("absorbed_bits", pa.float64(), "log2 N + log2 P(secret), exact"),
+    _column("mean_reward", pa.float64(), "mean return of this update's episodes; NaN for sft and in the last row"),
+    _column("well_formed", pa.float64(), "share of this update's episodes that answer an integer in range"),
+    _column("entropy_bits", pa.float64(), "mean of -log2 P(answer) over this update's episodes"),
+    _column("gradient_norm", pa.float64(), "l2 norm of the adapter's gradient"),
+    _column("logprob_gap", pa.float64(), "mean |learner - rollout| log-probability of a sampled token, nats; 0 in_process"),
+])
+"""One row a cell and update: the state before the update, and the update's own episodes."""
+
+EPISODES_TO_MEMORIZE_SCHEMA = pa.schema([
+    _column("cell_id", pa.string(), "hash of the fields that change the result"),
+    _column("agent", pa.string(), "lora (a trained policy), or the baseline agent of memrl.theory that made the row"),
+    _column("channel", pa.string(), "TrainConfig.channel_name"),
+    *(
+        _column(name, type_, f"TrainConfig.{name}")
+        for name, type_ in [
+            ("algorithm", pa.string()),
+            ("env_type", pa.string()),
+            ("N", pa.int64()),
+            ("seed", pa.int64()),
+            ("reward_type", pa.string()),
+            ("reward_bins", pa.int64()),
+            ("binning", pa.string()),
+            ("malformed_reward", pa.float64()),
+            ("credit", pa.string()),
+            ("advantage", pa.string()),
+            ("baseline", pa.float64()),
+            ("loss", pa.string()),
+            ("clip_range", pa.float64()),
+            ("group_size", pa.int64()),
+            ("batch_size", pa.int64()),
+            ("learning_rate", pa.float64()),
+            ("lora_rank", pa.int64()),
+            ("lora_alpha", pa.float64()),
+            ("adam_beta1", pa.float64()),
+            ("adam_beta2", pa.float64()),
+            ("adam_epsilon", pa.float64()),
+            ("n_steps", pa.int64()),
+            ("max_episodes", pa.int64()),
+            ("stop_probability", pa.float64()),
+            ("model", pa.string()),
+            ("prompt_format", pa.string()),
+            ("bit_separator", pa.string()),
+            ("dtype", pa.string()),
+            ("rollout", pa.string()),
+        ]
+    ),
+    _column("secret", pa.int64(), "the integer that was hidden"),
+    _column("signal_bits", pa.float64(), "H(S) = log2 N"),
+    _column("capacity_nominal_bits", pa.float64(), "bits an episode by the usual count; inf where the reward is continuous"),
+    _column("capacity_uniform_bits", pa.float64(), "I(S; feedback) of one episode at a uniform guess"),
+    _column("capacity_best_bits", pa.float64(), "I(S; feedback) of one episode at the best single guess"),
+    _column("identifiable", pa.bool_(), "whether maximising the reward means saying the secret, for every secret"),
+    _column("prior_kl_bits", pa.float64(), "KL(uniform || policy) before the first update"),
+    _column("prior_well_formed", pa.float64(), "mass on answers in range before the first update"),
+    _column("e50", pa.int64(), "episodes before P(secret) first reached 0.5; if censored: episodes used in all"),
+    _column("e50_censored", pa.bool_(), "the run ended before P(secret) reached 0.5"),
+    _column("e90", pa.int64(), "episodes before P(secret) first reached 0.9; if censored: episodes used in all"),
+    _column("e90_censored", pa.bool_(), "the run ended before P(secret) reached 0.9"),
+    _column("episodes", pa.int64(), "episodes used in all"),
+    _column("updates", pa.int64(), "updates made"),
+    _column("absorbed_bits", pa.float64(), "at the end"),
+    _column("observed_bits", pa.float64(), "at the end"),
+    _column("bits_per_episode", pa.float64(), "absorbed_bits / episodes"),
+    _column("status", pa.string(), "memorized, budget_spent or failed"),
+    _column("error", pa.string(), "what failed; null otherwise"),
+    _column("seconds", pa.float64(), "the cell's share of its pack's wall time"),
+    _column("tokens", pa.int64(), "tokens of all episodes, as a sampler without sharing would count them"),
+    _column("created", pa.string(), "UTC time of the row, ISO 8601"),
+    _column("versions", pa.string(), "JSON: memrl, python, torch, transformers, ray, and what else ran"),
+    _column("revision", pa.string(), "git revision of the code; null outside a checkout"),
+])
+"""One row a finished cell."""
+
+SCHEMAS = {CURVES: CURVES_SCHEMA, EPISODES_TO_MEMORIZE: EPISODES_TO_MEMORIZE_SCHEMA}

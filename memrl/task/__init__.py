@@ -1,0 +1,1 @@
+"""What is memorised: secrets, prompts, answers, channels and episodes, in numpy alone."""

@@ -1,0 +1,181 @@
+"""Channels: what an episode tells about the secret, as pure functions of (guess, secret, N).
+
+Capacity, observer and agents follow from these functions by enumeration, so a channel needs nothing else.
+"""
+
+import importlib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+import numpy as np
+
+from memrl.config import Binning, TrainConfig
+from memrl.task.secret import num_bits, to_bits
+
+RewardFunction = Callable[[np.ndarray, np.ndarray, int], np.ndarray]
+"""(guess, secret, N) to rewards; arguments broadcast against each other; per-step channels add a last axis of k."""
+
+
+@dataclass(frozen=True)
+class Channel:
+    """What one well-formed episode tells: a reward, or a vector of one reward an env_step.
+
+    Attributes:
+        name: `TrainConfig.channel_name` of the cells that use it.
+        N: number of secrets.
+        function: pure function of (guess, secret, N), vectorised by broadcasting.
+        per_step: whether the function returns one reward an env_step (last axis k) or one an episode.
+        nominal_bits: bits an episode by the usual count (log2 B, 1, k, log2(k+1)); inf where the reward is continuous.
+        malformed_reward: reward of a malformed answer; it tells nothing about the secret.
+    """
+
+    name: str
+    N: int
+    function: RewardFunction
+    per_step: bool
+    nominal_bits: float
+    malformed_reward: float = 0.0
+
+    @property
+    def num_rewards(self) -> int:
+        """Rewards of one episode: k for a per-step channel, else 1."""
+        return num_bits(self.N) if self.per_step else 1
+
+    def rewards(self, guess: np.ndarray, secret: np.ndarray) -> np.ndarray:
+        """Rewards of well-formed guesses.
+
+        Args:
+            guess: integers in 0 .. N-1, any shape.
+            secret: integers in 0 .. N-1, of a shape that broadcasts with `guess`.
+
+        Returns:
+            float64 array of the broadcast shape with one more axis of length `num_rewards`.
+        """
+        guess, secret = np.asarray(guess), np.asarray(secret)
+        values = np.asarray(self.function(guess, secret, self.N), dtype=np.float64)
+        return values if self.per_step else values[..., None]
+
+    @cached_property
+    def codes(self) -> np.ndarray:
+        """Feedback of every (guess, secret) as small integers: equal feedback, equal code.
+
+        Returns:
+            int32 array of shape (N, N), rows guesses, columns secrets; codes count from 0 in order of value
+            (in lexicographic order for per-step channels).
+        """
+        table = np.empty((self.N, self.N), dtype=np.int32)
+        secrets = np.arange(self.N)
+        values: dict[bytes, int] = {}
+        keys = []
+        for guess in range(self.N):
+            rows = np.ascontiguousarray(self.rewards(np.int64(guess), secrets))
+            distinct, inverse = np.unique(rows, axis=0, return_inverse=True)
+            for row in distinct:
+                if row.tobytes() not in values:
+                    values[row.tobytes()] = len(values)
+                    keys.append(tuple(row))
+            table[guess] = np.array([values[row.tobytes()] for row in distinct])[inverse.ravel()]
+        order = sorted(range(len(keys)), key=keys.__getitem__)
+        rank = np.empty(len(keys), dtype=np.int32)
+        rank[order] = np.arange(len(keys), dtype=np.int32)
+        return rank[table]
+
+
+def binary_reward(guess: np.ndarray, secret: np.ndarray, N: int) -> np.ndarray:
+    """1 where the guess is the secret, else 0."""
+    return (guess == secret).astype(np.float64)
+
+
+def distance_reward(guess: np.ndarray, secret: np.ndarray, N: int) -> np.ndarray:
+    """1 - log2(1 + |guess - secret|) / log2 N, in [0, 1]; N rewards, one a distance."""
+    return np.clip(1.0 - np.log2(1.0 + np.abs(guess - secret)) / math.log2(N), 0.0, 1.0)
+
+
+def per_bit_reward(guess: np.ndarray, secret: np.ndarray, N: int) -> np.ndarray:
+    """1 for each of the k bits that is right, at its own env_step; last axis k."""
+    k = num_bits(N)
+    return (to_bits(guess, k) == to_bits(secret, k)).astype(np.float64)
+
+
+def bit_count_reward(guess: np.ndarray, secret: np.ndarray, N: int) -> np.ndarray:
+    """The number of right bits, once, at the end: k minus the Hamming distance."""
+    return per_bit_reward(guess, secret, N).sum(axis=-1)
+
+
+def secret_itself(guess: np.ndarray, secret: np.ndarray, N: int) -> np.ndarray:
+    """The feedback of supervised learning: whatever the guess, the secret."""
+    return np.broadcast_arrays(guess, secret)[1].astype(np.float64)
+
+
+@lru_cache(maxsize=64)
+def distance_bins(N: int, B: int, binning: Binning) -> np.ndarray:
+    """The bin of every distance d = 0 .. N-1, 0 the nearest, B-1 the farthest.
+
+    log: round((B-1) log2(1+d) / log2 N), so that the nearest bin holds d = 0 alone iff N <= 4^(B-1).
+    linear: floor(B d / N). equal_mass: floor(B P(D < d)) for D = |guess - secret| of two uniform integers.
+
+    >>> distance_bins(8, 3, "log").tolist()
+    [0, 1, 1, 1, 2, 2, 2, 2]
+
+    Returns:
+        int64 array of shape (N,), read-only.
+    """
+    d = np.arange(N)
+    if binning == "log":
+        bins = np.floor((B - 1) * np.log2(1.0 + d) / math.log2(N) + 0.5)
+    elif binning == "linear":
+        bins = (B * d) // N
+    else:
+        pairs = np.where(d == 0, N, 2 * (N - d))
+        bins = (B * (np.cumsum(pairs) - pairs)) // (N * N)
+    bins = np.minimum(bins, B - 1).astype(np.int64)
+    bins.flags.writeable = False
+    return bins
+
+
+def binned_distance_reward(B: int, binning: Binning) -> RewardFunction:
+    """The reward 1 - bin / (B-1), for |guess - secret| quantised into B bins."""
+
+    def reward(guess: np.ndarray, secret: np.ndarray, N: int) -> np.ndarray:
+        return 1.0 - distance_bins(N, B, binning)[np.abs(guess - secret)] / (B - 1)
+
+    return reward
+
+
+def build_channel(config: TrainConfig) -> Channel:
+    """The channel of a cell.
+
+    Raises:
+        ValueError: a custom reward function can't be imported, or is no finite function of (guess, secret, N).
+    """
+    N, k = config.N, num_bits(config.N)
+    if config.algorithm == "sft":
+        return Channel(config.channel_name, N, secret_itself, per_step=False, nominal_bits=math.log2(N))
+    bins = config.reward_bins or 2
+    builtin: dict[str, tuple[RewardFunction, float]] = {
+        "binary": (binary_reward, 1.0),
+        "binned_distance": (binned_distance_reward(bins, config.binning), math.log2(bins)),
+        "distance": (distance_reward, math.inf),
+        "per_bit": (per_bit_reward, float(k)),
+        "bit_count": (bit_count_reward, math.log2(k + 1)),
+    }
+    function, nominal_bits = builtin.get(config.reward_type) or (_import_reward(config.reward_type, N), math.inf)
+    per_step = config.reward_type == "per_bit"
+    return Channel(config.channel_name, N, function, per_step, nominal_bits, config.malformed_reward)
+
+
+def _import_reward(address: str, N: int) -> RewardFunction:
+    module, _, name = address.partition(":")
+    try:
+        function = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"reward_type must name an importable function, got {address!r} ({error})") from error
+    try:
+        sample = np.asarray(function(np.arange(2)[:, None], np.arange(2)[None, :], N), dtype=np.float64)
+    except Exception as error:
+        raise ValueError(f"reward_type must take (guess, secret, N) arrays, got {address!r} ({error!r})") from error
+    if sample.shape != (2, 2) or not np.isfinite(sample).all():
+        raise ValueError(f"reward_type must return one finite reward a (guess, secret), got {sample.tolist()} from {address!r}")
+    return function

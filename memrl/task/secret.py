@@ -1,0 +1,41 @@
+"""Secrets: uniform, and independent across N and seed."""
+
+import numpy as np
+
+_SECRET_STREAM = 0x5EC2E7
+"""Keeps the secrets' random numbers apart from every other stream of the same seed."""
+
+
+def num_bits(N: int) -> int:
+    """Bits that write every integer below N: k = ceil(log2 N), at least 1.
+
+    >>> [num_bits(n) for n in (2, 3, 64, 100)]
+    [1, 2, 6, 7]
+    """
+    return max(1, (N - 1).bit_length())
+
+
+def draw_secret(N: int, seed: int, length: int = 1) -> np.ndarray:
+    """Draws a secret, a vector of symbols uniform on {0, …, N-1}.
+
+    Every (N, seed) has a stream of its own (numpy's SeedSequence), so that secrets are independent across both.
+
+    Args:
+        N: number of values of a symbol, at least 2.
+        seed: any integer from 0.
+        length: symbols of the secret.
+
+    Returns:
+        int64 array of shape (length,).
+    """
+    stream = np.random.default_rng(np.random.SeedSequence([_SECRET_STREAM, N, seed]))
+    return stream.integers(N, size=length)
+
+
+def to_bits(values: np.ndarray, k: int) -> np.ndarray:
+    """Writes integers as k bits, most significant first: shape (...,) to (..., k).
+
+    >>> to_bits(np.array([5]), 4).tolist()
+    [[0, 1, 0, 1]]
+    """
+    return (np.asarray(values)[..., None] >> np.arange(k - 1, -1, -1)) & 1

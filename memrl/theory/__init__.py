@@ -1,0 +1,1 @@
+"""What could be learned, in bits: capacity, an ideal observer, optimal agents; numpy alone."""
