@@ -61,7 +61,7 @@ class TrainConfig:
     """
 
     algorithm: Algorithm = chz.field(default="rl", doc="rl, or sft (cross-entropy on the secret itself)")
-    env_type: EnvType = chz.field(default="single_step", doc="single_step: decimal integer; multi_step: one bit an env_step")
+    env_type: EnvType = chz.field(default="single_step", doc="single_step: a decimal integer; multi_step: bit by bit")
     N: int = chz.field(default=64, doc="the secret is uniform on 0 .. N-1")
     secret: int | None = chz.field(default=None, doc="fixes the secret; unset: drawn from N and seed")
     seed: int = chz.field(default=0, doc="draws the secret, the adapter's start and the episodes")
@@ -70,13 +70,17 @@ class TrainConfig:
     reward_bins: int | None = chz.field(default=None, doc="number of bins B of binned_distance")
     binning: Binning = chz.field(default="log", doc="how binned_distance cuts the distances")
     malformed_reward: float = chz.field(default=0.0, doc="reward of an answer that is no integer in range")
-    credit: Credit | None = chz.field(default=None, doc="which rewards an env_step's advantage sums; unset: per_step for per_bit, else episode")
-    advantage: Advantage = chz.field(default="group_centered", doc="baseline and scale of the advantage, within a group")
+    credit: Credit | None = chz.field(
+        default=None, doc="which rewards an env_step's advantage sums; unset: per_step for per_bit, else episode"
+    )
+    advantage: Advantage = chz.field(default="group_centered", doc="the advantage's baseline and scale in a group")
     baseline: float = chz.field(default=0.0, doc="the baseline of advantage=constant_baseline")
     loss: Loss = chz.field(default="importance_sampling", doc="policy-gradient loss")
     clip_range: float = chz.field(default=0.2, doc="clip range of loss=ppo")
     group_size: int = chz.field(default=32, doc="episodes of a group, which share a baseline")
-    batch_size: int | None = chz.field(default=None, doc="episodes (rl) or examples (sft) of an update; unset: one group, or one example")
+    batch_size: int | None = chz.field(
+        default=None, doc="episodes (rl) or examples (sft) of an update; unset: one group, or one example"
+    )
 
     learning_rate: float = chz.field(default=3e-3, doc="Adam's, for A and B alike, constant")
     lora_rank: int = chz.field(default=8, doc="rank of the adapter on every linear layer")
@@ -86,8 +90,8 @@ class TrainConfig:
     adam_epsilon: float = chz.field(default=1e-8, doc="Adam's epsilon")
 
     n_steps: int = chz.field(default=1000, doc="the most updates of the run")
-    max_episodes: int | None = chz.field(default=None, doc="the most episodes of the run; unset: n_steps alone bounds it")
-    stop_probability: float = chz.field(default=0.9, doc="the run ends when the policy gives the secret this probability")
+    max_episodes: int | None = chz.field(default=None, doc="the most episodes of the run; unset: as n_steps allows")
+    stop_probability: float = chz.field(default=0.9, doc="the run ends when P(secret) reaches this")
 
     model: str = chz.field(default="embedded", doc="embedded, a folder, or a Hugging Face name")
     prompt_format: PromptFormat = chz.field(default="plain", doc="plain, or the model's chat template")
@@ -100,22 +104,24 @@ class TrainConfig:
         _require(self.N >= 2, "N", "be at least 2", self.N)
         _require(self.secret is None or 0 <= self.secret < self.N, "secret", f"lie in 0 .. {self.N - 1}", self.secret)
         _require(self.seed >= 0, "seed", "be at least 0", self.seed)
-        _require(0.0 < self.stop_probability < 1.0, "stop_probability", "lie strictly between 0 and 1", self.stop_probability)
+        stop, most = self.stop_probability, self.max_episodes
+        _require(0.0 < stop < 1.0, "stop_probability", "lie strictly between 0 and 1", stop)
         _require(self.n_steps >= 1, "n_steps", "be at least 1", self.n_steps)
-        _require(self.max_episodes is None or self.max_episodes >= 1, "max_episodes", "be at least 1", self.max_episodes)
+        _require(most is None or most >= 1, "max_episodes", "be at least 1", most)
 
     @chz.validate
     def _check_channel(self) -> None:
         if self.algorithm == "sft":
             return
         if self.reward_type not in REWARD_TYPES and not _CUSTOM_REWARD.fullmatch(self.reward_type):
-            hint = did_you_mean(self.reward_type, REWARD_TYPES)
-            raise ValueError(f"reward_type must name a channel or package.module:function, got {self.reward_type!r}{hint}")
+            got = f"{self.reward_type!r}{did_you_mean(self.reward_type, REWARD_TYPES)}"
+            raise ValueError(f"reward_type must name a channel or package.module:function, got {got}")
         if self.reward_type == "binned_distance":
             _require(self.reward_bins is not None, "reward_bins", "be set for reward_type=binned_distance", None)
             _require(2 <= (self.reward_bins or 0) <= self.N, "reward_bins", f"lie in 2 .. N={self.N}", self.reward_bins)
         if self.reward_type == "per_bit":
-            _require(self.env_type == "multi_step", "reward_type", "not be per_bit on env_type=single_step (use multi_step)", self.reward_type)
+            rule = "not be per_bit on env_type=single_step (use multi_step)"
+            _require(self.env_type == "multi_step", "reward_type", rule, self.reward_type)
 
     @chz.validate
     def _check_learning(self) -> None:
@@ -165,7 +171,7 @@ class TrainConfig:
 
     @property
     def channel_name(self) -> str:
-        """A short name of what an episode tells: `sft`, `binary`, `binned_distance-8-log`, `multi_step/binary`, …
+        """A short name of what an episode tells, such as `sft`, `binary` or `multi_step/binary`.
 
         >>> TrainConfig(reward_type="binned_distance", reward_bins=8).channel_name
         'binned_distance-8-log'

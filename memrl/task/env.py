@@ -1,7 +1,7 @@
 """Episodes: how one ends, and the rewards it brings.
 
-An episode is the answer to one prompt, token by token. It ends with a whole answer, or at the first token after which no
-answer in range is left: such an answer is malformed, a value of its own, and never a distance.
+An episode is the answer to one prompt, token by token. It ends with a whole answer, or at the first token after which
+no answer in range is left: such an answer is malformed, a value of its own, and never a distance.
 """
 
 from dataclasses import dataclass

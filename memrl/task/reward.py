@@ -177,5 +177,6 @@ def _import_reward(address: str, N: int) -> RewardFunction:
     except Exception as error:
         raise ValueError(f"reward_type must take (guess, secret, N) arrays, got {address!r} ({error!r})") from error
     if sample.shape != (2, 2) or not np.isfinite(sample).all():
-        raise ValueError(f"reward_type must return one finite reward a (guess, secret), got {sample.tolist()} from {address!r}")
+        got = f"{sample.tolist()} from {address!r}"
+        raise ValueError(f"reward_type must return one finite reward a (guess, secret), got {got}")
     return function
