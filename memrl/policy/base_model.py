@@ -1,0 +1,240 @@
+"""The base model: where it lies, how it is read, and the prompt and answers of a task in its tokens."""
+
+import json
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import cache, lru_cache
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from memrl.config import Dtype, EnvType, PromptFormat
+from memrl.task.prompt import answer_steps, prompt_text
+from memrl.task.trie import AnswerTrie, build_trie
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+_RULE = "model must be embedded, a readable model folder, or a Hugging Face name"
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedTask:
+    """One prompt and all its answers, in the tokens of one tokenizer.
+
+    Attributes:
+        N: number of answers.
+        env_type: single_step, or multi_step.
+        prompt_format: plain, or chat.
+        bit_separator: text between bits.
+        prompt_ids: token ids of the prompt.
+        trie: the token trie of the N answers.
+        stop_token_id: the token that ends a single_step answer; None for multi_step, whose answers end by their length.
+    """
+
+    N: int
+    env_type: EnvType
+    prompt_format: PromptFormat
+    bit_separator: str
+    prompt_ids: tuple[int, ...]
+    trie: AnswerTrie
+    stop_token_id: int | None
+
+    @property
+    def num_env_steps(self) -> int:
+        """env_steps of a whole answer: 1, or the number of bits."""
+        return int(self.trie.steps_done.max())
+
+    @property
+    def max_tokens(self) -> int:
+        """Tokens of the longest answer, stop token included."""
+        return self.trie.depth
+
+
+def embedded_model_folder() -> Path:
+    """The folder of the model that ships with the package."""
+    return Path(str(files("memrl"))) / "assets" / "embedded"
+
+
+def check_model_folder(model: str) -> str:
+    """Resolves `model` to what transformers loads: a folder, or a name on the Hugging Face hub.
+
+    Looks at files only, so that a bad address is refused before torch is imported. A name of the form `owner/name`
+    that is no folder here is taken for a hub name.
+
+    >>> check_model_folder("Qwen/Qwen3-8B")
+    'Qwen/Qwen3-8B'
+
+    Raises:
+        ValueError: a path that is no folder, or a folder without a readable configuration, tokenizer or weights.
+    """
+    folder = embedded_model_folder() if model == "embedded" else Path(model).expanduser()
+    if folder.is_dir():
+        problem = _find_folder_problem(folder)
+        if problem:
+            raise ValueError(f"{_RULE}, got {model!r} ({problem})")
+        return str(folder)
+    if folder.exists() or not _HUB_NAME.fullmatch(model):
+        raise ValueError(f"{_RULE}, got {model!r} (no such folder)")
+    if get_close_matches(model, ["embedded"], cutoff=0.8):
+        raise ValueError(f"{_RULE}, got {model!r}; did you mean 'embedded'?")
+    return model
+
+
+def _find_folder_problem(folder: Path) -> str:
+    if not os.access(folder, os.R_OK | os.X_OK):
+        return "the folder is not readable"
+    try:
+        config = json.loads((folder / "config.json").read_text())
+    except OSError:
+        return "it holds no config.json"
+    except ValueError:
+        return "its config.json is not JSON"
+    if not isinstance(config, dict) or "model_type" not in config:
+        return "its config.json names no model_type"
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")):
+        return "it holds no tokenizer"
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights and not list(folder.glob("pytorch_model*.bin")):
+        return "it holds no weights"
+    return next((problem for path in weights if (problem := _find_weights_problem(path))), "")
+
+
+def _find_weights_problem(path: Path) -> str:
+    """Reads the header of a safetensors file: 8 bytes of length, JSON, then the tensors up to the last offset."""
+    try:
+        with path.open("rb") as file:
+            header_bytes = int.from_bytes(file.read(8), "little")
+            size = path.stat().st_size
+            if header_bytes > size:
+                return f"{path.name} is no safetensors file"
+            header = json.loads(file.read(header_bytes))
+    except (OSError, ValueError):
+        return f"{path.name} is no safetensors file"
+    last = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
+    return "" if 8 + header_bytes + last == size else f"{path.name} is cut off"
+
+
+def load_base_model(
+    model: str, dtype: Dtype = "float32", device: str = "cpu"
+) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+    """Loads a base model and its tokenizer, without remote code.
+
+    Args:
+        model: embedded, a folder, or a Hugging Face name.
+        dtype: of the weights.
+        device: where the weights go, as torch names it.
+
+    Returns:
+        The model in evaluation mode, and its tokenizer.
+
+    Raises:
+        ValueError: the model or its tokenizer can't be read.
+    """
+    address = check_model_folder(model)
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    tokenizer = _load_checked_tokenizer(model, address)
+    try:
+        network: Any = AutoModelForCausalLM.from_pretrained(
+            address, dtype=getattr(torch, dtype), trust_remote_code=False
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise _unreadable(model, error) from error
+    return network.to(device).eval(), tokenizer
+
+
+def load_tokenizer(model: str) -> "PreTrainedTokenizerBase":
+    """Loads the tokenizer of `model` alone.
+
+    Raises:
+        ValueError: the tokenizer can't be read.
+    """
+    return _load_checked_tokenizer(model, check_model_folder(model))
+
+
+def _load_checked_tokenizer(model: str, address: str) -> "PreTrainedTokenizerBase":
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(address, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise _unreadable(model, error) from error
+
+
+def _unreadable(model: str, error: Exception) -> ValueError:
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return ValueError(f"{_RULE}, got {model!r} ({reason})")
+
+
+@lru_cache(maxsize=256)
+def encode_task(
+    tokenizer: "PreTrainedTokenizerBase",
+    N: int,
+    env_type: EnvType,
+    prompt_format: PromptFormat = "plain",
+    bit_separator: str = "",
+) -> EncodedTask:
+    """Encodes the prompt and all N answers of a task; the same arguments give the same object.
+
+    Prompt and answers are tokenised apart and their ids concatenated, so that a prompt's tokens never depend on the
+    answer. A single_step answer ends with the tokenizer's end-of-sequence token; a multi_step answer is k env_steps.
+
+    Raises:
+        ValueError: the tokenizer merges bits, has no end-of-sequence token or no chat template, or two answers coincide.
+    """
+    prompt_ids = _encode_prompt(tokenizer, prompt_text(N, env_type), prompt_format)
+    texts = [answer_steps(guess, N, env_type, bit_separator) for guess in range(N)]
+    if env_type == "single_step":
+        stop = tokenizer.eos_token_id
+        if stop is None:
+            raise ValueError("model must have a tokenizer with an end-of-sequence token for env_type=single_step, got none")
+        answers = [[[*ids, stop]] for ids in _encode_batch(tokenizer, [steps[0] for steps in texts])]
+    else:
+        stop = None
+        answers = _encode_bits(tokenizer, texts, bit_separator)
+    return EncodedTask(N, env_type, prompt_format, bit_separator, prompt_ids, build_trie(answers), stop)
+
+
+def _encode_prompt(tokenizer: "PreTrainedTokenizerBase", text: str, prompt_format: PromptFormat) -> tuple[int, ...]:
+    if prompt_format == "plain":
+        return tuple(_encode_batch(tokenizer, [text])[0])
+    if not tokenizer.chat_template:
+        raise ValueError("prompt_format must be plain for a tokenizer without a chat template, got chat")
+    # Models that think before they answer are told not to: the answer follows the prompt at once.
+    rendered: Any = tokenizer.apply_chat_template(
+        [{"role": "user", "content": text}],
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=False,
+        enable_thinking=False,
+    )
+    return tuple(rendered)
+
+
+def _encode_batch(tokenizer: "PreTrainedTokenizerBase", texts: list[str]) -> list[list[int]]:
+    encoded: Any = tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]
+    return encoded
+
+
+def _encode_bits(
+    tokenizer: "PreTrainedTokenizerBase", texts: list[list[str]], bit_separator: str
+) -> list[Sequence[Sequence[int]]]:
+    @cache
+    def encode_span(span: str) -> list[int]:
+        return _encode_batch(tokenizer, [span])[0]
+
+    answers: list[Sequence[Sequence[int]]] = [[encode_span(span) for span in steps] for steps in texts]
+    whole = _encode_batch(tokenizer, ["".join(steps) for steps in texts])
+    for steps, spans, ids in zip(texts, answers, whole, strict=True):
+        if [token for span in spans for token in span] != ids:
+            raise ValueError(
+                f"bit_separator must keep the tokenizer from merging bits, got {bit_separator!r},"
+                f" under which {''.join(steps)!r} is not {len(steps)} spans of tokens of its own"
+            )
+    return answers
