@@ -2,12 +2,14 @@
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import Any, Literal, get_args
 
 import chz
+from chz.tiepin import is_subtype_instance
 
 EnvType = Literal["single_step", "multi_step"]
 Algorithm = Literal["rl", "sft"]
@@ -52,7 +54,7 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else f"; choose from {', '.join(choices)}"
 
 
-@chz.chz(typecheck=True)
+@chz.chz
 class TrainConfig:
     """One cell: what is hidden, what the policy is told about it, and how it learns.
 
@@ -98,6 +100,17 @@ class TrainConfig:
     bit_separator: str = chz.field(default="", doc="text between bits, for tokenizers that merge them")
     dtype: Dtype = chz.field(default="float32", doc="of the base model; adapters are float32, or float64 with it")
     rollout: Rollout = chz.field(default="in_process", doc="who samples the episodes")
+
+    @chz.validate
+    def _check_types(self) -> None:
+        # Stands before the other rules, which compare numbers with numbers.
+        for name, annotation in TrainConfig.__annotations__.items():
+            value = getattr(self, name)
+            if not is_subtype_instance(value, annotation):
+                choices = literal_choices(name)
+                rule = f"be one of {', '.join(choices)}" if choices else f"be of type {_type_name(annotation)}"
+                raise ValueError(f"{name} must {rule}, got {value!r}{_suggest_close(value, choices)}")
+            _require(not isinstance(value, float) or math.isfinite(value), name, "be finite", value)
 
     @chz.validate
     def _check_task(self) -> None:
@@ -189,8 +202,14 @@ class TrainConfig:
     def identity(self) -> dict[str, Any]:
         """Every field in a form in which equal cells are equal: what a cell does not use is None."""
         fields: dict[str, Any] = chz.asdict(self)
+        # 32 and 32.0 are one number, but not one text.
+        fields.update(
+            {name: float(fields[name]) for name, type_ in TrainConfig.__annotations__.items() if type_ is float}
+        )
         fields["batch_size"] = self.episodes_per_update
         fields["credit"] = self.resolved_credit
+        if self.env_type == "single_step":
+            fields.update(credit=None, bit_separator=None)
         if self.algorithm == "sft":
             fields.update(dict.fromkeys(_RL_ONLY))
             return fields
@@ -200,8 +219,6 @@ class TrainConfig:
             fields["baseline"] = None
         if self.loss != "ppo":
             fields["clip_range"] = None
-        if self.env_type == "single_step":
-            fields.update(credit=None, bit_separator=None)
         return fields
 
     @property
@@ -209,6 +226,14 @@ class TrainConfig:
         """The cell's name in every table: 16 hex digits, a hash of `identity()`."""
         text = json.dumps({"result_version": RESULT_VERSION, **self.identity()}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _type_name(annotation: Any) -> str:
+    return annotation.__name__ if isinstance(annotation, type) else str(annotation).replace("None", "unset")
+
+
+def _suggest_close(value: object, choices: tuple[str, ...]) -> str:
+    return did_you_mean(value, choices) if isinstance(value, str) and get_close_matches(value, choices) else ""
 
 
 def _require(holds: bool, name: str, rule: str, value: object) -> None:

@@ -1,0 +1,15 @@
+"""What every test runs under: one thread a process, no network, and examples that Hypothesis draws without a clock."""
+
+import os
+
+from hypothesis import settings
+
+# Before torch is imported: threads of its own in each of Ray's processes would fight for the cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("WANDB_MODE", "offline")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+settings.register_profile("memrl", deadline=None, derandomize=bool(os.environ.get("CI")))
+settings.load_profile("memrl")

@@ -1,0 +1,286 @@
+"""The description of a cell: what it refuses, and which cells are the same."""
+
+import re
+
+import chz
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from memrl.config import REWARD_TYPES, TrainConfig, did_you_mean, literal_choices
+
+BINNED = {"reward_type": "binned_distance", "reward_bins": 8}
+PPO = {"loss": "ppo"}
+CONSTANT = {"advantage": "constant_baseline"}
+MULTI_STEP = {"env_type": "multi_step"}
+SFT = {"algorithm": "sft"}
+
+REFUSED = [
+    ({"N": "64"}, "N must be of type int, got '64'"),
+    ({"N": 64.0}, "N must be of type int, got 64.0"),
+    ({"secret": 1.5}, "secret must be of type int | unset, got 1.5"),
+    ({"learning_rate": "fast"}, "learning_rate must be of type float, got 'fast'"),
+    (
+        {"env_type": "multistep"},
+        "env_type must be one of single_step, multi_step, got 'multistep'; did you mean 'multi_step'?",
+    ),
+    ({"credit": "zzz"}, "credit must be one of per_step, return_to_go, episode, got 'zzz'"),
+    ({"N": 1}, "N must be at least 2, got 1"),
+    ({"N": -4}, "N must be at least 2, got -4"),
+    ({"N": 8, "secret": 8}, "secret must lie in 0 .. 7, got 8"),
+    ({"N": 8, "secret": -1}, "secret must lie in 0 .. 7, got -1"),
+    ({"seed": -1}, "seed must be at least 0, got -1"),
+    ({"stop_probability": 1.0}, "stop_probability must lie strictly between 0 and 1, got 1.0"),
+    ({"stop_probability": 0.0}, "stop_probability must lie strictly between 0 and 1, got 0.0"),
+    ({"n_steps": 0}, "n_steps must be at least 1, got 0"),
+    ({"max_episodes": 0}, "max_episodes must be at least 1, got 0"),
+    (
+        {"reward_type": "binery"},
+        "reward_type must name a channel or package.module:function, got 'binery'; did you mean 'binary'?",
+    ),
+    (
+        {"reward_type": "zzz"},
+        "reward_type must name a channel or package.module:function, got 'zzz'; choose from "
+        "binary, binned_distance, distance, per_bit, bit_count",
+    ),
+    (
+        {"reward_type": "binned_distance"},
+        "reward_bins must be set for reward_type=binned_distance, got None",
+    ),
+    ({**BINNED, "reward_bins": 1}, "reward_bins must lie in 2 .. N=64, got 1"),
+    ({**BINNED, "N": 4, "reward_bins": 5}, "reward_bins must lie in 2 .. N=4, got 5"),
+    (
+        {"reward_type": "per_bit"},
+        "reward_type must not be per_bit on env_type=single_step (use multi_step), got per_bit",
+    ),
+    ({"malformed_reward": float("nan")}, "malformed_reward must be finite, got nan"),
+    ({"baseline": float("inf")}, "baseline must be finite, got inf"),
+    ({"lora_rank": 0}, "lora_rank must be at least 1, got 0"),
+    ({"lora_rank": -8}, "lora_rank must be at least 1, got -8"),
+    ({"lora_alpha": 0.0}, "lora_alpha must be positive, got 0.0"),
+    ({"learning_rate": 0.0}, "learning_rate must be positive, got 0.0"),
+    ({"learning_rate": float("nan")}, "learning_rate must be finite, got nan"),
+    ({"learning_rate": float("inf")}, "learning_rate must be finite, got inf"),
+    ({"adam_beta1": 1.0}, "adam_beta1 must lie in [0, 1), got 1.0"),
+    ({"adam_beta2": -0.1}, "adam_beta2 must lie in [0, 1), got -0.1"),
+    ({"adam_epsilon": 0.0}, "adam_epsilon must be positive, got 0.0"),
+    ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+    ({"clip_range": 0.0}, "clip_range must be positive, got 0.0"),
+    ({"group_size": 0}, "group_size must be at least 1, got 0"),
+    (
+        {"group_size": 1},
+        "group_size must be at least 2 for advantage=group_centered, whose baseline is the group's"
+        " (or use constant_baseline), got 1",
+    ),
+    (
+        {"group_size": 1, "advantage": "leave_one_out"},
+        "group_size must be at least 2 for advantage=leave_one_out, whose baseline is the group's"
+        " (or use constant_baseline), got 1",
+    ),
+    ({"group_size": 8, "batch_size": 12}, "batch_size must be a multiple of group_size=8, got 12"),
+]
+
+
+@pytest.mark.parametrize(("fields", "message"), REFUSED, ids=lambda value: value if isinstance(value, str) else "")
+def test_refuses_a_field_in_one_line(fields, message):
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        TrainConfig(**fields)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"N": 2},
+        {"N": 8, "secret": 7},
+        {"N": 8, "secret": 0},
+        {**BINNED, "N": 8},
+        {**BINNED, "reward_bins": 2},
+        {"reward_type": "per_bit", **MULTI_STEP},
+        {"reward_type": "package.module:function"},
+        {"group_size": 1, **CONSTANT},
+        {"group_size": 8, "batch_size": 24},
+        {**SFT, "batch_size": 12, "group_size": 8},
+        {**SFT, "group_size": 1},
+        {**SFT, "reward_type": "per_bit"},
+        {"malformed_reward": -1.0},
+    ],
+)
+def test_takes_the_borders(fields):
+    config = TrainConfig(**fields)
+    assert {name: getattr(config, name) for name in fields} == fields
+
+
+@pytest.mark.parametrize("address", ["module.function", "module:", ":function", "1module:function", "a b:c", "a:b:c"])
+def test_refuses_what_is_no_address_of_a_function(address):
+    with pytest.raises(ValueError, match="reward_type must name a channel"):
+        TrainConfig(reward_type=address)
+
+
+def test_is_frozen():
+    config = TrainConfig()
+    with pytest.raises(chz.data_model.FrozenInstanceError):
+        config.N = 8
+
+
+IRRELEVANT = [
+    ({}, {"secret": None}),
+    ({}, {"reward_bins": 4}),
+    ({}, {"binning": "linear"}),
+    ({}, {"baseline": 0.5}),
+    ({}, {"clip_range": 0.1}),
+    ({}, {"credit": "per_step"}),
+    ({}, {"bit_separator": " "}),
+    ({}, {"batch_size": 32}),
+    ({"group_size": 4}, {"batch_size": 4}),
+    ({"reward_type": "per_bit", **MULTI_STEP}, {"credit": "per_step"}),
+    (MULTI_STEP, {"credit": "episode"}),
+    (SFT, {"batch_size": 1}),
+    *((SFT, change) for change in ({"reward_type": "distance"}, BINNED, {"malformed_reward": -1.0}, {"group_size": 4})),
+    *((SFT, change) for change in ({"advantage": "leave_one_out"}, {"loss": "reinforce"}, {"credit": "episode"})),
+    (SFT, {"rollout": "vllm"}),
+    (SFT, {"bit_separator": " "}),
+]
+
+
+@pytest.mark.parametrize(("base", "change"), IRRELEVANT)
+def test_a_field_that_is_not_used_does_not_split_a_cell(base, change):
+    assert TrainConfig(**base).cell_id == TrainConfig(**{**base, **change}).cell_id
+
+
+RELEVANT = [
+    ({}, {"algorithm": "sft"}),
+    ({}, MULTI_STEP),
+    ({}, {"N": 65}),
+    ({}, {"secret": 0}),
+    ({}, {"seed": 1}),
+    ({}, {"reward_type": "distance"}),
+    ({}, {"malformed_reward": -1.0}),
+    ({}, {"advantage": "leave_one_out"}),
+    ({}, {"loss": "reinforce"}),
+    ({}, {"group_size": 16}),
+    ({}, {"batch_size": 64}),
+    ({}, {"learning_rate": 1e-3}),
+    ({}, {"lora_rank": 4}),
+    ({}, {"lora_alpha": 16.0}),
+    ({}, {"adam_beta1": 0.8}),
+    ({}, {"adam_beta2": 0.99}),
+    ({}, {"adam_epsilon": 1e-6}),
+    ({}, {"n_steps": 10}),
+    ({}, {"max_episodes": 100}),
+    ({}, {"stop_probability": 0.5}),
+    ({}, {"model": "Qwen/Qwen3-8B"}),
+    ({}, {"prompt_format": "chat"}),
+    ({}, {"dtype": "float64"}),
+    ({}, {"rollout": "vllm"}),
+    (BINNED, {"reward_bins": 4}),
+    (BINNED, {"binning": "linear"}),
+    (CONSTANT, {"baseline": 0.5}),
+    (PPO, {"clip_range": 0.1}),
+    (MULTI_STEP, {"credit": "per_step"}),
+    (MULTI_STEP, {"credit": "return_to_go"}),
+    (MULTI_STEP, {"bit_separator": " "}),
+    (SFT, {"batch_size": 2}),
+    (SFT, {"learning_rate": 1e-3}),
+    ({**SFT, **MULTI_STEP}, {"bit_separator": " "}),
+]
+
+
+@pytest.mark.parametrize(("base", "change"), RELEVANT)
+def test_a_field_that_is_used_splits_cells(base, change):
+    assert TrainConfig(**base).cell_id != TrainConfig(**{**base, **change}).cell_id
+
+
+def test_every_field_is_known_to_split_cells_or_not():
+    """A new field must be placed in RELEVANT, or its cells may be taken for one another."""
+    splitting = {name for _, change in RELEVANT for name in change}
+    assert splitting == set(chz.chz_fields(TrainConfig))
+
+
+def test_cell_id_is_a_stable_name():
+    """A change here makes every stored result be measured anew: raise RESULT_VERSION knowingly instead."""
+    assert TrainConfig().cell_id == TrainConfig(N=64, seed=0).cell_id
+    assert len({TrainConfig(N=n, seed=s).cell_id for n in range(2, 30) for s in range(30)}) == 28 * 30
+    assert set(TrainConfig().cell_id) <= set("0123456789abcdef")
+    assert len(TrainConfig().cell_id) == 16
+
+
+def test_integers_and_floats_of_one_value_are_one_cell():
+    assert TrainConfig(lora_alpha=32).cell_id == TrainConfig(lora_alpha=32.0).cell_id
+
+
+@pytest.mark.parametrize(
+    ("fields", "name"),
+    [
+        ({}, "binary"),
+        ({"reward_type": "distance"}, "distance"),
+        (BINNED, "binned_distance-8-log"),
+        ({**BINNED, "binning": "equal_mass"}, "binned_distance-8-equal_mass"),
+        ({**BINNED, **MULTI_STEP}, "multi_step/binned_distance-8-log"),
+        (MULTI_STEP, "multi_step/binary"),
+        ({"reward_type": "bit_count", **MULTI_STEP}, "multi_step/bit_count"),
+        ({"reward_type": "per_bit", **MULTI_STEP}, "per_bit"),
+        ({"reward_type": "per_bit", "credit": "episode", **MULTI_STEP}, "per_bit-episode"),
+        (SFT, "sft"),
+        ({**SFT, **MULTI_STEP}, "multi_step/sft"),
+    ],
+)
+def test_channel_name(fields, name):
+    assert TrainConfig(**fields).channel_name == name
+
+
+@pytest.mark.parametrize(
+    ("fields", "per_update", "groups", "budget"),
+    [
+        ({"group_size": 8, "n_steps": 10}, 8, 1, 80),
+        ({"group_size": 8, "batch_size": 24, "n_steps": 10}, 24, 3, 240),
+        ({"group_size": 8, "n_steps": 10, "max_episodes": 50}, 8, 1, 50),
+        ({"group_size": 8, "n_steps": 10, "max_episodes": 500}, 8, 1, 80),
+        ({**SFT, "n_steps": 10}, 1, 1, 10),
+        ({**SFT, "n_steps": 10, "batch_size": 32}, 32, 1, 320),
+    ],
+)
+def test_episode_counts(fields, per_update, groups, budget):
+    config = TrainConfig(**fields)
+    assert (config.episodes_per_update, config.num_groups, config.episode_budget) == (per_update, groups, budget)
+
+
+@given(
+    N=st.integers(2, 10_000),
+    bins=st.integers(-3, 10_001),
+    group=st.integers(-2, 9),
+    batch=st.none() | st.integers(-2, 40),
+    reward_type=st.sampled_from(REWARD_TYPES),
+    env_type=st.sampled_from(literal_choices("env_type")),
+    advantage=st.sampled_from(literal_choices("advantage")),
+)
+def test_refuses_or_takes_by_the_rules(N, bins, group, batch, reward_type, env_type, advantage):
+    sound = group >= 1 and (group > 1 or advantage == "constant_baseline")
+    sound &= batch is None or (batch >= 1 and group >= 1 and batch % group == 0)
+    sound &= reward_type != "binned_distance" or 2 <= bins <= N
+    sound &= reward_type != "per_bit" or env_type == "multi_step"
+    fields = {"N": N, "reward_bins": bins, "group_size": group, "batch_size": batch}
+    fields |= {"reward_type": reward_type, "env_type": env_type, "advantage": advantage}
+    if not sound:
+        with pytest.raises(ValueError, match=r"^\w+ must .*$"):
+            TrainConfig(**fields)
+        return
+    config = TrainConfig(**fields)
+    assert config.num_groups * config.group_size == config.episodes_per_update
+
+
+def test_did_you_mean():
+    assert did_you_mean("grup_size", ["group_size", "seed"]) == "; did you mean 'group_size'?"
+    assert did_you_mean("qqq", ["group_size", "seed"]) == "; choose from group_size, seed"
+
+
+def test_literal_choices():
+    assert literal_choices("credit") == ("per_step", "return_to_go", "episode")
+    assert literal_choices("env_type") == ("single_step", "multi_step")
+    assert literal_choices("N") == ()
+
+
+def test_numpy_is_no_part_of_an_identity():
+    """Grids may be made by numpy: its integers must not get past the types, or equal cells would hash apart."""
+    with pytest.raises(ValueError, match="N must be of type int, got "):
+        TrainConfig(N=np.int64(64))
