@@ -1,0 +1,229 @@
+"""The prior: what a policy answers before it has learned anything, exactly, over the whole answer trie."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from memrl.policy.base_model import EncodedTask
+from memrl.task.trie import AnswerTrie
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+KL_LIMIT_BITS = 0.1
+"""Above it log2 N is the wrong count of what is to be learned."""
+
+MASS_LIMIT = 0.98
+_ANSWERS_PER_PASS = 256
+
+
+@dataclass(frozen=True)
+class Prior:
+    """How far a policy is from a uniform secret.
+
+    Attributes:
+        kl_bits: KL(uniform || policy) over the N answers, bits.
+        max_deviation_bits: largest |log2 P(answer) - log2(1/N)| over the N answers, bits.
+        well_formed_mass: probability of an answer in range, 0 .. 1.
+    """
+
+    kl_bits: float
+    max_deviation_bits: float
+    well_formed_mass: float
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether a run from here may call its bits bits."""
+        return self.kl_bits <= KL_LIMIT_BITS and self.well_formed_mass >= MASS_LIMIT
+
+
+@dataclass(frozen=True)
+class TrieLayout:
+    """Where the nodes of a trie stand, and what leads to them.
+
+    Attributes:
+        parent: the node before, -1 at the root; int64 (nodes,).
+        symbol: index in the alphabet of the token that leads to a node, -1 at the root; int64 (nodes,).
+        token: that token's id, -1 at the root; int64 (nodes,).
+        depth: tokens from the root to a node; int64 (nodes,).
+        ancestors: the node at each depth on the path to a node, itself included, -1 below it; int64 (nodes, depth + 1).
+        log_p: natural logarithm of the exact next-token distribution of a uniform secret; (nodes, alphabet).
+    """
+
+    parent: np.ndarray
+    symbol: np.ndarray
+    token: np.ndarray
+    depth: np.ndarray
+    ancestors: np.ndarray
+    log_p: np.ndarray
+
+
+@dataclass(frozen=True)
+class TreeBatch:
+    """Several prompts, each with some inner nodes of its trie, as one batch of sequences.
+
+    A row is the prompt, then one token a node; a node sees the prompt and its own path, and stands at its depth. So one
+    forward pass gives the next-token distribution at every node, and shares all that paths have in common.
+
+    Attributes:
+        input_ids: int64 (rows, length).
+        position_ids: int64 (rows, length).
+        visible: which columns a position sees; bool (rows, length, length).
+        nodes: inner nodes of each row, the root first.
+        columns: where the distribution after each node is read, as `nodes`.
+    """
+
+    input_ids: np.ndarray
+    position_ids: np.ndarray
+    visible: np.ndarray
+    nodes: list[np.ndarray]
+    columns: list[np.ndarray]
+
+
+@lru_cache(maxsize=256)
+def lay_out_trie(task: EncodedTask) -> TrieLayout:
+    """Computes what leads to every node of a task's trie; the same task gives the same object."""
+    trie = task.trie
+    parent, symbol, token = np.full((3, trie.num_nodes), -1, dtype=np.int64)
+    parents, symbols = np.nonzero(trie.child >= 0)
+    edges = trie.child[parents, symbols]
+    parent[edges], symbol[edges], token[edges] = parents, symbols, trie.alphabet[symbols]
+    ancestors = np.full((trie.num_nodes, trie.depth + 1), -1, dtype=np.int64)
+    depth = np.zeros(trie.num_nodes, dtype=np.int64)
+    ancestors[:, 0] = 0
+    for d in range(trie.depth):
+        taken = trie.paths[trie.paths[:, d] >= 0]
+        depth[taken[:, d]] = d + 1
+        ancestors[taken[:, d], 1 : d + 2] = taken[:, : d + 1]
+    return TrieLayout(parent, symbol, token, depth, ancestors, trie.uniform_log2() * math.log(2))
+
+
+def inner_nodes(trie: AnswerTrie, answers: np.ndarray) -> np.ndarray:
+    """The inner nodes on the paths of some answers, ascending, so the root first; int64 (nodes,)."""
+    nodes = np.unique(trie.paths[answers])
+    nodes = nodes[nodes >= 0]
+    return np.concatenate([[0], nodes[~trie.is_leaf(nodes)]])
+
+
+def plant_trees(tasks: list[EncodedTask], nodes: list[np.ndarray]) -> TreeBatch:
+    """Lays prompts and nodes of their tries out as one batch.
+
+    Args:
+        tasks: one a row.
+        nodes: inner nodes of each row, closed under parents, the root first.
+    """
+    lengths = [len(task.prompt_ids) + len(chosen) - 1 for task, chosen in zip(tasks, nodes, strict=True)]
+    shape = (len(tasks), max(lengths))
+    input_ids, position_ids = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
+    visible = np.zeros((*shape, shape[1]), dtype=bool)
+    # A padded position sees itself: attention over nothing would be NaN.
+    visible[:, range(shape[1]), range(shape[1])] = True
+    columns = []
+    for row, (task, chosen) in enumerate(zip(tasks, nodes, strict=True)):
+        layout, prompt, below = lay_out_trie(task), len(task.prompt_ids), chosen[1:]
+        end = prompt + len(below)
+        input_ids[row, :end] = [*task.prompt_ids, *layout.token[below]]
+        position_ids[row, :end] = [*range(prompt), *(prompt - 1 + layout.depth[below])]
+        visible[row, :prompt, :prompt] = np.tri(prompt, dtype=bool)
+        visible[row, prompt:end, :prompt] = True
+        visible[row, prompt:end, prompt:end] = layout.ancestors[below][:, layout.depth[below]] == below
+        columns.append(np.arange(prompt - 1, end))
+    return TreeBatch(input_ids, position_ids, visible, nodes, columns)
+
+
+def score_nodes(model: "PreTrainedModel", batch: TreeBatch) -> "list[torch.Tensor]":
+    """Computes the policy's next-token distribution at every node of a batch, with gradient.
+
+    Returns:
+        For each row, natural log-probabilities over the vocabulary, (nodes, vocabulary), at least float32.
+    """
+    import torch
+
+    device, dtype = model.device, model.dtype
+    visible = torch.from_numpy(batch.visible)[:, None].to(device)
+    mask = torch.zeros(visible.shape, dtype=dtype, device=device).masked_fill_(~visible, torch.finfo(dtype).min)
+    output: Any = model(
+        input_ids=torch.from_numpy(batch.input_ids).to(device),
+        position_ids=torch.from_numpy(batch.position_ids).to(device),
+        attention_mask=mask,
+        use_cache=False,
+    )
+    rows = enumerate(batch.columns)
+    logits = [output.logits[row, torch.from_numpy(columns).to(device)] for row, columns in rows]
+    return [torch.log_softmax(row.to(torch.promote_types(dtype, torch.float32)), dim=-1) for row in logits]
+
+
+def iterate_trees(task: EncodedTask, answers_per_pass: int = _ANSWERS_PER_PASS) -> Iterator[TreeBatch]:
+    """Yields batches of one row that together hold every inner node; nodes that passes share occur in each of them."""
+    order = np.lexsort(task.trie.paths.T[::-1])
+    for start in range(0, task.N, answers_per_pass):
+        yield plant_trees([task], [inner_nodes(task.trie, order[start : start + answers_per_pass])])
+
+
+def compute_answer_log2(model: "PreTrainedModel", task: EncodedTask) -> np.ndarray:
+    """Computes log2 P(answer) of all N answers exactly, stop token included.
+
+    Returns:
+        float64 array of shape (N,), bits, at most 0.
+    """
+    import torch
+
+    trie = task.trie
+    alphabet = torch.from_numpy(trie.alphabet).to(model.device)
+    step_log2 = np.zeros((trie.num_nodes, len(trie.alphabet)))
+    with torch.inference_mode():
+        for batch in iterate_trees(task):
+            scores = score_nodes(model, batch)[0][:, alphabet].double().cpu().numpy()
+            step_log2[batch.nodes[0]] = scores / math.log(2)
+    layout = lay_out_trie(task)
+    into = step_log2[layout.parent, layout.symbol]
+    return np.where(trie.paths >= 0, into[trie.paths], 0.0).sum(axis=1)
+
+
+def measure_prior(model: "PreTrainedModel", task: EncodedTask) -> Prior:
+    """Measures exactly how far a policy is from answering a prompt uniformly."""
+    return summarize_prior(compute_answer_log2(model, task))
+
+
+def summarize_prior(log2_p: np.ndarray) -> Prior:
+    """Summarizes the log2 probabilities of all N answers, float64 (N,).
+
+    >>> summarize_prior(np.array([-1.5, -1.5]))
+    Prior(kl_bits=0.5, max_deviation_bits=0.5, well_formed_mass=0.7071067811865476)
+    """
+    deviation = log2_p + math.log2(len(log2_p))
+    return Prior(
+        kl_bits=float(-deviation.mean()),
+        max_deviation_bits=float(np.abs(deviation).max()),
+        well_formed_mass=float(np.exp2(log2_p).sum()),
+    )
+
+
+def check_calibrated(prior: Prior, task: EncodedTask, model: str) -> None:
+    """Refuses a prompt that the base model does not answer uniformly.
+
+    Args:
+        prior: as `measure_prior` gave it.
+        task: the prompt.
+        model: the base model's address, for the command that the message names.
+
+    Raises:
+        ValueError: the prior is more than 0.1 bit from uniform, or less than 0.98 of it is well-formed.
+    """
+    if prior.is_calibrated:
+        return
+    command = f"python -m memrl.warmup_train model={model} N={task.N} env_type={task.env_type}"
+    if task.prompt_format != "plain":
+        command += f" prompt_format={task.prompt_format}"
+    if task.bit_separator:
+        command += f" bit_separator={task.bit_separator!r}"
+    raise ValueError(
+        f"model must be calibrated for N={task.N} env_type={task.env_type}"
+        f" (prior within {KL_LIMIT_BITS} bit of uniform, well-formed mass at least {MASS_LIMIT}),"
+        f" got {prior.kl_bits:.3g} bits and mass {prior.well_formed_mass:.3g}; run: {command}"
+    )

@@ -1,0 +1,222 @@
+"""The warm-up: makes a model answer prompts uniformly, without ever sampling an answer's tokens as labels.
+
+The targets are exact: at every node of a prompt's answer trie the next-token distribution of a uniform secret is known.
+The loss sums KL(target || policy) along the paths of some answers, so that its mean over all answers is KL(uniform ||
+policy) of the whole answer. KL alone hardly feels a rare token (the end of "1" has probability 1/1111 after that digit when
+N = 4096), but the rarest answer counts as one secret like any other; so the squared log-ratio of each token is added,
+which weighs all answers alike and has the same minimum. Answers and prompts that deviate most are drawn more often.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from memrl.policy.base_model import EncodedTask
+from memrl.policy.calibration import (
+    Prior,
+    compute_answer_log2,
+    inner_nodes,
+    lay_out_trie,
+    plant_trees,
+    score_nodes,
+    summarize_prior,
+)
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class WarmupRecipe:
+    """How to warm up.
+
+    Attributes:
+        steps: the most optimizer steps.
+        learning_rate: AdamW's peak; it rises over the first 2 % of the steps and falls to zero along a half cosine.
+        seed: seeds the choice of prompts and answers.
+        prompts_per_step: rows of a batch.
+        nodes_per_prompt: about how many nodes of its trie a row holds.
+        ratio_weight: weight of the squared log-ratio beside the KL.
+        measure_every: steps between two exact measurements of every prompt.
+        stop_early: whether to stop at a measurement that meets the targets.
+    """
+
+    steps: int
+    learning_rate: float
+    seed: int = 0
+    prompts_per_step: int = 16
+    nodes_per_prompt: int = 96
+    ratio_weight: float = 0.1
+    measure_every: int = 250
+    stop_early: bool = False
+
+
+TARGET_KL_BITS = 0.02
+TARGET_DEVIATION_BITS = 0.3
+TARGET_MASS = 0.99
+
+
+def meets_targets(prior: Prior) -> bool:
+    """Whether a prior is as uniform as the embedded model's has to be; stricter than `Prior.is_calibrated`."""
+    return (
+        prior.kl_bits <= TARGET_KL_BITS
+        and prior.max_deviation_bits <= TARGET_DEVIATION_BITS
+        and prior.well_formed_mass >= TARGET_MASS
+    )
+
+
+@dataclass(frozen=True)
+class WarmupProgress:
+    """What an exact measurement found.
+
+    Attributes:
+        step: optimizer steps so far.
+        loss: mean loss since the last measurement, nats.
+        priors: one a prompt, in the order of the tasks.
+    """
+
+    step: int
+    loss: float
+    priors: list[Prior]
+
+
+@dataclass
+class AnswerSampler:
+    """Draws the prompts and answers of each step, half of them uniformly and half by how far they deviate.
+
+    Attributes:
+        tasks: the prompts.
+        rng: the source of chance.
+        deviations: |log2 P(answer) - log2(1/N)| of every answer, by prompt, as last measured; ones before that.
+    """
+
+    tasks: Sequence[EncodedTask]
+    rng: np.random.Generator
+    deviations: list[np.ndarray] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.deviations = [np.ones(task.N) for task in self.tasks]
+
+    def measure(self, model: "PreTrainedModel") -> list[Prior]:
+        """Measures every prompt exactly, and draws by what was found from now on."""
+        log2_p = [compute_answer_log2(model, task) for task in self.tasks]
+        self.deviations = [np.abs(answers + math.log2(len(answers))) for answers in log2_p]
+        return [summarize_prior(answers) for answers in log2_p]
+
+    def draw_prompts(self, count: int) -> np.ndarray:
+        """Draws indices of distinct prompts; int64 (at most count,)."""
+        worst = np.array([deviation.max() for deviation in self.deviations])
+        weight = 0.5 / len(worst) + 0.5 * worst / worst.sum()
+        return self.rng.choice(len(worst), size=min(count, len(worst)), replace=False, p=weight / weight.sum())
+
+    def draw_answers(self, prompt: int, num_nodes: int) -> np.ndarray:
+        """Draws distinct answers to one prompt, whose paths hold about `num_nodes` inner nodes; int64 (answers,)."""
+        count = num_nodes // max(1, self.tasks[prompt].max_tokens - 1)
+        squared = self.deviations[prompt] ** 2 + 1e-9
+        N = len(squared)
+        if count >= N:
+            return np.arange(N)
+        weight = 0.5 / N + 0.5 * squared / squared.sum()
+        return self.rng.choice(N, size=count, replace=False, p=weight / weight.sum())
+
+
+def compute_warmup_loss(
+    model: "PreTrainedModel", tasks: Sequence[EncodedTask], answers: Sequence[np.ndarray], ratio_weight: float
+) -> "torch.Tensor":
+    """Computes the loss of some answers, nats, averaged over answers and then over prompts.
+
+    Σ_t KL(p_t || q_t) + ratio_weight (log q_t(token) - log p_t(token))² along an answer's path, with p_t the exact
+    next-token distribution of a uniform secret and q_t the policy's.
+
+    Args:
+        model: the policy, in training or evaluation mode.
+        tasks: prompts.
+        answers: for each of them the integers whose paths count, int64 (answers,).
+        ratio_weight: weight of the squared log-ratio.
+
+    Returns:
+        Scalar with gradient, at least 0.
+    """
+    import torch
+
+    nodes = [inner_nodes(task.trie, chosen) for task, chosen in zip(tasks, answers, strict=True)]
+    batch = plant_trees(tasks, nodes)
+    losses = []
+    for task, chosen, row, log_q in zip(tasks, answers, batch.nodes, score_nodes(model, batch), strict=True):
+        weights = _weigh_edges(task, chosen, row)
+        edge_weight, log_p = (torch.from_numpy(array).to(log_q) for array in weights)
+        allowed = torch.isfinite(log_p)
+        node_weight = edge_weight.sum(dim=1, keepdim=True)
+        log_ratio = log_q[:, torch.from_numpy(task.trie.alphabet).to(log_q.device)] - log_p
+        log_ratio = torch.where(allowed, log_ratio, 0.0)
+        kl = -(node_weight * log_p.exp() * log_ratio).sum()
+        losses.append(kl + ratio_weight * (edge_weight * log_ratio**2).sum())
+    return torch.stack(losses).mean()
+
+
+def _weigh_edges(task: EncodedTask, answers: np.ndarray, nodes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The share of `answers` that pass each edge, and log p of the edge; both (nodes, alphabet)."""
+    layout = lay_out_trie(task)
+    into = task.trie.paths[answers]
+    into = into[into >= 0]
+    weight = np.zeros((len(nodes), len(task.trie.alphabet)))
+    np.add.at(weight, (np.searchsorted(nodes, layout.parent[into]), layout.symbol[into]), 1.0 / len(answers))
+    return weight, layout.log_p[nodes]
+
+
+def warm_up(
+    model: "PreTrainedModel",
+    tasks: Sequence[EncodedTask],
+    recipe: WarmupRecipe,
+    report: Callable[[WarmupProgress], None] = lambda progress: None,
+) -> list[float]:
+    """Trains the parameters of `model` that require a gradient until its prompts are answered uniformly.
+
+    Args:
+        model: the policy; changed in place, left in evaluation mode.
+        tasks: the prompts.
+        recipe: how.
+        report: called at every exact measurement, the last after the last step.
+
+    Returns:
+        The loss of each step, nats.
+    """
+    import torch
+
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=recipe.learning_rate, betas=(0.9, 0.99), weight_decay=0.0)
+    sampler = AnswerSampler(tasks, np.random.default_rng(recipe.seed))
+    losses: list[float] = []
+    for step in range(recipe.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = recipe.learning_rate * learning_rate_share(step, recipe.steps)
+        rows = sampler.draw_prompts(recipe.prompts_per_step)
+        answers = [sampler.draw_answers(row, recipe.nodes_per_prompt) for row in rows]
+        loss = compute_warmup_loss(model, [tasks[row] for row in rows], answers, recipe.ratio_weight)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        losses.append(loss.item())
+        if (step + 1) % recipe.measure_every == 0 or step + 1 == recipe.steps:
+            priors = sampler.measure(model)
+            report(WarmupProgress(step + 1, float(np.mean(losses[-recipe.measure_every :])), priors))
+            if recipe.stop_early and all(meets_targets(prior) for prior in priors):
+                break
+    return losses
+
+
+def learning_rate_share(step: int, steps: int) -> float:
+    """Share of the peak learning rate: a rise over the first 2 % of the steps, then a half cosine to zero.
+
+    >>> [round(learning_rate_share(step, 100), 3) for step in (0, 1, 2, 51, 100)]
+    [0.5, 1.0, 1.0, 0.5, 0.0]
+    """
+    rise = max(1, steps // 50)
+    if step < rise:
+        return (step + 1) / rise
+    return 0.5 * (1.0 + math.cos(math.pi * (step - rise) / (steps - rise)))
