@@ -59,7 +59,8 @@ def build_trie(answers: Sequence[Sequence[Sequence[int]]]) -> AnswerTrie:
             one, belongs to the last).
 
     Raises:
-        ValueError: an answer is empty, equals another, or is the beginning of another (then no path is unambiguous).
+        ValueError: an env_step has no token, two answers that begin alike cut into env_steps differently, or an answer
+            is another one or its beginning (then no path is unambiguous).
     """
     alphabet = np.unique([token for steps in answers for step in steps for token in step])
     symbol = {int(token): a for a, token in enumerate(alphabet)}
@@ -67,6 +68,8 @@ def build_trie(answers: Sequence[Sequence[Sequence[int]]]) -> AnswerTrie:
     env_step, steps_done, answer = [-1], [0], [-1]
     paths: list[list[int]] = []
     for value, steps in enumerate(answers):
+        if not steps or not all(steps):
+            raise ValueError(f"answers must have a token in every env_step, got none for {value}")
         node, path = 0, []
         for t, step in enumerate(steps):
             for i, token in enumerate(step):
@@ -81,7 +84,7 @@ def build_trie(answers: Sequence[Sequence[Sequence[int]]]) -> AnswerTrie:
                     raise ValueError("answers must cut into env_steps alike where they begin alike")
                 node = following
                 path.append(node)
-        if not path or answer[node] >= 0 or children[node]:
+        if answer[node] >= 0 or children[node]:
             raise ValueError(f"answers must each have a path of their own, got an ambiguous one for {value}")
         answer[node] = value
         paths.append(path)
