@@ -1,0 +1,226 @@
+"""The one way in which commands read `key=value` arguments into chz classes.
+
+Nothing here imports more than chz, so that `--help` and a bad argument answer at once.
+"""
+
+import os
+import re
+import shutil
+import sys
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from difflib import get_close_matches
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, NoReturn, Union, get_args, get_origin
+
+import chz
+
+from memrl.config import did_you_mean
+
+BAD_INPUT = 2
+"""The exit code of a command that refuses its arguments."""
+
+_HELP = ("-h", "--help")
+_TRUE, _FALSE = ("true", "yes", "1"), ("false", "no", "0")
+_HUB_NAME = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
+_WIDEST_WORD = 34
+
+
+def parse_arguments(
+    argv: Sequence[str], *classes: type, defaults: Mapping[str, object] | None = None, usage: str = ""
+) -> tuple[Any, ...]:
+    """Reads `key=value` words into one instance of each chz class.
+
+    A word sets the field of that name in every class that has one. On `--help` it prints every field and ends the
+    process with exit code 0; on anything that can't be read it prints one line `error: ...` and ends with exit code 2.
+
+    Args:
+        argv: the words after the command's name.
+        *classes: chz classes with distinct purposes, such as TrainConfig and Execution.
+        defaults: values that this command sets unless the words do.
+        usage: the text that stands above the fields in `--help`: what the command does, and an example.
+
+    Returns:
+        The instances, in the order of `classes`.
+    """
+    defaults = defaults or {}
+    if wants_help(argv):
+        exit_with_help(usage, classes, defaults)
+    with exit_on_bad_input():
+        words = split_words(argv)
+        reject_unknown(words, [name for cls in classes for name in chz.chz_fields(cls)])
+        instances = tuple(build(cls, words, defaults) for cls in classes)
+        for instance in instances:
+            check_model(getattr(instance, "model", "embedded"))
+    return instances
+
+
+def wants_help(argv: Sequence[str]) -> bool:
+    """Whether one of the words asks for help."""
+    return any(word in _HELP for word in argv)
+
+
+def exit_with_help(usage: str, classes: Sequence[type], defaults: Mapping[str, object] | None = None) -> NoReturn:
+    """Prints what the command does with every field it takes, and ends the process with exit code 0."""
+    print(format_help(usage, classes, defaults or {}))
+    raise SystemExit(0)
+
+
+@contextmanager
+def exit_on_bad_input() -> Iterator[None]:
+    """Ends the process with one line `error: ...` and exit code 2 where the block raises a ValueError.
+
+    It belongs around the reading of arguments alone: a ValueError of later work is a bug, and keeps its traceback.
+    """
+    try:
+        yield
+    except ValueError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        raise SystemExit(BAD_INPUT) from None
+
+
+def split_words(argv: Iterable[str]) -> dict[str, str]:
+    """Cuts `key=value` words into a dict of texts.
+
+    >>> split_words(["N=64", "reward_type=binary"])
+    {'N': '64', 'reward_type': 'binary'}
+
+    Raises:
+        ValueError: a word has another form, or a key comes twice.
+    """
+    words: dict[str, str] = {}
+    for word in argv:
+        name, equals, text = word.partition("=")
+        if not equals or not name.isidentifier():
+            example = f"{name.lstrip('-') or 'key'}={text or 'value'}"
+            raise ValueError(f"arguments must have the form key=value, got {word!r}; write {example}")
+        if name in words:
+            raise ValueError(f"{name} must be given once, got {name}={words[name]} and {name}={text}")
+        words[name] = text
+    return words
+
+
+def reject_unknown(names: Iterable[str], known: Iterable[str]) -> None:
+    """Raises a ValueError with a suggestion for the first name that is not known."""
+    known = list(dict.fromkeys(known))
+    for name in names:
+        if name not in known:
+            raise ValueError(f"unknown field {name!r}{did_you_mean(name, known)}")
+
+
+def build(cls: type, words: Mapping[str, str], defaults: Mapping[str, object] | None = None) -> Any:
+    """An instance of a chz class from the words that name its fields.
+
+    Raises:
+        ValueError: a text can't be read as its field's type, or the class refuses the values.
+    """
+    fields = chz.chz_fields(cls)
+    values = {name: value for name, value in (defaults or {}).items() if name in fields}
+    values |= {name: read_field(cls, name, text) for name, text in words.items() if name in fields}
+    return cls(**values)
+
+
+def read_field(cls: type, name: str, text: str) -> Any:
+    """Reads a text as the type of a chz class's field.
+
+    >>> from memrl.config import TrainConfig
+    >>> read_field(TrainConfig, "n_steps", "1e3"), read_field(TrainConfig, "secret", "none")
+    (1000, None)
+
+    Raises:
+        ValueError: the text is not of that type.
+    """
+    return read_value(name, chz.chz_fields(cls)[name].final_type, text)
+
+
+def read_value(name: str, annotation: Any, text: str) -> Any:
+    """Reads a text as str, int (1e3 is one), float, bool, a Literal, or an optional of these (`none` unsets it)."""
+    kind, optional = _split_optional(annotation)
+    if optional and text.lower() in ("none", ""):
+        return None
+    if get_origin(kind) is Literal:
+        choices = [str(choice) for choice in get_args(kind)]
+        if text not in choices:
+            hint = did_you_mean(text, choices) if get_close_matches(text, choices) else ""
+            raise ValueError(f"{name} must be one of {', '.join(choices)}, got {text!r}{hint}")
+        return get_args(kind)[choices.index(text)]
+    if kind is bool:
+        return _read_bool(name, text)
+    if kind in (int, float):
+        return _read_number(name, kind, text)
+    return text
+
+
+def _split_optional(annotation: Any) -> tuple[Any, bool]:
+    if get_origin(annotation) not in (Union, UnionType):
+        return annotation, False
+    kinds = [kind for kind in get_args(annotation) if kind is not NoneType]
+    return kinds[0], len(kinds) < len(get_args(annotation))
+
+
+def _read_bool(name: str, text: str) -> bool:
+    if text.lower() not in _TRUE + _FALSE:
+        raise ValueError(f"{name} must be True or False, got {text!r}")
+    return text.lower() in _TRUE
+
+
+def _read_number(name: str, kind: type, text: str) -> int | float:
+    rule = "be an integer" if kind is int else "be a number"
+    try:
+        if kind is int and re.fullmatch(r"[+-]?\d[\d_]*", text):
+            return int(text)
+        number = float(text)
+    except ValueError:
+        raise ValueError(f"{name} must {rule}, got {text!r}") from None
+    if kind is int and not number.is_integer():
+        raise ValueError(f"{name} must {rule}, got {text!r}")
+    return kind(number)
+
+
+def check_model(model: str) -> None:
+    """Refuses a model that its name alone shows to be unreadable.
+
+    `embedded` passes, and so does a name of the Hugging Face hub, which may be on disk or not.
+
+    Raises:
+        ValueError: a folder lacks config.json or weights, or the name is neither a folder nor a possible hub name.
+    """
+    folder = Path(model).expanduser()
+    if model == "embedded":
+        return
+    if not folder.is_dir():
+        typo = "/" not in model and get_close_matches(model, ["embedded"], cutoff=0.7)
+        if not folder.exists() and not typo and _HUB_NAME.fullmatch(model):
+            return
+        hint = did_you_mean(model, ["embedded"]) if typo else ""
+        raise ValueError(f"model must be embedded, a folder or a Hugging Face name, got {model!r}{hint}")
+    if not os.access(folder, os.R_OK | os.X_OK) or not os.access(folder / "config.json", os.R_OK):
+        raise ValueError(f"model must be a folder with a readable config.json, got {model!r}")
+    if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
+        raise ValueError(f"model must be a folder with weights (*.safetensors), got {model!r}")
+
+
+def format_help(usage: str, classes: Sequence[type], defaults: Mapping[str, object]) -> str:
+    """The text of `--help`: usage, then the fields of every class with type, default and meaning."""
+    width = min(shutil.get_terminal_size().columns, 120)
+    parts = [usage.strip()] if usage else []
+    for cls in classes:
+        heading = (cls.__doc__ or cls.__name__).strip().splitlines()[0]
+        rows = [_format_field(name, field, defaults, width) for name, field in chz.chz_fields(cls).items()]
+        parts.append("\n".join([heading, *rows]))
+    return "\n\n".join(parts)
+
+
+def _format_field(name: str, field: Any, defaults: Mapping[str, object], width: int) -> str:
+    kind, _ = _split_optional(field.final_type)
+    literal = get_origin(kind) is Literal
+    type_name = "|".join(map(str, get_args(kind))) if literal else getattr(kind, "__name__", str(kind))
+    default = defaults.get(name, field._default)
+    word = f"  {name}={'' if default is None else default}" if isinstance(default, str | int | float | None) else name
+    text = f"{field._doc} [{type_name}{', unset' if default is None else ''}]"
+    indent = " " * _WIDEST_WORD
+    lines = textwrap.wrap(text, max(width - _WIDEST_WORD, 30), break_long_words=False)
+    head = word.ljust(_WIDEST_WORD) if len(word) < _WIDEST_WORD else f"{word}\n{indent}"
+    return head + f"\n{indent}".join(lines)
