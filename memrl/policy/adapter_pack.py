@@ -1,0 +1,231 @@
+"""Many LoRA adapters over one base model: one matmul serves the base, one batched matmul the adapters.
+
+The policy of cell k is base(x) + scale[k] · B[k] A[k] x on every linear layer (LoRA Without Regret: all layers, the MLP above
+all). Ranks differ by zero-padding: where a column of B is zero, the row of A gets no gradient, and where a row of A is zero, the
+column of B gets none, so padding stays zero without a mask.
+
+Source: Schulman and Thinking Machines Lab, LoRA Without Regret, 2025, doi 10.64434/tml.20250929.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from memrl.config import TrainConfig
+
+_ADAPTER_STREAM = 0xADA97E
+"""Keeps the adapters' random numbers apart from every other stream of the same cell."""
+
+
+def find_linears(model: nn.Module) -> dict[str, nn.Linear]:
+    """The linear layers that adapters go on, by path: every one but the output head."""
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    return {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear) and m is not head}
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Where one layer's adapter lies in the flat tensors.
+
+    Attributes:
+        name: the layer's path in the model.
+        d_in: width of its input.
+        d_out: width of its output.
+        start_A: offset of A, (rank, d_in) row-major.
+        start_B: offset of B transposed, (rank, d_out) row-major.
+    """
+
+    name: str
+    d_in: int
+    d_out: int
+    start_A: int
+    start_B: int
+
+
+class AdapterPack:
+    """The adapters of K cells, with Adam's moments, in flat tensors of shape (cells, parameters).
+
+    Layers that read the same input lie side by side, so that their A's are one matrix. Adam is a few whole-tensor operations,
+    with a learning rate, a step count and moments of each cell's own.
+
+    Args:
+        groups: the linear layers by path, in groups of layers that read the same input.
+        configs: one a cell: rank, alpha, learning rate, Adam's constants, and the stream of A's start.
+        dtype: of the adapters.
+        device: where they live.
+
+    Attributes:
+        parameters: (cells, parameters), every A and B, zero-padded to the largest rank.
+        gradient: same shape; backward passes add to it.
+        scale: alpha / rank of each cell, (cells, 1, 1).
+        rank: the largest rank of the pack, which all are padded to.
+    """
+
+    def __init__(
+        self,
+        groups: Iterable[dict[str, nn.Linear]],
+        configs: Sequence[TrainConfig],
+        *,
+        dtype: torch.dtype,
+        device: str = "cpu",
+    ) -> None:
+        self._groups = [{name: (m.in_features, m.out_features) for name, m in group.items()} for group in groups]
+        self._ranks = np.array([c.lora_rank for c in configs])
+        self._alphas = np.array([c.lora_alpha for c in configs])
+        self._lay_out(int(self._ranks.max()))
+        per_cell = [[c.learning_rate, c.adam_beta1, c.adam_beta2, c.adam_epsilon] for c in configs]
+        self._hyper = torch.tensor(per_cell, dtype=torch.float64, device=device)
+        self._steps = np.zeros(len(configs), dtype=np.int64)
+        self.parameters = torch.zeros((len(configs), self._num_parameters), dtype=dtype, device=device)
+        self._moment1 = torch.zeros_like(self.parameters)
+        self._moment2 = torch.zeros_like(self.parameters)
+        self._initialize(configs)
+        self._renew()
+
+    @property
+    def num_cells(self) -> int:
+        """Cells whose adapters are in the pack."""
+        return len(self._ranks)
+
+    @property
+    def ranks(self) -> np.ndarray:
+        """The true rank of each cell, int64 (cells,)."""
+        return self._ranks
+
+    def _lay_out(self, rank: int) -> None:
+        self.rank = rank
+        self.slots: dict[str, Slot] = {}
+        offset = 0
+        for group in self._groups:
+            starts_A = offset + np.cumsum([0, *(rank * d_in for d_in, _ in group.values())])
+            starts_B = starts_A[-1] + np.cumsum([0, *(rank * d_out for _, d_out in group.values())])
+            for (name, (d_in, d_out)), a, b in zip(group.items(), starts_A, starts_B, strict=False):
+                self.slots[name] = Slot(name, d_in, d_out, int(a), int(b))
+            offset = int(starts_B[-1])
+        self._num_parameters = offset
+
+    def _initialize(self, configs: Sequence[TrainConfig]) -> None:
+        """A ~ U(±1/sqrt(d_in)), B = 0; every cell draws from a stream of its own."""
+        for cell, config in enumerate(configs):
+            stream = np.random.default_rng(np.random.SeedSequence([_ADAPTER_STREAM, int(config.cell_id, 16)]))
+            for slot in self.slots.values():
+                bound = 1.0 / math.sqrt(slot.d_in)
+                A = stream.uniform(-bound, bound, size=(config.lora_rank, slot.d_in))
+                self.view_A(self.parameters, slot)[cell, : config.lora_rank] = torch.from_numpy(A)
+
+    def _renew(self) -> None:
+        self.gradient = torch.zeros_like(self.parameters)
+        self.scale = torch.from_numpy(self._alphas / self._ranks).to(self.parameters)[:, None, None]
+
+    def view_A(self, flat: Tensor, first: Slot, num_layers: int = 1) -> Tensor:
+        """A of a layer, or of `num_layers` that read the same input, as (cells, num_layers · rank, d_in) of a flat tensor."""
+        rows = num_layers * self.rank
+        return flat[:, first.start_A : first.start_A + rows * first.d_in].unflatten(1, (rows, first.d_in))
+
+    def view_B(self, flat: Tensor, slot: Slot) -> Tensor:
+        """B of a layer, transposed, as (cells, rank, d_out) of a flat tensor."""
+        return flat[:, slot.start_B : slot.start_B + self.rank * slot.d_out].unflatten(1, (self.rank, slot.d_out))
+
+    def gradient_norms(self) -> np.ndarray:
+        """The l2 norm of each cell's gradient: float64 (cells,)."""
+        return torch.linalg.vector_norm(self.gradient, dim=1).double().cpu().numpy()
+
+    def step(self) -> None:
+        """One Adam update of every cell by its own gradient, learning rate and step count; clears the gradient.
+
+        Source: Kingma and Ba, Adam, 2015, arXiv 1412.6980, Algorithm 1.
+        """
+        self._steps += 1
+        t = torch.from_numpy(self._steps).to(self._hyper)
+        rate, beta1, beta2, epsilon = self._hyper.unbind(1)
+        correction2 = (1.0 - beta2**t).sqrt()
+        step_size = rate / (1.0 - beta1**t) * correction2
+        columns = (1 - beta1, beta2, (1 - beta2).sqrt(), epsilon * correction2, -step_size)
+        decay1, keep2, root2, epsilon_hat, negative_step = (c.to(self.parameters)[:, None] for c in columns)
+        self._moment1.lerp_(self.gradient, decay1)
+        scaled = self.gradient.mul_(root2)
+        self._moment2.mul_(keep2).addcmul_(scaled, scaled)
+        denominator = torch.sqrt(self._moment2, out=self.gradient).add_(epsilon_hat)
+        self.parameters.addcmul_(torch.div(self._moment1, denominator, out=denominator), negative_step)
+        self.gradient.zero_()
+
+    def keep(self, cells: np.ndarray) -> None:
+        """Shrinks the pack to the given cells (indices, ascending), and to their largest rank."""
+        index = torch.from_numpy(np.asarray(cells)).to(self.parameters.device)
+        flats = [flat[index] for flat in (self.parameters, self._moment1, self._moment2)]
+        self._hyper, self._steps = self._hyper[index], self._steps[cells]
+        self._ranks, self._alphas = self._ranks[cells], self._alphas[cells]
+        if len(cells) and int(self._ranks.max()) < self.rank:
+            flats = self._narrow(flats, int(self._ranks.max()))
+        self.parameters, self._moment1, self._moment2 = flats
+        self._renew()
+
+    def _narrow(self, flats: list[Tensor], rank: int) -> list[Tensor]:
+        """Cuts padded ranks off, and lays the slots out anew."""
+        wide = [
+            {s.name: (self.view_A(flat, s)[:, :rank], self.view_B(flat, s)[:, :rank]) for s in self.slots.values()} for flat in flats
+        ]
+        self._lay_out(rank)
+        narrow = []
+        for views in wide:
+            flat = torch.empty((self.num_cells, self._num_parameters), dtype=flats[0].dtype, device=flats[0].device)
+            for slot in self.slots.values():
+                A, B = views[slot.name]
+                self.view_A(flat, slot).copy_(A)
+                self.view_B(flat, slot).copy_(B)
+            narrow.append(flat)
+        return narrow
+
+    def export_peft(self, cell: int) -> dict[str, Tensor]:
+        """One cell's adapter under PEFT's names, sliced to its true rank: A (rank, d_in), B (d_out, rank)."""
+        rank, tensors = int(self._ranks[cell]), {}
+        for slot in self.slots.values():
+            A, B = self.view_A(self.parameters, slot)[cell], self.view_B(self.parameters, slot)[cell]
+            assert not A[rank:].any() and not B[rank:].any(), "padding must stay zero"
+            prefix = f"base_model.model.{slot.name}"
+            tensors[f"{prefix}.lora_A.weight"] = A[:rank].clone()
+            tensors[f"{prefix}.lora_B.weight"] = B[:rank].T.contiguous()
+        return tensors
+
+    def import_peft(self, cell: int, tensors: dict[str, Tensor]) -> None:
+        """Sets one cell's adapter from PEFT's tensors; its moments and step count start anew.
+
+        Raises:
+            ValueError: a layer is missing, unknown, or of another rank or width.
+        """
+        rank = int(self._ranks[cell])
+        expected: dict[str, tuple[int, int]] = {}
+        for slot in self.slots.values():
+            prefix = f"base_model.model.{slot.name}"
+            expected[f"{prefix}.lora_A.weight"] = (rank, slot.d_in)
+            expected[f"{prefix}.lora_B.weight"] = (slot.d_out, rank)
+        got = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        if got != expected:
+            different = sorted(n for n in got.keys() | expected.keys() if got.get(n) != expected.get(n))
+            first = different[0]
+            raise ValueError(f"adapter must have shape {expected.get(first)} at {first}, got {got.get(first)}")
+        for slot in self.slots.values():
+            A, B = self.view_A(self.parameters, slot)[cell], self.view_B(self.parameters, slot)[cell]
+            A[:rank] = tensors[f"base_model.model.{slot.name}.lora_A.weight"]
+            B[:rank] = tensors[f"base_model.model.{slot.name}.lora_B.weight"].T
+        self._moment1[cell], self._moment2[cell], self._steps[cell] = 0.0, 0.0, 0
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """All that training changes: parameters, moments and step counts."""
+        return {
+            "parameters": self.parameters.clone(),
+            "moment1": self._moment1.clone(),
+            "moment2": self._moment2.clone(),
+            "steps": torch.from_numpy(self._steps.copy()),
+        }
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Restores what `state_dict` gave, for the same cells."""
+        self.parameters.copy_(state["parameters"])
+        self._moment1.copy_(state["moment1"])
+        self._moment2.copy_(state["moment2"])
+        self._steps = state["steps"].numpy().copy()

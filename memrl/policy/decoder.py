@@ -1,0 +1,312 @@
+"""Llama and Qwen3 decoders as the network of a pack, with a backward pass of our own.
+
+Sampling needs one pass a level, but once the answers are known nothing keeps the levels apart: the backward pass runs once over
+the whole tree. The base weights are frozen, so it computes no gradient of theirs. Queries, keys and values share one matmul, as
+do gate and up, and so do their adapters' A.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import LlamaForCausalLM, PreTrainedModel, Qwen3ForCausalLM
+
+from memrl.policy.adapter_pack import AdapterPack, Slot
+from memrl.policy.network import PromptTree
+
+
+def is_supported(model: PreTrainedModel) -> bool:
+    """Whether the model is a Llama or Qwen3 decoder without biases or sliding windows, in float32 or float64, on the CPU or a GPU."""
+    config: Any = model.config
+    return (
+        type(model) in (LlamaForCausalLM, Qwen3ForCausalLM)
+        and not any(name.endswith(".bias") for name, _ in model.named_parameters())
+        and config.hidden_act == "silu"
+        and not getattr(config, "use_sliding_window", False)
+        and model.dtype in (torch.float32, torch.float64)
+    )
+
+
+def group_linears(model: PreTrainedModel) -> list[dict[str, nn.Linear]]:
+    """The linear layers of a supported model, in groups that read the same input: q k v, o, gate up, down of each layer."""
+    groups = []
+    parts = (
+        ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+        ("self_attn.o_proj",),
+        ("mlp.gate_proj", "mlp.up_proj"),
+        ("mlp.down_proj",),
+    )
+    for index in range(model.config.num_hidden_layers):
+        for part in parts:
+            names = [f"model.layers.{index}.{name}" for name in part]
+            groups.append({name: model.get_submodule(name) for name in names})
+    return groups
+
+
+class _Linear:
+    """A group of linear layers that read the same input, as one matmul, with their adapters."""
+
+    def __init__(self, layers: dict[str, nn.Linear]) -> None:
+        self.names = list(layers)
+        self.weight = torch.cat([m.weight.detach() for m in layers.values()])
+        self.widths = [m.out_features for m in layers.values()]
+
+    def attach(self, adapters: AdapterPack) -> None:
+        """Takes views of the pack's current tensors."""
+        slots: list[Slot] = [adapters.slots[name] for name in self.names]
+        self.rank, self.scale = adapters.rank, adapters.scale
+        self.A, self.grad_A = (adapters.view_A(f, slots[0], len(slots)) for f in (adapters.parameters, adapters.gradient))
+        self.B = [adapters.view_B(adapters.parameters, s) for s in slots]
+        self.grad_B = [adapters.view_B(adapters.gradient, s) for s in slots]
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns base(x) + scale · B A x, (cells, tokens, d_out), and scale · A x for the backward pass."""
+        out = torch.matmul(x, self.weight.T)
+        low = torch.bmm(x, self.A.transpose(1, 2)).mul_(self.scale)
+        for part, part_low, B in zip(out.split(self.widths, dim=2), low.split(self.rank, dim=2), self.B, strict=True):
+            part.baddbmm_(part_low, B)
+        return out, low
+
+    def backward(self, grad_out: Tensor, x: Tensor, low: Tensor, *, needs_input_grad: bool = True) -> Tensor:
+        """Adds to the adapters' gradients; returns the gradient of x."""
+        grad_low = torch.empty_like(low)
+        parts = zip(
+            grad_out.split(self.widths, dim=2),
+            low.split(self.rank, dim=2),
+            grad_low.split(self.rank, dim=2),
+            self.B,
+            self.grad_B,
+            strict=True,
+        )
+        for part, part_low, part_grad_low, B, grad_B in parts:
+            part_grad_low.copy_(torch.bmm(part, B.transpose(1, 2)))
+            grad_B.baddbmm_(part_low.transpose(1, 2), part)
+        grad_low.mul_(self.scale)
+        self.grad_A.baddbmm_(grad_low.transpose(1, 2), x)
+        if not needs_input_grad:
+            return grad_low
+        return torch.matmul(grad_out, self.weight).baddbmm_(grad_low, self.A)
+
+
+class _Norm:
+    """Root-mean-square normalization over the last axis. Source: Zhang and Sennrich, 2019, arXiv 1910.07467, equation 4."""
+
+    def __init__(self, norm: Any) -> None:
+        self.weight, self._epsilon = norm.weight.detach(), norm.variance_epsilon
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the normalized x times the weight, and the inverse root mean square."""
+        inverse = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(self._epsilon).rsqrt_()
+        return (x * inverse).mul_(self.weight), inverse
+
+    def backward(self, grad_out: Tensor, x: Tensor, inverse: Tensor) -> Tensor:
+        """The gradient of x."""
+        weighted = grad_out * self.weight
+        along = (weighted * x).sum(-1, keepdim=True).mul_(inverse.square()).div_(x.shape[-1])
+        return weighted.sub_(x * along).mul_(inverse)
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary position embedding of (cells, tokens, heads, d_head). Source: Su et al., 2021, arXiv 2104.09864, equation 34."""
+    half = x.shape[-1] // 2
+    turned = torch.cat([-x[..., half:], x[..., :half]], dim=-1)
+    return (x * cos).addcmul_(turned, sin)
+
+
+@dataclass
+class _Saved:
+    """Activations of one layer, one tensor a chunk (the prompt, then each level)."""
+
+    chunks: dict[str, list[Tensor]] = field(default_factory=dict)
+
+    def add(self, **tensors: Tensor) -> None:
+        for name, tensor in tensors.items():
+            self.chunks.setdefault(name, []).append(tensor)
+
+    def __getitem__(self, name: str) -> Tensor:
+        pieces = self.chunks[name]
+        if len(pieces) > 1:
+            self.chunks[name] = pieces = [torch.cat(pieces, dim=1)]
+        return pieces[0]
+
+
+class _Layer:
+    """One decoder layer: attention and a gated MLP, each behind a norm, each added to its input."""
+
+    def __init__(self, model: PreTrainedModel, index: int, groups: list[dict[str, nn.Linear]]) -> None:
+        layer: Any = model.get_submodule(f"model.layers.{index}")
+        self.qkv, self.o, self.gate_up, self.down = (_Linear(g) for g in groups)
+        self.norm1, self.norm2 = _Norm(layer.input_layernorm), _Norm(layer.post_attention_layernorm)
+        self.norm_q = _Norm(layer.self_attn.q_norm) if hasattr(layer.self_attn, "q_norm") else None
+        self.norm_k = _Norm(layer.self_attn.k_norm) if hasattr(layer.self_attn, "k_norm") else None
+        self.d_head: int = layer.self_attn.head_dim
+        self.scaling: float = layer.self_attn.scaling
+        self.saved = _Saved()
+
+    @property
+    def linears(self) -> list[_Linear]:
+        return [self.qkv, self.o, self.gate_up, self.down]
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor) -> Tensor:
+        """Feeds one chunk, (cells, tokens, d); mask is (cells, 1, tokens, positions so far and these)."""
+        save = self.saved
+        n1, inverse1 = self.norm1.forward(x)
+        qkv, low_qkv = self.qkv.forward(n1)
+        q, k, v = (part.unflatten(2, (-1, self.d_head)) for part in qkv.split(self.qkv.widths, dim=2))
+        save.add(x=x, n1=n1, inverse1=inverse1, low_qkv=low_qkv)
+        if self.norm_q is not None and self.norm_k is not None:
+            save.add(raw_q=q, raw_k=k)
+            (q, inverse_q), (k, inverse_k) = self.norm_q.forward(q), self.norm_k.forward(k)
+            save.add(inverse_q=inverse_q, inverse_k=inverse_k)
+        save.add(q=_rotate(q, cos, sin), k=_rotate(k, cos, sin), v=v)
+        heads = F.scaled_dot_product_attention(
+            save.chunks["q"][-1].transpose(1, 2),
+            torch.cat(save.chunks["k"], dim=1).transpose(1, 2),
+            torch.cat(save.chunks["v"], dim=1).transpose(1, 2),
+            attn_mask=mask,
+            scale=self.scaling,
+            enable_gqa=q.shape[2] != k.shape[2],
+        )
+        mixed = heads.transpose(1, 2).flatten(2)
+        out, low_o = self.o.forward(mixed)
+        middle = out.add_(x)
+        n2, inverse2 = self.norm2.forward(middle)
+        gate_up, low_gate_up = self.gate_up.forward(n2)
+        gate, up = gate_up.split(self.gate_up.widths, dim=2)
+        gated = F.silu(gate).mul_(up)
+        out, low_down = self.down.forward(gated)
+        save.add(mixed=mixed, low_o=low_o, middle=middle, n2=n2, inverse2=inverse2)
+        save.add(gate_up=gate_up, low_gate_up=low_gate_up, gated=gated, low_down=low_down)
+        return out.add_(middle)
+
+    def backward(self, grad: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, *, is_first: bool) -> Tensor:
+        """Runs back over all chunks at once: grad of the output to grad of the input, (cells, all tokens, d)."""
+        save = self.saved
+        grad_gated = self.down.backward(grad, save["gated"], save["low_down"])
+        grad_n2 = self.gate_up.backward(self._backward_gate(grad_gated), save["n2"], save["low_gate_up"])
+        grad = self.norm2.backward(grad_n2, save["middle"], save["inverse2"]).add_(grad)
+        grad_mixed = self.o.backward(grad, save["mixed"], save["low_o"])
+        grad_qkv = self._backward_attention(grad_mixed, cos, sin, mask)
+        grad_n1 = self.qkv.backward(grad_qkv, save["n1"], save["low_qkv"], needs_input_grad=not is_first)
+        self.saved = _Saved()
+        if is_first:
+            return grad
+        return self.norm1.backward(grad_n1, save["x"], save["inverse1"]).add_(grad)
+
+    def _backward_gate(self, grad_gated: Tensor) -> Tensor:
+        gate, up = self.saved["gate_up"].split(self.gate_up.widths, dim=2)
+        sigmoid = torch.sigmoid(gate)
+        silu = gate * sigmoid
+        out = torch.empty_like(self.saved["gate_up"])
+        grad_gate, grad_up = out.split(self.gate_up.widths, dim=2)
+        torch.mul(grad_gated, silu, out=grad_up)
+        slope = (1.0 + gate).sub_(silu).mul_(sigmoid)
+        torch.mul(grad_gated.mul_(up), slope, out=grad_gate)
+        return out
+
+    def _backward_attention(self, grad_mixed: Tensor, cos: Tensor, sin: Tensor, mask: Tensor) -> Tensor:
+        save = self.saved
+        q, k, v = (save[name].transpose(1, 2) for name in ("q", "k", "v"))
+        repeats = q.shape[1] // k.shape[1]
+        if repeats > 1:
+            k, v = (t.repeat_interleave(repeats, dim=1) for t in (k, v))
+        grad_heads = grad_mixed.unflatten(2, (-1, self.d_head)).transpose(1, 2)
+        weights = torch.softmax(torch.matmul(q * self.scaling, k.transpose(2, 3)).add_(mask), dim=-1)
+        grad_v = torch.matmul(weights.transpose(2, 3), grad_heads)
+        grad_weights = torch.matmul(grad_heads, v.transpose(2, 3)).mul_(weights)
+        grad_scores = grad_weights.addcmul_(weights, grad_weights.sum(-1, keepdim=True), value=-1.0).mul_(self.scaling)
+        grad_q = torch.matmul(grad_scores, k).transpose(1, 2)
+        grad_k = torch.matmul(grad_scores.transpose(2, 3), q)
+        if repeats > 1:
+            grad_k, grad_v = (t.unflatten(1, (-1, repeats)).sum(2) for t in (grad_k, grad_v))
+        grad_q, grad_k = (_rotate(g, cos, -sin) for g in (grad_q, grad_k.transpose(1, 2)))
+        if self.norm_q is not None and self.norm_k is not None:
+            grad_q = self.norm_q.backward(grad_q, save["raw_q"], save["inverse_q"])
+            grad_k = self.norm_k.backward(grad_k, save["raw_k"], save["inverse_k"])
+        return torch.cat([g.flatten(2) for g in (grad_q, grad_k, grad_v.transpose(1, 2))], dim=2)
+
+
+class DecoderNetwork:
+    """A Llama or Qwen3 decoder as the network of a pack.
+
+    Args:
+        model: a base model for which `is_supported` holds.
+        prompts: token ids of each cell's prompt.
+        adapters: of the same cells, laid out by `group_linears`.
+    """
+
+    def __init__(self, model: PreTrainedModel, prompts: Sequence[Sequence[int]], adapters: AdapterPack) -> None:
+        groups = group_linears(model)
+        body: Any = model.get_submodule("model")
+        self._adapters = adapters
+        self._layers = [_Layer(model, i, groups[4 * i : 4 * i + 4]) for i in range(model.config.num_hidden_layers)]
+        self._norm = _Norm(body.norm)
+        self._embedding = body.embed_tokens.weight.detach()
+        head: Any = model.get_output_embeddings()
+        self._head = head.weight.detach()
+        self._tree = PromptTree(prompts, model.device)
+        positions = torch.arange(model.config.max_position_embeddings, device=model.device)[None]
+        self._cos, self._sin = (t[0] for t in body.rotary_emb(self._embedding, positions))
+        self._begin()
+
+    def _begin(self) -> None:
+        for layer in self._layers:
+            layer.saved = _Saved()
+        self._saved = _Saved()
+        self._masks: list[Tensor] = []
+        self._leaves: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def prefill(self) -> Tensor:
+        """See PackedNetwork.prefill."""
+        self._begin()
+        for layer in self._layers:
+            for linear in layer.linears:
+                linear.attach(self._adapters)
+        ids, visible, positions = self._tree.start()
+        cell = torch.arange(len(ids), device=ids.device)
+        return self._forward(ids, visible, positions, cell, torch.full_like(cell, ids.shape[1] - 1))
+
+    def extend(self, tokens: Tensor, parents: Tensor, cell: Tensor, slot: Tensor) -> Tensor:
+        """See PackedNetwork.extend."""
+        visible, positions = self._tree.grow(parents)
+        return self._forward(tokens, visible, positions, cell, slot)
+
+    def keep(self, cells: np.ndarray) -> None:
+        """See PackedNetwork.keep."""
+        self._tree.keep(cells)
+
+    def _forward(self, ids: Tensor, visible: Tensor, positions: Tensor, cell: Tensor, slot: Tensor) -> Tensor:
+        with torch.no_grad():
+            x = self._embedding[ids]
+            cos, sin = (t[positions][:, :, None, :] for t in (self._cos, self._sin))
+            mask = torch.zeros(visible.shape, dtype=x.dtype, device=x.device).masked_fill_(~visible, -torch.inf)[:, None]
+            for layer in self._layers:
+                x = layer.forward(x, cos, sin, mask)
+            final, inverse = self._norm.forward(x)
+        self._saved.add(x=x, inverse=inverse, cos=cos, sin=sin)
+        self._masks.append(mask)
+        leaf = final[cell, slot].requires_grad_()
+        self._leaves.append((leaf, cell, slot))
+        return torch.matmul(leaf, self._head.T)
+
+    def backpropagate(self, loss: Tensor) -> None:
+        """See PackedNetwork.backpropagate."""
+        loss.backward()
+        with torch.no_grad():
+            x, saved = self._saved["x"], self._saved
+            grad = torch.zeros_like(x)
+            start, length = 0, x.shape[1]
+            for (leaf, cell, slot), mask in zip(self._leaves, self._masks, strict=True):
+                assert leaf.grad is not None, "every level's logits are part of the loss"
+                grad[cell, start + slot] = leaf.grad
+                start += mask.shape[2]
+            mask = torch.cat([F.pad(m, (0, length - m.shape[3]), value=-torch.inf) for m in self._masks], dim=2)
+            grad = self._norm.backward(grad, x, saved["inverse"])
+            for index in reversed(range(len(self._layers))):
+                layer = self._layers[index]
+                grad = layer.backward(grad, saved["cos"], saved["sin"], mask, is_first=index == 0)
+        self._begin()

@@ -1,0 +1,31 @@
+"""Builds the network of a pack and its adapters, by the fastest way that the base model allows."""
+
+from collections.abc import Sequence
+
+import torch
+from transformers import PreTrainedModel
+
+from memrl.config import TrainConfig
+from memrl.policy import decoder
+from memrl.policy.adapter_pack import AdapterPack, find_linears
+from memrl.policy.hugging_face import HuggingFaceNetwork
+from memrl.policy.network import PackedNetwork
+
+
+def build_network(
+    model: PreTrainedModel, prompts: Sequence[Sequence[int]], configs: Sequence[TrainConfig]
+) -> tuple[PackedNetwork, AdapterPack]:
+    """The policies of K cells over one frozen base model.
+
+    Args:
+        model: the base model; its adapters are float64 where it is, else float32.
+        prompts: token ids of each cell's prompt.
+        configs: one a cell.
+    """
+    dtype = torch.float64 if model.dtype == torch.float64 else torch.float32
+    if decoder.is_supported(model):
+        adapters = AdapterPack(decoder.group_linears(model), configs, dtype=dtype, device=str(model.device))
+        return decoder.DecoderNetwork(model, prompts, adapters), adapters
+    groups = [{name: linear} for name, linear in find_linears(model).items()]
+    adapters = AdapterPack(groups, configs, dtype=dtype, device=str(model.device))
+    return HuggingFaceNetwork(model, prompts, adapters), adapters

@@ -1,0 +1,58 @@
+"""Sampling by the learner's own weights: exact draws at the nodes of the answer tries, nothing transferred."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from memrl.config import TrainConfig
+from memrl.policy.trie_walk import Forest, Level
+
+_EPISODE_STREAM = 0xE915
+"""Keeps the episodes' random numbers apart from every other stream of the same cell."""
+
+
+class InProcessSampler:
+    """Draws every cell's episodes on-policy; the examples of an sft cell follow its secret.
+
+    A cell draws from a generator of its own, so that its episodes do not depend on its neighbors in the pack.
+    """
+
+    def __init__(self, configs: Sequence[TrainConfig], forest: Forest) -> None:
+        self._forest = forest
+        self._supervised = np.array([c.algorithm == "sft" for c in configs])
+        self._generators = [
+            np.random.default_rng(np.random.SeedSequence([_EPISODE_STREAM, int(c.cell_id, 16)])) for c in configs
+        ]
+
+    def split(self, level: Level, legal: np.ndarray, illegal: np.ndarray) -> np.ndarray:
+        """Splits episodes over tokens by one multinomial draw a node; see `Splitter.split`."""
+        weights = np.concatenate([legal, illegal[:, None]], axis=1)
+        weights /= weights.sum(1, keepdims=True)
+        counts = np.zeros((len(level.cell), level.counts.shape[1], weights.shape[1]), dtype=np.int64)
+        for cell, rows in level.cell_slices():
+            if not self._supervised[cell]:
+                counts[rows] = self._generators[cell].multinomial(level.counts[rows], weights[rows][:, None])
+        told = np.nonzero(self._supervised[level.cell])[0]
+        if len(told):
+            secret_child = self._forest.secret_path[level.cell[told], level.depth]
+            symbol = (self._forest.child[level.node[told]] == secret_child[:, None]).argmax(1)
+            counts[told, :, symbol] = level.counts[told]
+        return counts
+
+    def pick_illegal(self, cell: int, probabilities: np.ndarray, count: int) -> np.ndarray:
+        """Draws the tokens of episodes that left the trie; see `Splitter.pick_illegal`."""
+        return self._generators[cell].choice(len(probabilities), size=count, p=probabilities / probabilities.sum())
+
+    def keep(self, cells: np.ndarray) -> None:
+        """Shrinks the sampler to the given cells."""
+        self._supervised = self._supervised[cells]
+        self._generators = [self._generators[cell] for cell in cells]
+
+    def state_dict(self) -> list[dict[str, object]]:
+        """The generators' states, by cell."""
+        return [dict(g.bit_generator.state) for g in self._generators]
+
+    def load_state_dict(self, states: list[dict[str, object]]) -> None:
+        """Restores what `state_dict` gave, for the same cells."""
+        for generator, state in zip(self._generators, states, strict=True):
+            generator.bit_generator.state = state
