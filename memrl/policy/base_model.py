@@ -3,7 +3,8 @@
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache, lru_cache
@@ -141,9 +142,10 @@ def load_base_model(
 
     tokenizer = _load_checked_tokenizer(model, address)
     try:
-        network: Any = AutoModelForCausalLM.from_pretrained(
-            address, dtype=getattr(torch, dtype), trust_remote_code=False
-        )
+        with _quiet_loading():
+            network: Any = AutoModelForCausalLM.from_pretrained(
+                address, dtype=getattr(torch, dtype), trust_remote_code=False
+            )
     except (OSError, ValueError, KeyError) as error:
         raise _unreadable(model, error) from error
     return network.to(device).eval(), tokenizer
@@ -167,6 +169,20 @@ def _load_checked_tokenizer(model: str, address: str) -> "PreTrainedTokenizerBas
         raise _unreadable(model, error) from error
 
 
+@contextmanager
+def _quiet_loading() -> Iterator[None]:
+    """Keeps transformers' bar of loaded tensors from breaking the live line of a sweep."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
 def _unreadable(model: str, error: Exception) -> ValueError:
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return ValueError(f"{_RULE}, got {model!r} ({reason})")
@@ -186,14 +202,16 @@ def encode_task(
     answer. A single_step answer ends with the tokenizer's end-of-sequence token; a multi_step answer is k env_steps.
 
     Raises:
-        ValueError: the tokenizer merges bits, has no end-of-sequence token or no chat template, or two answers coincide.
+        ValueError: the tokenizer merges bits, has no end-of-sequence token, or no chat template for prompt_format=chat.
     """
     prompt_ids = _encode_prompt(tokenizer, prompt_text(N, env_type), prompt_format)
     texts = [answer_steps(guess, N, env_type, bit_separator) for guess in range(N)]
     if env_type == "single_step":
-        stop = tokenizer.eos_token_id
+        stop: Any = tokenizer.eos_token_id
         if stop is None:
-            raise ValueError("model must have a tokenizer with an end-of-sequence token for env_type=single_step, got none")
+            raise ValueError(
+                "model must have an end-of-sequence token for env_type=single_step, got a tokenizer without"
+            )
         answers = [[[*ids, stop]] for ids in _encode_batch(tokenizer, [steps[0] for steps in texts])]
     else:
         stop = None

@@ -1,7 +1,7 @@
 """The prior: what a policy answers before it has learned anything, exactly, over the whole answer trie."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -110,7 +110,7 @@ def inner_nodes(trie: AnswerTrie, answers: np.ndarray) -> np.ndarray:
     return np.concatenate([[0], nodes[~trie.is_leaf(nodes)]])
 
 
-def plant_trees(tasks: list[EncodedTask], nodes: list[np.ndarray]) -> TreeBatch:
+def plant_trees(tasks: Sequence[EncodedTask], nodes: list[np.ndarray]) -> TreeBatch:
     """Lays prompts and nodes of their tries out as one batch.
 
     Args:
@@ -222,8 +222,9 @@ def check_calibrated(prior: Prior, task: EncodedTask, model: str) -> None:
         command += f" prompt_format={task.prompt_format}"
     if task.bit_separator:
         command += f" bit_separator={task.bit_separator!r}"
+    command += " output=FOLDER"
     raise ValueError(
         f"model must be calibrated for N={task.N} env_type={task.env_type}"
         f" (prior within {KL_LIMIT_BITS} bit of uniform, well-formed mass at least {MASS_LIMIT}),"
-        f" got {prior.kl_bits:.3g} bits and mass {prior.well_formed_mass:.3g}; run: {command}"
+        f" got {prior.kl_bits:.3g} bits and mass {prior.well_formed_mass:.3g}; run `{command}`, then use model=FOLDER"
     )

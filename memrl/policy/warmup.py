@@ -2,13 +2,13 @@
 
 The targets are exact: at every node of a prompt's answer trie the next-token distribution of a uniform secret is known.
 The loss sums KL(target || policy) along the paths of some answers, so that its mean over all answers is KL(uniform ||
-policy) of the whole answer. KL alone hardly feels a rare token (the end of "1" has probability 1/1111 after that digit when
+policy) of the whole answer. KL alone hardly feels a rare token (after "1" the answer ends with probability 1/1111 when
 N = 4096), but the rarest answer counts as one secret like any other; so the squared log-ratio of each token is added,
 which weighs all answers alike and has the same minimum. Answers and prompts that deviate most are drawn more often.
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -71,17 +71,17 @@ def meets_targets(prior: Prior) -> bool:
 
 @dataclass(frozen=True)
 class WarmupProgress:
-    """What an exact measurement found.
+    """How far a warm-up has come.
 
     Attributes:
         step: optimizer steps so far.
-        loss: mean loss since the last measurement, nats.
-        priors: one a prompt, in the order of the tasks.
+        loss: of the last step, nats.
+        priors: one a prompt, in the order of the tasks, after steps at which all were measured; else None.
     """
 
     step: int
     loss: float
-    priors: list[Prior]
+    priors: list[Prior] | None
 
 
 @dataclass
@@ -180,7 +180,7 @@ def warm_up(
         model: the policy; changed in place, left in evaluation mode.
         tasks: the prompts.
         recipe: how.
-        report: called at every exact measurement, the last after the last step.
+        report: called after every step.
 
     Returns:
         The loss of each step, nats.
@@ -202,11 +202,11 @@ def warm_up(
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         losses.append(loss.item())
-        if (step + 1) % recipe.measure_every == 0 or step + 1 == recipe.steps:
-            priors = sampler.measure(model)
-            report(WarmupProgress(step + 1, float(np.mean(losses[-recipe.measure_every :])), priors))
-            if recipe.stop_early and all(meets_targets(prior) for prior in priors):
-                break
+        due = (step + 1) % recipe.measure_every == 0 or step + 1 == recipe.steps
+        priors = sampler.measure(model) if due else None
+        report(WarmupProgress(step + 1, losses[-1], priors))
+        if recipe.stop_early and priors is not None and all(meets_targets(prior) for prior in priors):
+            break
     return losses
 
 
@@ -220,3 +220,25 @@ def learning_rate_share(step: int, steps: int) -> float:
     if step < rise:
         return (step + 1) / rise
     return 0.5 * (1.0 + math.cos(math.pi * (step - rise) / (steps - rise)))
+
+
+def attach_lora(model: "PreTrainedModel", rank: int, seed: int) -> Any:
+    """Freezes a model and puts a trainable float32 LoRA on all its linear layers but the head, by PEFT.
+
+    Args:
+        model: the base; its layers are wrapped in place.
+        rank: of the adapter; its scale is 32 / rank.
+        seed: seeds the adapter's start.
+    """
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(r=rank, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return get_peft_model(model, config)
+
+
+def merge_lora(adapted: Any) -> "PreTrainedModel":
+    """Adds the adapter to the base's weights and returns the plain model."""
+    return adapted.merge_and_unload().eval()
