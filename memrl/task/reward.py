@@ -17,6 +17,18 @@ from memrl.task.secret import num_bits, to_bits
 RewardFunction = Callable[[np.ndarray, np.ndarray, int], np.ndarray]
 """(guess, secret, N) to rewards; arguments broadcast against each other; per-step channels add a last axis of k."""
 
+FEEDBACK_DECIMALS = 9
+"""Rewards that agree to so many decimals are one feedback: rounding errors of a float tell nothing."""
+
+_FLOAT32_BITS = 24
+"""Integers below 2^24 are exact in float32."""
+
+_TIE = 1e-9
+"""Added before rounding down, so that an exact half rounds up although its float may fall short of it."""
+
+_BLOCK_CELLS = 1 << 16
+"""Entries of a block of rows."""
+
 
 @dataclass(frozen=True)
 class Channel:
@@ -57,30 +69,74 @@ class Channel:
         values = np.asarray(self.function(guess, secret, self.N), dtype=np.float64)
         return values if self.per_step else values[..., None]
 
+    def feedback(self, guess: np.ndarray, secret: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """What an episode tells, as one number, and what it pays.
+
+        Rewards that agree to `FEEDBACK_DECIMALS` decimals are one feedback.
+
+        Args:
+            guess: integers in 0 .. N-1, any shape.
+            secret: integers in 0 .. N-1, of a shape that broadcasts with `guess`.
+
+        Returns:
+            label: a number that is equal for equal feedback and differs where any env_step's reward differs.
+            total: the sum of the episode's rewards. Both float arrays of the broadcast shape.
+
+        Raises:
+            ValueError: a reward is not finite.
+        """
+        values = np.asarray(self.function(np.asarray(guess), np.asarray(secret), self.N))
+        if values.dtype == bool and self.per_step and values.shape[-1] <= _FLOAT32_BITS:
+            k = values.shape[-1]
+            weights = np.stack([2.0 ** np.arange(k - 1, -1, -1), np.ones(k)], axis=1)
+            both = values.astype(np.float32) @ weights.astype(np.float32)
+            return both[..., 0], both[..., 1]
+        values = values.astype(np.float64)
+        if not np.isfinite(values.sum()):
+            raise ValueError(f"rewards of {self.name} must be finite at N={self.N}, got NaN or infinity")
+        values = values.round(FEEDBACK_DECIMALS)
+        return (_mix(values), values.sum(axis=-1)) if self.per_step else (values, values)
+
     @cached_property
     def codes(self) -> np.ndarray:
         """Feedback of every (guess, secret) as small integers: equal feedback, equal code.
 
         Returns:
-            int32 array of shape (N, N), rows guesses, columns secrets; codes count from 0 in order of value
-            (in lexicographic order for per-step channels).
+            int32 array of shape (N, N), rows guesses, columns secrets; codes count from 0 in order of the label of
+            `feedback`: of the reward, or lexicographic where a per-step channel pays 0 or 1 an env_step.
         """
         table = np.empty((self.N, self.N), dtype=np.int32)
-        secrets = np.arange(self.N)
-        values: dict[bytes, int] = {}
-        keys = []
-        for guess in range(self.N):
-            rows = np.ascontiguousarray(self.rewards(np.int64(guess), secrets))
-            distinct, inverse = np.unique(rows, axis=0, return_inverse=True)
-            for row in distinct:
-                if row.tobytes() not in values:
-                    values[row.tobytes()] = len(values)
-                    keys.append(tuple(row))
-            table[guess] = np.array([values[row.tobytes()] for row in distinct])[inverse.ravel()]
-        order = sorted(range(len(keys)), key=keys.__getitem__)
-        rank = np.empty(len(keys), dtype=np.int32)
-        rank[order] = np.arange(len(keys), dtype=np.int32)
-        return rank[table]
+        labels = []
+        for guesses in row_blocks(self.N):
+            label, _ = self.feedback(guesses[:, None], np.arange(self.N))
+            distinct, inverse = np.unique(label, return_inverse=True)
+            table[guesses] = inverse.reshape(label.shape)
+            labels.append(distinct)
+        order = np.unique(np.concatenate(labels))
+        for guesses, distinct in zip(row_blocks(self.N), labels, strict=True):
+            table[guesses] = np.searchsorted(order, distinct).astype(np.int32)[table[guesses]]
+        return table
+
+
+def row_blocks(N: int) -> list[np.ndarray]:
+    """The guesses 0 .. N-1 in blocks of rows, so small that a block of an (N, N) table stays in a core's cache.
+
+    >>> [block.tolist() for block in row_blocks(3)]
+    [[0, 1, 2]]
+    """
+    rows = max(1, _BLOCK_CELLS // N)
+    return [np.arange(first, min(first + rows, N)) for first in range(0, N, rows)]
+
+
+def _mix(values: np.ndarray) -> np.ndarray:
+    """One number a vector: sum of values[..., j] pi^(k-1-j), term by term, so that equal vectors give equal floats.
+
+    No two vectors of rational rewards collide, for pi is transcendental.
+    """
+    mixed = np.zeros(values.shape[:-1])
+    for j in range(values.shape[-1]):
+        mixed = mixed * math.pi + values[..., j]
+    return mixed
 
 
 def binary_reward(guess: np.ndarray, secret: np.ndarray, N: int) -> np.ndarray:
@@ -90,18 +146,33 @@ def binary_reward(guess: np.ndarray, secret: np.ndarray, N: int) -> np.ndarray:
 
 def distance_reward(guess: np.ndarray, secret: np.ndarray, N: int) -> np.ndarray:
     """1 - log2(1 + |guess - secret|) / log2 N, in [0, 1]; N rewards, one a distance."""
-    return np.clip(1.0 - np.log2(1.0 + np.abs(guess - secret)) / math.log2(N), 0.0, 1.0)
+    return _reward_by_distance(N)[np.abs(guess - secret)]
+
+
+@lru_cache(maxsize=64)
+def _reward_by_distance(N: int) -> np.ndarray:
+    rewards = np.clip(1.0 - np.log2(1.0 + np.arange(N)) / math.log2(N), 0.0, 1.0)
+    rewards.flags.writeable = False
+    return rewards
 
 
 def per_bit_reward(guess: np.ndarray, secret: np.ndarray, N: int) -> np.ndarray:
-    """1 for each of the k bits that is right, at its own env_step; last axis k."""
-    k = num_bits(N)
-    return (to_bits(guess, k) == to_bits(secret, k)).astype(np.float64)
+    """True (1) for each of the k bits that is right, at its own env_step; last axis k."""
+    return _right_bits(num_bits(N)).take(np.bitwise_xor(guess, secret), axis=0)
+
+
+@lru_cache(maxsize=8)
+def _right_bits(k: int) -> np.ndarray:
+    """Which bits are right, by guess xor secret: bool (2^k, k), most significant first."""
+    right = to_bits(np.arange(1 << k), k) == 0
+    right.flags.writeable = False
+    return right
 
 
 def bit_count_reward(guess: np.ndarray, secret: np.ndarray, N: int) -> np.ndarray:
     """The number of right bits, once, at the end: k minus the Hamming distance."""
-    return per_bit_reward(guess, secret, N).sum(axis=-1)
+    wrong = np.bitwise_count(np.bitwise_xor(guess, secret))
+    return (num_bits(N) - wrong.astype(np.int64)).astype(np.float64)
 
 
 def secret_itself(guess: np.ndarray, secret: np.ndarray, N: int) -> np.ndarray:
@@ -124,7 +195,7 @@ def distance_bins(N: int, B: int, binning: Binning) -> np.ndarray:
     """
     d = np.arange(N)
     if binning == "log":
-        bins = np.floor((B - 1) * np.log2(1.0 + d) / math.log2(N) + 0.5)
+        bins = np.floor((B - 1) * np.log2(1.0 + d) / math.log2(N) + 0.5 + _TIE)
     elif binning == "linear":
         bins = (B * d) // N
     else:
@@ -135,8 +206,9 @@ def distance_bins(N: int, B: int, binning: Binning) -> np.ndarray:
     return bins
 
 
+@lru_cache(maxsize=64)
 def binned_distance_reward(B: int, binning: Binning) -> RewardFunction:
-    """The reward 1 - bin / (B-1), for |guess - secret| quantised into B bins."""
+    """The reward 1 - bin / (B-1), for |guess - secret| quantised into B bins; one function a (B, binning)."""
 
     def reward(guess: np.ndarray, secret: np.ndarray, N: int) -> np.ndarray:
         return 1.0 - distance_bins(N, B, binning)[np.abs(guess - secret)] / (B - 1)

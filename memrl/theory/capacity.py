@@ -1,0 +1,176 @@
+"""Capacities: the most that one episode of a channel can tell, in bits.
+
+A channel is a deterministic function of (guess, secret), and the learner picks the guess and knows it. So one episode
+tells I(S; R | guess) = H(R | guess), which is linear in the distribution of the guess: its maximum is at the best
+single guess, and mixing guesses gains nothing. What is left to maximise over is the distribution of the secret, which
+an adaptive learner does shape, by what it saw before: over it the maximum is log2 of the number of distinct feedbacks
+of one guess.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from memrl.task.reward import FEEDBACK_DECIMALS, Channel, RewardFunction, row_blocks, secret_itself
+from memrl.theory.information import row_entropies_bits
+
+_EQUAL_BITS = 1e-12
+"""Entropies that differ by less are equal: they are sums of the same terms in another order."""
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """What one well-formed episode of a channel can tell about a secret.
+
+    Attributes:
+        nominal_bits: by the usual count (log2 B, 1, k, ...); inf where the reward is continuous.
+        uniform_guess_bits: I(S; R | guess) for a uniform secret and a uniform guess: the mean of H(R | guess).
+        best_guess_bits: the same at the best single guess: the most that an episode tells of a uniform secret.
+        best_guess: the smallest guess that reaches it.
+        max_feedback_bits: the most over guesses and over distributions of the secret: log2 of the largest number of
+            distinct feedbacks of one guess. No episode of an adaptive learner tells more on average.
+        identifiable: whether maximising the reward means saying the secret, for every secret.
+    """
+
+    nominal_bits: float
+    uniform_guess_bits: float
+    best_guess_bits: float
+    best_guess: int
+    max_feedback_bits: float
+    identifiable: bool
+
+
+@dataclass(frozen=True)
+class _Enumeration:
+    """What one pass over all (guess, secret) finds, each an array of shape (N,).
+
+    Attributes:
+        information_bits: H(R | guess) for a uniform secret, by guess.
+        num_feedbacks: distinct feedbacks, by guess.
+        num_rivals: guesses other than the secret that pay at least as much, by secret.
+    """
+
+    information_bits: np.ndarray
+    num_feedbacks: np.ndarray
+    num_rivals: np.ndarray
+
+
+def channel_capacity(channel: Channel) -> Capacity:
+    """Enumerates a channel, once a process, and returns its capacities in bits.
+
+    Raises:
+        ValueError: a reward is not finite.
+
+    Source: Li 2025, Information Bandwidth in Reinforcement Learning, Theorems 1 and 2, for the nominal counts; the rest
+        follows from the channel being a function, see the module's docstring.
+    """
+    found = _enumerate(channel)
+    best = float(found.information_bits.max())
+    return Capacity(
+        nominal_bits=channel.nominal_bits,
+        uniform_guess_bits=float(found.information_bits.mean()),
+        best_guess_bits=best,
+        best_guess=int(np.argmax(found.information_bits >= best - _EQUAL_BITS)),
+        max_feedback_bits=math.log2(int(found.num_feedbacks.max())),
+        identifiable=identifiability_warning(channel) is None,
+    )
+
+
+def guess_information_bits(channel: Channel) -> np.ndarray:
+    """I(S; R | guess) of every guess for a uniform secret, in bits: float64 (N,), read-only, from 0 to log2 N."""
+    return _enumerate(channel).information_bits
+
+
+def identifiability_warning(channel: Channel) -> str | None:
+    """Says in one line why maximising the reward does not mean saying the secret; None where it does.
+
+    Two things break it: another guess pays as much as the secret (log bins with N > 4^(B-1), equal_mass bins with
+    B < N), or a malformed answer does. SFT maximises no reward and always passes.
+    """
+    if channel.function is secret_itself:
+        return None
+    rivals = int(_enumerate(channel).num_rivals.max())
+    if rivals:
+        return (
+            f"{channel.name} at N={channel.N}: up to {rivals + 1} guesses pay as much as the secret, "
+            f"so maximising the reward cannot teach all log2 N = {math.log2(channel.N):.2f} bits"
+        )
+    if _malformed_pays(channel):
+        return (
+            f"{channel.name} at N={channel.N}: a malformed answer pays malformed_reward={channel.malformed_reward}, "
+            "no less than the secret, so maximising the reward does not mean saying the secret"
+        )
+    return None
+
+
+def distinct_guess_gain_bits(N: int, num_distinct: int | np.ndarray) -> np.ndarray:
+    """Mean bits that M distinct guesses of the binary channel tell: log2 N - ((N-M)/N) log2(N-M), for M = 0 .. N.
+
+    The mean is over the secret: with probability M/N one guess hits and tells all, else N-M secrets are left.
+
+    >>> float(distinct_guess_gain_bits(4, 2)), float(distinct_guess_gain_bits(4, 4))
+    (1.5, 2.0)
+
+    Returns:
+        Bits, from 0 to log2 N, of the shape of `num_distinct`.
+
+    Source: Hernandez 2025, Simple information-theoretic bounds for RL vs SFT.
+    """
+    left = N - np.asarray(num_distinct, dtype=np.float64)
+    return np.log2(N) - left / N * np.log2(np.maximum(left, 1.0))
+
+
+def uniform_group_gain_bits(N: int, group_size: int) -> float:
+    """Mean bits that a group of G uniform guesses, drawn with repetition, tells on the binary channel.
+
+    The number of distinct guesses M is that of G balls in N boxes; the gain is the mean of `distinct_guess_gain_bits`.
+
+    >>> round(uniform_group_gain_bits(64, 1), 3)
+    0.116
+    """
+    return float(occupancy(N, group_size) @ distinct_guess_gain_bits(N, np.arange(N + 1)))
+
+
+def occupancy(N: int, draws: int) -> np.ndarray:
+    """P(M distinct values) in so many uniform draws from N values, for M = 0 .. N; float64 (N+1,).
+
+    >>> occupancy(2, 2).tolist()
+    [0.0, 0.5, 0.5]
+
+    Source: Feller, An Introduction to Probability Theory, vol. 1, section II.5 (occupancy; here by recursion).
+    """
+    old = np.arange(N + 1) / N
+    p = np.zeros(N + 1)
+    p[0] = 1.0
+    for _ in range(draws):
+        p = p * old + np.concatenate([[0.0], (p * (1.0 - old))[:-1]])
+    return p
+
+
+def _enumerate(channel: Channel) -> _Enumeration:
+    return _enumerate_function(channel.function, channel.N, channel.per_step, channel.name)
+
+
+@lru_cache(maxsize=512)
+def _enumerate_function(function: RewardFunction, N: int, per_step: bool, name: str) -> _Enumeration:
+    channel = Channel(name, N, function, per_step, math.inf)
+    secrets = np.arange(N)
+    own = channel.feedback(secrets, secrets)[1]
+    information, feedbacks = np.empty(N), np.empty(N, dtype=np.int64)
+    rivals = np.full(N, -1)
+    for guesses in row_blocks(N):
+        label, total = channel.feedback(guesses[:, None], secrets)
+        information[guesses], feedbacks[guesses] = row_entropies_bits(label)
+        rivals += (total >= own).sum(axis=0)
+    information.flags.writeable = False
+    return _Enumeration(information, feedbacks, rivals)
+
+
+def _malformed_pays(channel: Channel) -> bool:
+    """Whether, for some secret, breaking off its answer at some env_step pays no less than the whole of it."""
+    secrets = np.arange(channel.N)
+    own = channel.rewards(secrets, secrets).round(FEEDBACK_DECIMALS)
+    kept = np.cumsum(own, axis=1) - own
+    return bool(((kept + channel.malformed_reward).max(axis=1) >= own.sum(axis=1)).any())
