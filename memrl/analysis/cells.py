@@ -1,0 +1,115 @@
+"""Rows of episodes_to_memorize as conditions: which cells differ by their secret alone."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from memrl.tables.schema import EPISODES_TO_MEMORIZE_SCHEMA
+
+IDENTITY = ("agent", "channel", "N", "model")
+"""What a headline number is about; everything else that a cell may be told is tuned."""
+
+TUNED = (
+    "learning_rate",
+    "lora_rank",
+    "lora_alpha",
+    "batch_size",
+    "group_size",
+    "advantage",
+    "baseline",
+    "loss",
+    "clip_range",
+    "credit",
+    "malformed_reward",
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
+    "n_steps",
+    "max_episodes",
+    "stop_probability",
+    "prompt_format",
+    "bit_separator",
+    "dtype",
+    "rollout",
+)
+"""Fields that may be chosen, in the order in which ties are broken."""
+
+NUMBERS = (
+    "e50",
+    "e90",
+    "episodes",
+    "updates",
+    "absorbed_bits",
+    "observed_bits",
+    "signal_bits",
+    "capacity_nominal_bits",
+    "capacity_uniform_bits",
+    "capacity_best_bits",
+    "prior_kl_bits",
+    "prior_well_formed",
+    "learning_rate",
+    "lora_rank",
+)
+CELL_COLUMNS = (
+    "cell_id",
+    *IDENTITY,
+    "algorithm",
+    "env_type",
+    "reward_type",
+    "reward_bins",
+    "binning",
+    "seed",
+    *TUNED,
+    *(name for name in NUMBERS if name not in TUNED),
+    "identifiable",
+    "e50_censored",
+    "e90_censored",
+    "status",
+    "error",
+    "seconds",
+    "tokens",
+    "versions",
+    "revision",
+)
+"""The columns of episodes_to_memorize that the analysis reads."""
+
+assert set(CELL_COLUMNS) <= set(EPISODES_TO_MEMORIZE_SCHEMA.names)
+
+
+def measured_cells(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows that measured something, with plain numpy types.
+
+    A failed cell that never reported its episodes measured nothing; a run that ended early did (it is censored).
+
+    Args:
+        table: episodes_to_memorize, at least CELL_COLUMNS without null in cell_id, agent, channel, N and seed.
+
+    Returns:
+        A copy, with numbers as float64 (N and seed as int64), flags as bool and a fresh index.
+    """
+    seen = table["e50"].notna() & table["e90"].notna() & table["absorbed_bits"].notna() & (table["episodes"] > 0)
+    cells = table.loc[seen].reset_index(drop=True)
+    for name in NUMBERS:
+        cells[name] = cells[name].astype("float64")
+    for name in ("e50_censored", "e90_censored"):
+        cells[name] = cells[name].fillna(True).astype(bool)
+    return cells.astype({"N": "int64", "seed": "int64"})
+
+
+def number_groups(cells: pd.DataFrame, by: Sequence[str]) -> tuple[np.ndarray, pd.DataFrame]:
+    """Numbers the distinct combinations of some columns, nulls included, in sorted order.
+
+    >>> codes, keys = number_groups(pd.DataFrame({"N": [4, 2, 4], "credit": [None, None, None]}), ["N", "credit"])
+    >>> codes.tolist(), keys["N"].tolist()
+    ([1, 0, 1], [2, 4])
+
+    Returns:
+        The number of each row's combination, int64 (rows,); and one row a combination, with the columns `by`.
+    """
+    varying = [name for name in by if cells[name].nunique(dropna=False) > 1]
+    if not varying:
+        return np.zeros(len(cells), dtype=np.int64), cells[list(by)].head(1).reset_index(drop=True)
+    codes = cells.groupby(varying, dropna=False, sort=True).ngroup().to_numpy(dtype=np.int64)
+    _, first = np.unique(codes, return_index=True)
+    return codes, cells[list(by)].iloc[first].reset_index(drop=True)

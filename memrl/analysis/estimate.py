@@ -1,0 +1,155 @@
+"""From cells to numbers with intervals: episodes to memorize, rates, ratios, and the ledger in bits."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from memrl.analysis.cells import IDENTITY, number_groups
+from memrl.analysis.resample import divide_estimates, estimate_ratio, estimate_ratio_difference
+from memrl.analysis.survival import PADDING, Estimates, estimate_quantile, pad_rows
+
+_CONSTANTS = (
+    "signal_bits",
+    "capacity_nominal_bits",
+    "capacity_uniform_bits",
+    "capacity_best_bits",
+    "prior_kl_bits",
+    "prior_well_formed",
+)
+"""What every cell of a group shares, but for rounding."""
+
+REFERENCE_AGENTS = ("optimal", "greedy")
+"""Who could do best: the first of these that has rows for a channel and N."""
+
+
+def put_estimates(table: pd.DataFrame, name: str, fit: Estimates) -> pd.DataFrame:
+    """A copy of the table with the columns NAME, NAME_lower and NAME_upper."""
+    return table.assign(**{name: fit.value, f"{name}_lower": fit.lower, f"{name}_upper": fit.upper})
+
+
+def get_estimates(table: pd.DataFrame, name: str) -> Estimates:
+    """The columns NAME, NAME_lower and NAME_upper of a table."""
+    return Estimates(*(table[column].to_numpy(dtype=float) for column in (name, f"{name}_lower", f"{name}_upper")))
+
+
+def estimate_groups(cells: pd.DataFrame, by: Sequence[str] = IDENTITY) -> pd.DataFrame:
+    """Episodes to memorize and rates of every combination of some columns, with 95 % intervals.
+
+    Args:
+        cells: measured cells.
+        by: the columns.
+
+    Returns:
+        One row a combination: the columns `by`; num_cells, num_reached (P(secret) reached 1/2), num_memorized (0.9);
+        e50 and e90, Kaplan-Meier medians in episodes; bits_per_episode, absorbed bits over episodes of all runs; each
+        with _lower and _upper; signal, capacities and prior of the group, in bits.
+    """
+    group, table = number_groups(cells, by)
+    num = len(table)
+    table["num_cells"] = np.bincount(group, minlength=num)
+    for flag, name in (("e50_censored", "num_reached"), ("e90_censored", "num_memorized")):
+        table[name] = np.bincount(group, weights=~cells[flag], minlength=num).astype(np.int64)
+    for name in ("e50", "e90"):
+        censored = pad_rows(cells[f"{name}_censored"].to_numpy(), group, num, fill=1.0) > 0
+        table = put_estimates(table, name, estimate_quantile(pad_rows(cells[name], group, num, PADDING), censored))
+    episodes = pad_rows(cells["episodes"], group, num, fill=0.0)
+    absorbed = pad_rows(cells["absorbed_bits"], group, num, fill=0.0)
+    table = put_estimates(table, "bits_per_episode", estimate_ratio(absorbed, episodes, episodes > 0))
+    means = cells.groupby(group, sort=True)[list(_CONSTANTS)].mean()
+    return pd.concat([table, means.reset_index(drop=True)], axis=1)
+
+
+def describe_choices(chosen: pd.DataFrame, by: Sequence[str] = IDENTITY) -> pd.DataFrame:
+    """The learning rates and ranks that were chosen, as text, and whether on other secrets.
+
+    Returns:
+        One row a combination of `by`, in the order of `estimate_groups`: learning_rates, lora_ranks, held_out.
+    """
+    group, _ = number_groups(chosen, by)
+    grouped = chosen.groupby(group, sort=True)
+    return pd.DataFrame(
+        {
+            "learning_rates": grouped["learning_rate"].agg(_list_distinct),
+            "lora_ranks": grouped["lora_rank"].agg(_list_distinct),
+            "held_out": grouped["held_out"].all(),
+        }
+    ).reset_index(drop=True)
+
+
+def _list_distinct(values: pd.Series) -> str:
+    return ", ".join(f"{value:g}" for value in np.unique(values.dropna()))
+
+
+def compare_with_agents(estimates: pd.DataFrame) -> pd.DataFrame:
+    """Adds the three ratios of theory.md section 2 to rows of `estimate_groups`.
+
+    Returns:
+        The table with rate_vs_capacity (bits_per_episode / capacity_best_bits), e50_vs_optimal (over the optimal agent,
+        or the greedy one where there is no optimal one; `reference_agent` says which) and e50_vs_tabular_pg, each
+        with _lower and _upper; NaN where the agent has no rows.
+    """
+    capacity = estimates["capacity_best_bits"].to_numpy()
+    rate = get_estimates(estimates, "bits_per_episode")
+    table = put_estimates(
+        estimates, "rate_vs_capacity", Estimates(*(x / capacity for x in (rate.value, rate.lower, rate.upper)))
+    )
+    own = get_estimates(estimates, "e50")
+    reference = _e50_of_agents(estimates, REFERENCE_AGENTS)
+    table["reference_agent"] = reference["agent"].to_numpy()
+    table = put_estimates(table, "e50_vs_optimal", divide_estimates(own, get_estimates(reference, "e50")))
+    tabular = _e50_of_agents(estimates, ("tabular_pg",))
+    return put_estimates(table, "e50_vs_tabular_pg", divide_estimates(own, get_estimates(tabular, "e50")))
+
+
+def _e50_of_agents(estimates: pd.DataFrame, agents: Sequence[str]) -> pd.DataFrame:
+    """For each row the e50 of the first of some agents that has its channel and N; NaN where none has."""
+    columns = ["channel", "N", "agent", "e50", "e50_lower", "e50_upper"]
+    rows = estimates.loc[estimates["agent"].isin(agents), columns]
+    rows = rows.assign(order=rows["agent"].map(list(agents).index)).sort_values(["order", "e50"])
+    rows = rows.drop_duplicates(["channel", "N"]).drop(columns="order")
+    return estimates[["channel", "N"]].merge(rows, on=["channel", "N"], how="left", validate="many_to_one")
+
+
+def build_ledger(
+    cells: pd.DataFrame, known_episodes: np.ndarray, known_bits: np.ndarray, by: Sequence[str] = IDENTITY
+) -> pd.DataFrame:
+    """Where the bits of an episode went, per group: capacity = exploration loss + absorption loss + absorbed.
+
+    Each is a rate in bits per episode, over the episodes that it took: capacity_bits is what one episode can tell (the
+    best single guess); observed_rate is what the ideal observer gained per episode until it was one bit short of the
+    secret (after that an episode has nothing left to tell); absorbed_rate is what the policy absorbed per episode over
+    the whole run. exploration_loss = capacity - observed_rate, absorption_loss = observed_rate - absorbed_rate. An
+    exploration loss below 0 says that guesses chosen in view of earlier answers told more than the best first guess.
+
+    Args:
+        cells: measured cells, of trained policies.
+        known_episodes: episodes until the observer knew (curves.when_observer_knew); (cells,), NaN where not observed.
+        known_bits: observed bits then; (cells,).
+        by: columns that make a group.
+
+    Returns:
+        One row a group: the columns `by`, num_cells, capacity_bits, nominal_bits, known_episodes (median),
+        observed_rate, absorbed_rate, exploration_loss, absorption_loss, each rate and loss with _lower and _upper.
+    """
+    cells = cells.assign(known_episodes=known_episodes, known_bits=known_bits)
+    cells = cells[np.isfinite(known_bits)].reset_index(drop=True)
+    group, table = number_groups(cells, by)
+    if cells.empty:
+        return table
+    num, grouped = len(table), cells.groupby(group, sort=True)
+    table["num_cells"] = np.bincount(group, minlength=num)
+    table["capacity_bits"] = grouped["capacity_best_bits"].mean().to_numpy()
+    table["nominal_bits"] = grouped["capacity_nominal_bits"].mean().to_numpy()
+    table["known_episodes"] = grouped["known_episodes"].median().to_numpy()
+    names = ("known_bits", "known_episodes", "absorbed_bits", "episodes")
+    known, known_in, absorbed, episodes = (pad_rows(cells[name], group, num, fill=0.0) for name in names)
+    present = episodes > 0
+    observed_rate = estimate_ratio(known, known_in, present)
+    table = put_estimates(table, "observed_rate", observed_rate)
+    table = put_estimates(table, "absorbed_rate", estimate_ratio(absorbed, episodes, present))
+    capacity = table["capacity_bits"].to_numpy()
+    exploration = Estimates(*(capacity - x for x in (observed_rate.value, observed_rate.upper, observed_rate.lower)))
+    table = put_estimates(table, "exploration_loss", exploration)
+    loss = estimate_ratio_difference((known, known_in), (absorbed, episodes), present)
+    return put_estimates(table, "absorption_loss", loss)
