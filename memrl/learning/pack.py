@@ -191,8 +191,9 @@ class Pack:
         self._prompt_tokens, self._num_episodes = self._prompt_tokens[cells], self._num_episodes[cells]
         if not len(cells):
             return
-        for part in (self._forest, self._learner, self._sampler, self._observer):
+        for part in (self._forest, self._learner, self._sampler):
             part.keep(cells)
+        self._observer.drop(cells)
 
 
 _CHANNEL_FIELDS = ("algorithm", "env_type", "N", "reward_type", "reward_bins", "binning", "malformed_reward", "credit")
