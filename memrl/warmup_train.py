@@ -1,8 +1,5 @@
 """Calibrates a base model: after it, every prompt asked for is answered uniformly.
 
-    python -m memrl.warmup_train model=scratch seed=0 output=FOLDER       rebuilds the embedded model from its seed
-    python -m memrl.warmup_train model=FOLDER N=64,128 output=FOLDER      calibrates any model for other N
-
 The result is a plain folder (safetensors, tokenizer, `warmup.json`) that `model=FOLDER` of every command reads.
 """
 
@@ -16,10 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import chz
-from chz.blueprint._entrypoint import EntrypointException, EntrypointHelpException
 
+from memrl.cli import BAD_INPUT, parse_arguments, read_value
 from memrl.config import Dtype, EnvType, PromptFormat
-from memrl.policy.base_model import EncodedTask, check_model_folder, encode_task, load_base_model
+from memrl.policy.base_model import EncodedTask, check_model_folder, encode_task, load_base_model, save_base_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -27,9 +24,15 @@ if TYPE_CHECKING:
     from memrl.policy.calibration import Prior
     from memrl.policy.warmup import WarmupProgress, WarmupRecipe
 
+USAGE = """\
+Calibrates a base model: after it, every prompt asked for is answered uniformly.
+
+  python -m memrl.warmup_train model=scratch seed=0 output=FOLDER    rebuilds the embedded model from its seed
+  python -m memrl.warmup_train model=FOLDER N=64,128 output=OTHER    calibrates any model for other N
+"""
 RECORD = "warmup.json"
-EMBEDDED_N = (2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 10, 100, 500, 1000)
-ENV_TYPES: tuple[EnvType, ...] = ("single_step", "multi_step")
+"""The file beside the weights that says what they are calibrated for, and how they were made."""
+
 FULL_LIMIT = 5_000_000
 """Parameters up to which every weight is trained by default; beyond it a LoRA is, and merged."""
 
@@ -45,12 +48,12 @@ class WarmupConfig:
         ValueError: a field makes no sense; the message is one line.
     """
 
-    output: str = chz.field(doc="the folder to write")
+    output: str = chz.field(default="", doc="the folder to write; to be given")
     model: str = chz.field(default="embedded", doc="scratch, embedded, a folder, or a Hugging Face name")
-    N: tuple[int, ...] = chz.field(default=EMBEDDED_N, doc="numbers of secrets to calibrate for")
-    env_type: tuple[EnvType, ...] = chz.field(
-        default=("single_step", "multi_step"), doc="single_step, multi_step, or both"
+    N: str = chz.field(
+        default="2,4,8,16,32,64,128,256,512,1024,2048,4096,10,100,500,1000", doc="sizes to calibrate for, by commas"
     )
+    env_type: str = chz.field(default="single_step,multi_step", doc="single_step, multi_step, or both by a comma")
     prompt_format: PromptFormat = chz.field(default="plain", doc="plain, or the model's chat template")
     bit_separator: str = chz.field(default="", doc="text between bits, for tokenizers that merge them")
     method: Method | None = chz.field(default=None, doc="full, or lora (merged at the end); unset: by size")
@@ -65,9 +68,8 @@ class WarmupConfig:
 
     @chz.validate
     def _check(self) -> None:
-        _require(bool(self.N), "N", "hold at least one number", "none")
-        _require(min(self.N, default=2) >= 2, "N", "be at least 2", min(self.N, default=2))
-        _require(bool(self.env_type), "env_type", "hold at least one name", "none")
+        _require(min(self.sizes) >= 2, "N", "be at least 2", min(self.sizes))
+        _require(bool(self.env_types), "env_type", "name at least one", self.env_type)
         _require((self.steps is None) or self.steps >= 1, "steps", "be at least 1", self.steps)
         _require(
             self.learning_rate is None or self.learning_rate > 0, "learning_rate", "be positive", self.learning_rate
@@ -76,9 +78,20 @@ class WarmupConfig:
         _require(self.nodes_per_prompt >= 1, "nodes_per_prompt", "be at least 1", self.nodes_per_prompt)
         _require(self.lora_rank >= 1, "lora_rank", "be at least 1", self.lora_rank)
         _require(self.seed >= 0, "seed", "be at least 0", self.seed)
+        _require(bool(self.output), "output", "name the folder to write", "nothing")
         _require(not Path(self.output).is_file(), "output", "be a folder", self.output)
         if self.model != "scratch":
             check_model_folder(self.model)
+
+    @property
+    def sizes(self) -> list[int]:
+        """The numbers of secrets that N lists."""
+        return [read_value("N", int, text) for text in self.N.split(",")]
+
+    @property
+    def env_types(self) -> list[EnvType]:
+        """The names that env_type lists."""
+        return [read_value("env_type", EnvType, text) for text in self.env_type.split(",")]
 
 
 def _require(holds: bool, name: str, rule: str, value: object) -> None:
@@ -109,8 +122,7 @@ def calibrate(config: WarmupConfig) -> "list[tuple[EncodedTask, Prior]]":
             losses = warm_up(model, tasks, recipe, line.show)
     priors = [measure_prior(model, task) for task in tasks]
     output = Path(config.output)
-    model.save_pretrained(output)
-    tokenizer.save_pretrained(output)
+    save_base_model(model, tokenizer, output)
     record = describe_warmup(config, method, recipe, losses, list(zip(keys, priors, strict=True)))
     record["seconds"] = round(time.perf_counter() - start)
     (output / RECORD).write_text(json.dumps(record, indent=1) + "\n")
@@ -130,9 +142,8 @@ def _start_model(config: WarmupConfig) -> "tuple[PreTrainedModel, PreTrainedToke
 
 def _list_prompts(config: WarmupConfig) -> list[Key]:
     """The prompts asked for, then those that the model is calibrated for already."""
-    asked: list[Key] = [
-        (N, env, config.prompt_format, config.bit_separator) for N in config.N for env in config.env_type
-    ]
+    ending = (config.prompt_format, config.bit_separator)
+    asked: list[Key] = [(N, env_type, *ending) for N in config.sizes for env_type in config.env_types]
     known: list[Key] = []
     if config.model != "scratch":
         record = Path(check_model_folder(config.model)) / RECORD
@@ -229,29 +240,18 @@ def print_priors(results: "Sequence[tuple[EncodedTask, Prior]]") -> None:
     Console().print(table)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Parses the command line, calibrates, prints the table; returns the exit code."""
-    argv = sys.argv[1:] if argv is None else argv
-    try:
-        config = chz.Blueprint(WarmupConfig).make_from_argv(argv)
-    except EntrypointHelpException as help_text:
-        print(help_text)
-        return 0
-    except (ValueError, TypeError, EntrypointException) as error:
-        return _refuse(error)
+def main() -> int:
+    """Calibrates as the command line says; exit code 0, or 1 where a prompt stayed uncalibrated."""
+    (config,) = parse_arguments(sys.argv[1:], WarmupConfig, usage=USAGE)
     try:
         results = calibrate(config)
-    except ValueError as error:
-        return _refuse(error)
+    except ValueError as error:  # what only the model's own files show: a cut-off folder, a tokenizer that merges bits
+        print(f"error: {error}", file=sys.stderr)
+        return BAD_INPUT
     print_priors(results)
-    failed = [task for task, prior in results if not prior.is_calibrated]
-    print(f"{len(results) - len(failed)} of {len(results)} prompts calibrated; model={config.output}")
-    return 1 if failed else 0
-
-
-def _refuse(error: Exception) -> int:
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-    return 2
+    calibrated = sum(prior.is_calibrated for _, prior in results)
+    print(f"{calibrated} of {len(results)} prompts calibrated; use model={config.output}")
+    return 0 if calibrated == len(results) else 1
 
 
 if __name__ == "__main__":

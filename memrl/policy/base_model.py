@@ -142,13 +142,22 @@ def load_base_model(
 
     tokenizer = _load_checked_tokenizer(model, address)
     try:
-        with _quiet_loading():
+        with _hide_progress_bars():
             network: Any = AutoModelForCausalLM.from_pretrained(
                 address, dtype=getattr(torch, dtype), trust_remote_code=False
             )
     except (OSError, ValueError, KeyError) as error:
         raise _unreadable(model, error) from error
     return network.to(device).eval(), tokenizer
+
+
+def save_base_model(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", folder: Path) -> None:
+    """Writes a model and its tokenizer as a folder that `load_base_model` reads: safetensors and JSON."""
+    with _hide_progress_bars():
+        model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    for weights in folder.glob("*.safetensors"):
+        weights.chmod(0o644)  # they are written for the owner alone, and others can't install a package of such files
 
 
 def load_tokenizer(model: str) -> "PreTrainedTokenizerBase":
@@ -170,8 +179,8 @@ def _load_checked_tokenizer(model: str, address: str) -> "PreTrainedTokenizerBas
 
 
 @contextmanager
-def _quiet_loading() -> Iterator[None]:
-    """Keeps transformers' bar of loaded tensors from breaking the live line of a sweep."""
+def _hide_progress_bars() -> Iterator[None]:
+    """Keeps transformers' bars of loaded and written tensors from breaking the live line of a command."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()
