@@ -1,0 +1,240 @@
+"""An ideal Bayes observer of a pack's own reward streams: what could have been known, in bits.
+
+A channel is a function, so the exact posterior of a uniform secret is uniform over the secrets that agree with
+everything seen so far. A set per cell says it all, and an episode whose guess was seen before tells nothing new.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+
+from memrl.task.env import Outcomes
+from memrl.task.reward import FEEDBACK_DECIMALS, Channel
+from memrl.task.secret import num_bits
+
+_SAME = 0.5 * 10.0**-FEEDBACK_DECIMALS
+"""Rewards that differ by less are one feedback."""
+
+_ROUND_GROWTH = 4
+"""A round reads so many times the guesses of the round before: many a cell is certain after its first."""
+
+_NARROW = 4
+"""A set of fewer than 1/4 of all secrets is small: it is worth remembering, or going through one by one."""
+
+_CHUNK_REWARDS = 1 << 16
+"""Rewards computed at a time, so that they stay in a core's cache."""
+
+
+class PackObserver:
+    """Keeps, for every cell of a pack, the secrets that agree with all feedback seen so far.
+
+    Malformed answers tell nothing, except that on a per-step channel an answer that became malformed at env_step j
+    tells what its first j env_steps paid.
+
+    Args:
+        channels: the channel of each cell; cells may differ in N.
+    """
+
+    def __init__(self, channels: Sequence[Channel]) -> None:
+        kinds = dict.fromkeys(channels)
+        self._kinds = [_Kind(channel, {}) for channel in kinds]
+        position = {channel: kind for kind, channel in enumerate(kinds)}
+        self._kind = np.array([position[channel] for channel in channels], dtype=np.int64)
+        self._N = np.array([channel.N for channel in channels], dtype=np.int64)
+        self._consistent = np.arange(self._N.max(initial=0)) < self._N[:, None]
+        self._seen = np.zeros((len(channels), max((kind.num_keys for kind in self._kinds), default=0)), dtype=bool)
+        self._count = self._N.copy()
+
+    def __len__(self) -> int:
+        return len(self._N)
+
+    @property
+    def observed_bits(self) -> np.ndarray:
+        """log2 N - H(S | all seen so far) of each cell, in bits: float64 (cells,), from 0 to log2 N."""
+        return np.log2(self._N) - np.log2(self._count)
+
+    def candidates(self, cell: int) -> np.ndarray:
+        """The secrets of a cell that agree with all feedback so far, ascending; int64 (candidates,)."""
+        return np.flatnonzero(self._consistent[cell])
+
+    def observe(self, cells: int | np.ndarray, outcomes: Outcomes, rewards: np.ndarray) -> None:
+        """Reads episodes and what they paid, of one cell or of the whole pack at once, in any order.
+
+        A cell that is certain of its secret is not read any more.
+
+        Args:
+            cells: the cell of each outcome, (outcomes,), or one cell for all.
+            outcomes: how the episodes ended.
+            rewards: what `memrl.task.env.step_rewards` gave for them, (outcomes, env_steps), NaN where an env_step was
+                not taken or the cell has fewer.
+
+        Raises:
+            ValueError: no secret explains a cell's rewards: they are not those of its channel.
+        """
+        cells = np.broadcast_to(cells, outcomes.guess.shape)
+        for kind in range(len(self._kinds)):
+            of_kind = np.flatnonzero((self._kind == kind)[cells] & (self._count[cells] > 1))
+            if len(of_kind):
+                channel = self._kinds[kind].channel
+                chosen = Outcomes(*(getattr(outcomes, field.name)[of_kind] for field in fields(Outcomes)))
+                self._observe_kind(self._kinds[kind], cells[of_kind], _hear(channel, chosen, rewards[of_kind]))
+
+    def observe_examples(self, cells: int | np.ndarray, secrets: np.ndarray) -> None:
+        """Reads supervised examples: each shows the secret itself.
+
+        Args:
+            cells: cells whose channel is that of SFT, (examples,), or one cell for all.
+            secrets: their secrets, (examples,).
+        """
+        secrets = np.asarray(secrets)
+        done = np.ones(len(secrets), dtype=np.int64)
+        self.observe(cells, Outcomes(secrets, done, done > 0), secrets[:, None].astype(np.float64))
+
+    def drop(self, keep_indices: Sequence[int] | np.ndarray) -> None:
+        """Keeps these cells alone, in this order."""
+        keep = np.asarray(keep_indices, dtype=np.int64)
+        self._kind, self._N, self._count = self._kind[keep], self._N[keep], self._count[keep]
+        self._consistent = self._consistent[keep, : self._N.max(initial=0)]
+        self._seen = self._seen[keep]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a resumed observer needs besides the channels, as arrays."""
+        return {"consistent": self._consistent.copy(), "seen": self._seen.copy()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes up a state that `state_dict` gave for the same channels.
+
+        Raises:
+            ValueError: the state is of another pack.
+        """
+        seen = np.zeros((len(self), max(self._seen.shape[1], state["seen"].shape[1])), dtype=bool)
+        if state["consistent"].shape != self._consistent.shape:
+            raise ValueError(f"state must be of the same pack, got one of shape {state['consistent'].shape}")
+        seen[:, : state["seen"].shape[1]] = state["seen"]
+        self._consistent, self._seen = state["consistent"].copy(), seen
+        self._count = self._consistent.sum(axis=1)
+
+    def _observe_kind(self, kind: "_Kind", cells: np.ndarray, heard: "_Heard") -> None:
+        """Reads episodes of cells that share a channel, a few a cell at first, until the cell is certain."""
+        news = np.flatnonzero((heard.read > 0) & ~self._seen[cells, heard.key])
+        news = news[np.unique(cells[news] * kind.num_keys + heard.key[news], return_index=True)[1]]
+        self._seen[cells[news], heard.key[news]] = True
+        for places in _growing_rounds(cells[news]):
+            episodes = news[places]
+            episodes = episodes[self._count[cells[episodes]] > 1]
+            self._strike_out(kind, cells[episodes], heard.select(episodes))
+            touched = np.unique(cells[episodes])
+            self._count[touched] = self._consistent[touched].sum(axis=1)
+            if not self._count[touched].all():
+                raise ValueError(f"rewards must be those of {kind.channel.name}, got some that no secret explains")
+
+    def _strike_out(self, kind: "_Kind", cells: np.ndarray, heard: "_Heard") -> None:
+        """Strikes out the secrets under which these episodes would have been told something else."""
+        wide = self._count[cells] * _NARROW > kind.channel.N
+        ruled_out = kind.rule_out(heard.select(wide))
+        sizes = np.fromiter(map(len, ruled_out), dtype=np.int64, count=len(ruled_out))
+        if sizes.any():
+            self._consistent[np.repeat(cells[wide], sizes), np.concatenate(ruled_out)] = False
+        # Where few candidates are left, they alone are looked at.
+        narrow = np.flatnonzero(~wide)
+        distinct, which = np.unique(cells[narrow], return_inverse=True)
+        candidates = np.nonzero(self._consistent[distinct])[1]
+        sizes = self._consistent[distinct].sum(axis=1)
+        secret = candidates[_join_ranges((np.cumsum(sizes) - sizes)[which], sizes[which])]
+        episode = np.repeat(narrow, sizes[which])
+        wrong = ~heard.select(episode).agrees(kind.channel, secret)
+        self._consistent[cells[episode[wrong]], secret[wrong]] = False
+
+
+@dataclass(frozen=True)
+class _Heard:
+    """What episodes of one channel told.
+
+    Attributes:
+        key: a number for the env_steps that were completed; equal keys of a cell tell the same.
+        guess: the guess.
+        told: the rewards that the channel's function gave, (episodes, num_rewards).
+        read: how many of them count; 0 where the episode tells nothing.
+    """
+
+    key: np.ndarray
+    guess: np.ndarray
+    told: np.ndarray
+    read: np.ndarray
+
+    def select(self, chosen: np.ndarray) -> "_Heard":
+        return _Heard(self.key[chosen], self.guess[chosen], self.told[chosen], self.read[chosen])
+
+    def agrees(self, channel: Channel, secret: np.ndarray) -> np.ndarray:
+        """Whether the secret would have told the same: one secret an episode, (episodes,)."""
+        return _agrees(channel, self.guess, secret, self.told, self.read)
+
+    def agrees_with_all(self, channel: Channel) -> np.ndarray:
+        """Whether each of the N secrets would have told the same: (episodes, N)."""
+        guess, told, read = self.guess[:, None], self.told[:, None], self.read[:, None]
+        return _agrees(channel, guess, np.arange(channel.N), told, read)
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """A channel that cells share, and what its feedback was found to rule out."""
+
+    channel: Channel
+    remembered: dict[tuple[int, bytes], np.ndarray]
+
+    @property
+    def num_keys(self) -> int:
+        """Keys of `_Heard`: the nodes of a binary tree for a per-step channel, else the guesses."""
+        return 2 << num_bits(self.channel.N) if self.channel.per_step else self.channel.N
+
+    def rule_out(self, heard: _Heard) -> list[np.ndarray]:
+        """The secrets that each episode rules out, ascending; small sets are remembered for the cells to come."""
+        names = [(key, told.tobytes()) for key, told in zip(heard.key.tolist(), heard.told, strict=True)]
+        answers = [self.remembered.get(name) for name in names]
+        unknown = np.array([i for i, answer in enumerate(answers) if answer is None], dtype=np.int64)
+        size = max(1, _CHUNK_REWARDS // (self.channel.N * self.channel.num_rewards))
+        for chunk in np.split(unknown, range(size, len(unknown), size)):
+            for i, agrees in zip(chunk.tolist(), heard.select(chunk).agrees_with_all(self.channel), strict=True):
+                answers[i] = answer = np.flatnonzero(~agrees)
+                if len(answer) * _NARROW < self.channel.N:
+                    self.remembered[names[i]] = answer
+        return [answer for answer in answers if answer is not None]
+
+
+def _hear(channel: Channel, outcomes: Outcomes, rewards: np.ndarray) -> _Heard:
+    """Reads what the channel's function gave: the reward of every env_step, or of the last one that was taken."""
+    if not channel.per_step:
+        last = np.isfinite(rewards).sum(axis=1) - 1
+        told = np.take_along_axis(rewards, last[:, None], axis=1)
+        return _Heard(outcomes.guess, outcomes.guess, told, outcomes.well_formed.astype(np.int64))
+    k = num_bits(channel.N)
+    done = np.where(outcomes.well_formed, k, outcomes.steps_done)
+    # Nodes in heap order: a 1, then the bits that were written.
+    node = (1 << done) + (outcomes.guess >> (k - done))
+    return _Heard(node, outcomes.guess, rewards[:, :k], done)
+
+
+def _agrees(channel: Channel, guess: np.ndarray, secret: np.ndarray, told: np.ndarray, read: np.ndarray) -> np.ndarray:
+    same = np.abs(channel.rewards(guess, secret) - told) < _SAME
+    if not channel.per_step:
+        return same[..., 0]
+    unread = np.arange(channel.num_rewards) >= read[..., None]
+    return np.logical_and.reduce(same | unread, axis=-1)
+
+
+def _join_ranges(start: np.ndarray, length: np.ndarray) -> np.ndarray:
+    """The integers start[i] .. start[i] + length[i] - 1, for all i one after the other."""
+    begin = np.cumsum(length) - length
+    return np.arange(length.sum()) + np.repeat(start - begin, length)
+
+
+def _growing_rounds(cells: np.ndarray) -> Iterator[np.ndarray]:
+    """Splits positions so that the first round holds one episode a cell, the next 4, 16, ...; `cells` ascending."""
+    _, starts, counts = np.unique(cells, return_index=True, return_counts=True)
+    place = np.arange(len(cells)) - np.repeat(starts, counts)
+    low, high = 0, 1
+    while low < counts.max(initial=0):
+        yield np.flatnonzero((place >= low) & (place < high))
+        low, high = high, high + (high - low) * _ROUND_GROWTH
