@@ -11,6 +11,9 @@ _SEED = 20250929
 _CHUNK = 400
 """Conditions whose resamples are held in memory together."""
 
+_SMALLEST_ERROR = 0.2
+"""A resample's standard error, as a share of the sample's, at least: a resample of few distinct values has none."""
+
 Smooth = Callable[[np.ndarray], np.ndarray]
 """Means (..., p) to one value (...), or to the gradient (..., p)."""
 
@@ -76,6 +79,7 @@ def _studentize(values: np.ndarray, statistic: Smooth, gradient: Smooth, log_sca
     if n == 1:
         return np.stack([value, np.full_like(value, -np.inf), np.full_like(value, np.inf)])
     drawn, drawn_error = _value_and_error(values, draw_weights(n) / n, statistic, gradient)
+    drawn_error = np.maximum(drawn_error, _SMALLEST_ERROR * error[:, None])
     use_log = log_scale & (value > 0)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         plain = (drawn - value[:, None]) / drawn_error

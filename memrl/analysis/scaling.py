@@ -194,6 +194,7 @@ def estimate_scaling(cells: pd.DataFrame, by: tuple[str, ...] = ("agent", "chann
     """
     point, points = number_groups(cells, [*by, "N"])
     medians, resampled = group_medians(cells, point, len(points))
+    size = cells["batch_size"].fillna(1).astype(float).groupby(point, sort=True).mean().to_numpy()
     series, keys = number_groups(points, by)
     records = []
     for number in range(len(keys)):
@@ -214,7 +215,13 @@ def estimate_scaling(cells: pd.DataFrame, by: tuple[str, ...] = ("agent", "chann
             "exponent_upper": upper,
         }
         if len(usable) >= 3:
-            logs = np.log(np.where(np.isfinite(resampled[usable]), np.maximum(resampled[usable], 1e-9), np.nan))
-            record |= compare_models(N, medians[usable], np.nanstd(logs, axis=1)).__dict__
+            errors = _log_errors(medians[usable], resampled[usable], size[usable])
+            record |= compare_models(N, medians[usable], errors).__dict__
         records.append(record)
     return pd.DataFrame(records)
+
+
+def _log_errors(medians: np.ndarray, resampled: np.ndarray, size: np.ndarray) -> np.ndarray:
+    """Standard errors of log medians: the spread of resamples, and the rounding to whole updates of `size` episodes."""
+    logs = np.log(np.where(np.isfinite(resampled), np.maximum(resampled, 1e-9), np.nan))
+    return np.sqrt(np.nanvar(logs, axis=1) + (size / medians) ** 2 / 12)

@@ -1,0 +1,177 @@
+"""Everything that a report says of a sweep, computed once."""
+
+import json
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from memrl.analysis.cells import CELL_COLUMNS, IDENTITY, TUNED, measured_cells, number_groups
+from memrl.analysis.curves import CURVE_COLUMNS, Curves, collect_curves, mean_curves, when_observer_knew
+from memrl.analysis.estimate import build_ledger, compare_with_agents, describe_choices, estimate_groups
+from memrl.analysis.leak import judge_leaks
+from memrl.analysis.scaling import estimate_scaling
+from memrl.analysis.selection import hold_out_settings
+from memrl.analysis.verdicts import Verdict, judge_hypotheses
+from memrl.tables.schema import CURVES, EPISODES_TO_MEMORIZE
+from memrl.tables.store import TableStore
+
+MAP_AXES = ("lora_rank", "learning_rate")
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What made the rows.
+
+    Attributes:
+        versions: versions of each library, all that occur.
+        revisions: git revisions of the code.
+        seeds: the seeds that occur, as text.
+        shared: fields that are the same in every trained cell.
+    """
+
+    versions: dict[str, list[str]]
+    revisions: list[str]
+    seeds: str
+    shared: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A sweep's answers, as data frames.
+
+    Attributes:
+        address: of the tables.
+        num_planned: cells of the whole sweep, None where not known.
+        num_finished: cells of trained policies that have a row, failed ones included.
+        failed: the failed ones: cell_id, channel, N, learning_rate, lora_rank, seed, error.
+        num_secrets: distinct (N, secret) of trained policies.
+        estimates: one row an (agent, channel, N, model), at settings chosen on other secrets: estimate_groups,
+            compare_with_agents and describe_choices side by side.
+        conditions: one row a setting of every agent: estimate_groups.
+        maps: one row a (channel, N, model, rank, learning rate) of trained policies: estimate_groups.
+        ledger: build_ledger of trained policies at chosen settings.
+        learning: mean_curves of the same.
+        scaling: estimate_scaling of all agents at chosen settings.
+        leaks: judge_leaks over all trained cells.
+        prior: one row an (env_type, N, model): prior_kl_bits and prior_well_formed, the worst of its cells.
+        verdicts: on H1 to H5.
+        provenance: what made the rows.
+    """
+
+    address: str
+    num_planned: int | None
+    num_finished: int
+    failed: pd.DataFrame
+    num_secrets: int
+    estimates: pd.DataFrame
+    conditions: pd.DataFrame
+    maps: pd.DataFrame
+    ledger: pd.DataFrame
+    learning: pd.DataFrame
+    scaling: pd.DataFrame
+    leaks: pd.DataFrame
+    prior: pd.DataFrame
+    verdicts: list[Verdict]
+    provenance: Provenance
+
+
+def summarize_sweep(address: str, num_planned: int | None = None) -> Summary:
+    """Reads both tables and computes every number of the report.
+
+    Args:
+        address: of the tables.
+        num_planned: cells of the whole sweep, where the caller knows.
+
+    Raises:
+        ValueError: there is no finished cell of a trained policy at the address.
+    """
+    store = TableStore(address)
+    table = store.read(EPISODES_TO_MEMORIZE, list(CELL_COLUMNS)).to_pandas()
+    trained = table[(table["agent"] == "lora").to_numpy()]
+    if trained.empty:
+        raise ValueError(f"results must hold at least one finished cell, got none at {address}")
+    cells = measured_cells(table)
+    if cells.empty:
+        raise ValueError(f"results must hold a cell that measured something, got {len(trained)} failed at {address}")
+    lora = cells[(cells["agent"] == "lora").to_numpy()].reset_index(drop=True)
+    curves = collect_curves(store.read(CURVES, list(CURVE_COLUMNS)), lora)
+    chosen = hold_out_settings(cells)
+    chosen_lora = chosen[(chosen["agent"] == "lora").to_numpy()].reset_index(drop=True)
+    chosen_curves = _curves_of(curves, lora, chosen_lora)
+    known = when_observer_knew(chosen_curves, chosen_lora["signal_bits"].to_numpy())
+    group, keys = number_groups(chosen_lora, IDENTITY)
+    estimates = compare_with_agents(estimate_groups(chosen))
+    failed = ["cell_id", "channel", "N", "learning_rate", "lora_rank", "seed", "error"]
+    return Summary(
+        address=address,
+        num_planned=num_planned,
+        num_finished=len(trained),
+        failed=trained.loc[(trained["status"] == "failed").to_numpy(), failed].reset_index(drop=True),
+        num_secrets=len(lora.drop_duplicates(["N", "seed"])),
+        estimates=pd.concat([estimates, describe_choices(chosen)], axis=1),
+        conditions=estimate_groups(cells, (*IDENTITY, *_varying(cells, TUNED))),
+        maps=_estimate_maps(lora),
+        ledger=build_ledger(chosen_lora, *known),
+        learning=mean_curves(chosen_curves, group, keys),
+        scaling=estimate_scaling(chosen),
+        leaks=judge_leaks(curves, lora),
+        prior=_worst_priors(lora),
+        verdicts=judge_hypotheses(lora, chosen_lora, known),
+        provenance=_trace_provenance(trained),
+    )
+
+
+def _curves_of(curves: Curves, cells: pd.DataFrame, chosen: pd.DataFrame) -> Curves:
+    """The rows of chosen cells, numbered as these are; both tables list cells in the same order."""
+    index = pd.Series(np.arange(len(chosen)), index=chosen["cell_id"])
+    return curves.of_cells(index.reindex(cells["cell_id"]).fillna(-1).to_numpy(dtype=np.int64))
+
+
+def _estimate_maps(lora: pd.DataFrame) -> pd.DataFrame:
+    by = (*IDENTITY, *MAP_AXES)
+    return estimate_groups(hold_out_settings(lora, by), by)
+
+
+def _worst_priors(lora: pd.DataFrame) -> pd.DataFrame:
+    grouped = lora.groupby(["env_type", "N", "model"], sort=True)
+    return grouped.agg(
+        prior_kl_bits=("prior_kl_bits", "max"), prior_well_formed=("prior_well_formed", "min")
+    ).reset_index()
+
+
+def _varying(cells: pd.DataFrame, names: tuple[str, ...]) -> list[str]:
+    """Fields that differ between cells of one channel, N and agent: the ones that a table of settings must show."""
+    grouped = cells.groupby(["agent", "channel", "N"])[list(names)].nunique(dropna=False)
+    return [name for name in names if (grouped[name] > 1).any()]
+
+
+def _trace_provenance(trained: pd.DataFrame) -> Provenance:
+    versions: dict[str, list[str]] = {}
+    for text in trained["versions"].dropna().unique():
+        for name, version in json.loads(text).items():
+            versions.setdefault(name, []).append(str(version))
+    fields = (*TUNED, "model", "env_type", "algorithm")
+    shared = {
+        name: str(trained[name].iloc[0])
+        for name in fields
+        if trained[name].nunique(dropna=False) == 1 and pd.notna(trained[name].iloc[0])
+    }
+    return Provenance(
+        versions={name: sorted(set(found)) for name, found in versions.items()},
+        revisions=sorted(trained["revision"].dropna().unique().tolist()),
+        seeds=list_ranges(trained["seed"].unique()),
+        shared=shared,
+    )
+
+
+def list_ranges(values: np.ndarray) -> str:
+    """Integers as ranges.
+
+    >>> list_ranges(np.array([3, 0, 1, 2, 7]))
+    '0–3, 7'
+    """
+    ordered = np.unique(values)
+    breaks = np.flatnonzero(np.diff(ordered) != 1) + 1
+    runs = np.split(ordered, breaks)
+    return ", ".join(f"{run[0]}–{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs if len(run))

@@ -1,0 +1,328 @@
+"""Verdicts on the five hypotheses, decided by intervals alone.
+
+Each hypothesis is put as one number (two for H1) and a region in which it holds. The verdict is `supported` where
+the 95 % interval lies inside the region, `refuted` where the interval and the region have nothing in common, and
+`undecided` otherwise, also where there is nothing to decide from (Kruschke's region of practical equivalence).
+
+- H1, binary: rate << 1 bit for large N, because of exploration. The rate at the largest N lies in [0, 0.1] bits per
+  episode, and exploration makes up [0.5, 1] of what is missing to 1 bit. Supported where both are, refuted where one
+  is.
+- H2, binned_distance: the rate grows linearly in log2 B. The exponent p of rate ~ (log2 B)^p, common to all N, lies in
+  [0.75, 1.25].
+- H3: per-step reward reaches SFT's sample efficiency. E50 of per_bit over E50 of SFT, the geometric mean over N, lies
+  in [0, 2].
+- H4: E does not depend on the rank in RL. E50 at the lowest rank over E50 at the highest, by a common power of the rank
+  over all channels and N, lies in [2/3, 3/2]; each rank at a learning rate chosen on other secrets.
+- H5: the best learning rate does not depend on the rank. The best rate at the lowest rank over the best at the highest,
+  by a common power of the rank, lies in [1/2, 2].
+
+Intervals of H2 to H5 are percentiles over resampled secrets, the same secrets for all conditions of one N.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+
+from memrl.analysis.cells import IDENTITY, number_groups
+from memrl.analysis.estimate import build_ledger
+from memrl.analysis.resample import draw_weights, percentile_interval
+from memrl.analysis.scaling import arrange_by_seed, group_medians
+from memrl.analysis.selection import hold_out_settings
+
+Outcome = Literal["supported", "refuted", "undecided"]
+
+HYPOTHESES = {
+    "H1": "Binary reward: far below 1 bit per episode at large N, because of exploration",
+    "H2": "Distance reward: the rate grows linearly in log2 B",
+    "H3": "Per-step reward reaches the sample efficiency of SFT",
+    "H4": "Low rank is enough: E does not depend on the LoRA rank in RL",
+    "H5": "The best learning rate does not depend on the rank",
+}
+FAR_BELOW_A_BIT = (0.0, 0.1)
+MOSTLY_EXPLORATION = (0.5, 1.0)
+LINEAR = (0.75, 1.25)
+AS_EFFICIENT = (0.0, 2.0)
+SAME_EPISODES = (2 / 3, 3 / 2)
+SAME_RATE = (1 / 2, 2.0)
+_MOST_LEFT_OUT = 0.5
+"""No verdict where more than this share of the groups can't be used."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the intervals say of one hypothesis.
+
+    Attributes:
+        name: H1 … H5.
+        outcome: supported, refuted or undecided.
+        sentence: one sentence with the figures that decided.
+        value: the number that decided, NaN where there is none.
+        lower: lower end of its 95 % interval.
+        upper: upper end.
+        region: where the hypothesis holds.
+    """
+
+    name: str
+    outcome: Outcome
+    sentence: str
+    value: float = np.nan
+    lower: float = np.nan
+    upper: float = np.nan
+    region: tuple[float, float] = (np.nan, np.nan)
+
+
+def decide(lower: float, upper: float, region: tuple[float, float]) -> Outcome:
+    """Compares an interval with a region.
+
+    >>> decide(0.9, 1.1, (0.75, 1.25)), decide(2.0, 3.0, (0.75, 1.25)), decide(0.5, 1.0, (0.75, 1.25))
+    ('supported', 'refuted', 'undecided')
+    """
+    if np.isnan(lower) or np.isnan(upper):
+        return "undecided"
+    if region[0] <= lower and upper <= region[1]:
+        return "supported"
+    return "refuted" if upper < region[0] or lower > region[1] else "undecided"
+
+
+def judge_hypotheses(cells: pd.DataFrame, chosen: pd.DataFrame, known: tuple[np.ndarray, np.ndarray]) -> list[Verdict]:
+    """Verdicts on H1 to H5.
+
+    Args:
+        cells: measured cells of trained policies, all settings.
+        chosen: those at settings chosen on other secrets (`hold_out_settings`).
+        known: episodes and bits of `when_observer_knew` for the rows of `chosen`.
+    """
+    held_out = chosen["held_out"].to_numpy()
+    chosen, known = chosen[held_out].reset_index(drop=True), (known[0][held_out], known[1][held_out])
+    return [
+        judge_binary(chosen, known),
+        judge_bins(chosen),
+        judge_per_step(chosen),
+        judge_rank(cells),
+        judge_learning_rate(cells),
+    ]
+
+
+def judge_binary(chosen: pd.DataFrame, known: tuple[np.ndarray, np.ndarray]) -> Verdict:
+    """H1, from the ledger of the binary channel at the largest N; capacity is the nominal 1 bit."""
+    binary = (chosen["channel"] == "binary").to_numpy() & np.isfinite(known[1])
+    if not binary.any():
+        return Verdict("H1", "undecided", "No binary cells with an observer have finished.")
+    cells = chosen[binary]
+    largest = (cells["N"] == cells["N"].max()).to_numpy()
+    cells = cells[largest].reset_index(drop=True)
+    ledger = build_ledger(cells, known[0][binary][largest], known[1][binary][largest], ("channel", "N")).iloc[0]
+    rate = [float(ledger[f"absorbed_rate{end}"]) for end in ("", "_lower", "_upper")]
+    share = _exploration_share(cells, known[0][binary][largest], known[1][binary][largest])
+    outcomes = {decide(rate[1], rate[2], FAR_BELOW_A_BIT), decide(share[1], share[2], MOSTLY_EXPLORATION)}
+    outcome: Outcome = "refuted" if "refuted" in outcomes else "undecided"
+    if outcomes == {"supported"}:
+        outcome = "supported"
+    sentence = (
+        f"At N = {int(ledger['N'])} a binary episode taught {format_estimate(*rate)} bits, "
+        f"and exploration makes up {format_estimate(*(100 * x for x in share))} % of what is missing to 1 bit."
+    )
+    return Verdict("H1", outcome, sentence, rate[0], rate[1], rate[2], FAR_BELOW_A_BIT)
+
+
+def _exploration_share(cells: pd.DataFrame, known_episodes: np.ndarray, known_bits: np.ndarray) -> list[float]:
+    """(1 - observed rate) / (1 - absorbed rate) with its percentile interval."""
+    sums = np.stack([known_bits, known_episodes, cells["absorbed_bits"], cells["episodes"]], axis=1)
+    weights = np.vstack([np.ones(len(cells)), draw_weights(len(cells))]) @ sums
+    share = (1 - weights[:, 0] / weights[:, 1]) / (1 - weights[:, 2] / weights[:, 3])
+    lower, upper = percentile_interval(share[1:])
+    return [float(share[0]), float(lower), float(upper)]
+
+
+def judge_bins(chosen: pd.DataFrame) -> Verdict:
+    """H2, from bits per episode of binned_distance at three or more numbers of bins of one N and binning."""
+    cells = chosen[(chosen["reward_type"] == "binned_distance").to_numpy()].reset_index(drop=True)
+    condition, keys = number_groups(cells, ["binning", "N", "model", "reward_bins"])
+    series, _ = number_groups(keys, ["binning", "N", "model"])
+    bins = keys["reward_bins"].to_numpy(dtype=float)
+    usable = np.isin(series, np.flatnonzero(np.bincount(series) >= 3)) if len(keys) else np.zeros(0, dtype=bool)
+    if not usable.any():
+        found = ", ".join(f"{b:g}" for b in np.unique(bins)) or "none"
+        sentence = f"It takes binned_distance cells with three or more numbers of bins at one N; found {found}."
+        return Verdict("H2", "undecided", sentence)
+    seeds, num = cells["seed"].to_numpy(), len(keys)
+    absorbed, episodes = (
+        arrange_by_seed(cells[name].to_numpy(), condition, num, seeds, 0.0) for name in ("absorbed_bits", "episodes")
+    )
+    weights = np.vstack([np.ones(absorbed.shape[1]), draw_weights(absorbed.shape[1])]).T
+    with np.errstate(divide="ignore", invalid="ignore"):
+        log_rates = np.log((absorbed @ weights) / (episodes @ weights))
+    exponents = pooled_slope(np.log(np.log2(bins[usable])), log_rates[usable], series[usable])
+    value, lower, upper = _value_and_interval(exponents)
+    sentence = (
+        f"Over B = {bins[usable].min():g} to {bins[usable].max():g} bits per episode grow as "
+        f"(log2 B)^p with p = {format_estimate(value, lower, upper)}; linear means p = 1."
+    )
+    return Verdict("H2", decide(lower, upper, LINEAR), sentence, value, lower, upper, LINEAR)
+
+
+def judge_per_step(chosen: pd.DataFrame) -> Verdict:
+    """H3, from E50 of per_bit (credit per step) over E50 of SFT in the same env where there is one."""
+    has_own = (chosen["channel"] == "multi_step/sft").any()
+    channels = ["per_bit", "multi_step/sft" if has_own else "sft"]
+    cells = chosen[chosen["channel"].isin(channels)].reset_index(drop=True)
+    condition, keys = number_groups(cells, ["channel", "N", "model"])
+    pairs = keys.pivot_table(index=["N", "model"], columns="channel", values="N", aggfunc="size", dropna=False)
+    both = pairs.dropna().index if set(channels) <= set(pairs.columns) else pairs.index[:0]
+    if not len(both):
+        return Verdict("H3", "undecided", f"It takes finished cells of {channels[0]} and of {channels[1]} at one N.")
+    point, resampled = group_medians(cells, condition, len(keys))
+    medians = np.column_stack([point, resampled])
+    usable = pd.MultiIndex.from_frame(keys[["N", "model"]]).isin(both) & (point > 0)
+    sign = np.where(keys["channel"] == channels[0], 1.0, -1.0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        logs = (sign[usable, None] * np.log(medians[usable])).sum(axis=0) / (usable.sum() / 2)
+    value, lower, upper = (
+        float(np.exp(x)) for x in _value_and_interval(np.nan_to_num(logs, nan=np.inf, posinf=np.inf))
+    )
+    sentence = (
+        f"per_bit took {format_estimate(value, lower, upper)} times the episodes of {channels[1]}, "
+        f"the geometric mean over {len(both)} N."
+    )
+    return Verdict("H3", decide(lower, upper, AS_EFFICIENT), sentence, value, lower, upper, AS_EFFICIENT)
+
+
+def judge_rank(cells: pd.DataFrame) -> Verdict:
+    """H4, from E50 of every rank of the RL channels, each at a learning rate chosen on other secrets."""
+    cells = cells[(cells["algorithm"] == "rl").to_numpy()].reset_index(drop=True)
+    chosen = hold_out_settings(cells, (*IDENTITY, "lora_rank"))
+    chosen = chosen[chosen["held_out"].to_numpy()].reset_index(drop=True)
+    condition, keys = number_groups(chosen, [*IDENTITY, "lora_rank"])
+    series, _ = number_groups(keys, IDENTITY)
+    several = np.bincount(series, minlength=1) >= 2
+    if not len(keys) or not several.any():
+        return Verdict("H4", "undecided", "It takes finished RL cells at two or more ranks.")
+    point, resampled = group_medians(chosen, condition, len(keys))
+    reached = np.isfinite(point) & (point > 0)
+    whole = several & (np.bincount(series, weights=~reached, minlength=len(several)) == 0)
+    usable = whole[series]
+    left_out = (
+        f"{several.sum() - whole.sum()} of {several.sum()} (channel, N) left out: a rank did not reach its median"
+    )
+    if whole.sum() < _MOST_LEFT_OUT * several.sum():
+        return Verdict("H4", "undecided", f"Too few ranks can be compared ({left_out}).")
+    ranks = keys["lora_rank"].to_numpy(dtype=float)[usable]
+    with np.errstate(divide="ignore"):
+        logs = np.log(np.column_stack([point, resampled])[usable])
+    slopes = pooled_slope(np.log(ranks), logs, series[usable])
+    value, lower, upper = _ratio_of_ends(slopes, ranks)
+    sentence = (
+        f"E50 at rank {ranks.min():g} is {format_estimate(value, lower, upper)} times that at rank {ranks.max():g} "
+        f"({whole.sum()} combinations of channel and N{'; ' + left_out if whole.sum() < several.sum() else ''})."
+    )
+    return Verdict("H4", decide(lower, upper, SAME_EPISODES), sentence, value, lower, upper, SAME_EPISODES)
+
+
+def judge_learning_rate(cells: pd.DataFrame) -> Verdict:
+    """H5, from the learning rate with the smallest median E50 at every rank of the RL channels."""
+    cells = cells[(cells["algorithm"] == "rl").to_numpy()].reset_index(drop=True)
+    columns = [*IDENTITY, "lora_rank", "learning_rate"]
+    cells = hold_out_settings(cells, columns)
+    condition, keys = number_groups(cells, columns)
+    block, ranks = number_groups(keys, columns[:-1])
+    series, _ = number_groups(ranks, IDENTITY)
+    num_rates = np.bincount(block, minlength=len(ranks))
+    tried = (np.bincount(series, minlength=1) >= 2)[series] & (num_rates >= 3) if len(keys) else np.zeros(0, dtype=bool)
+    if not tried.any():
+        return Verdict("H5", "undecided", "It takes finished RL cells at two or more ranks and three or more rates.")
+    best, at_edge = _best_rates(cells, condition, keys["learning_rate"].to_numpy(dtype=float), block, len(ranks))
+    if at_edge[tried].mean() > _MOST_LEFT_OUT:
+        sentence = f"The best rate is the smallest or largest tried in {at_edge[tried].sum()} of {tried.sum()} groups."
+        return Verdict("H5", "undecided", sentence)
+    lora_ranks = ranks["lora_rank"].to_numpy(dtype=float)[tried]
+    slopes = pooled_slope(np.log(lora_ranks), np.log(best[tried]), series[tried])
+    value, lower, upper = _ratio_of_ends(slopes, lora_ranks)
+    sentence = (
+        f"The best learning rate at rank {lora_ranks.min():g} is {format_estimate(value, lower, upper)} times that "
+        f"at rank {lora_ranks.max():g} ({tried.sum()} combinations of channel, N and rank)."
+    )
+    return Verdict("H5", decide(lower, upper, SAME_RATE), sentence, value, lower, upper, SAME_RATE)
+
+
+def _best_rates(
+    cells: pd.DataFrame, condition: np.ndarray, rates: np.ndarray, block: np.ndarray, num_blocks: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Best learning rate of every block and resample, (blocks, 1 + resamples), and whether the first is at an end.
+
+    Medians that tie, or are not reached, are told apart by the mean of episodes used over all runs.
+    """
+    point, resampled = group_medians(cells, condition, len(rates))
+    mean = np.bincount(condition, weights=cells["e50"], minlength=len(rates)) / np.bincount(condition)
+    score = np.minimum(np.column_stack([point, resampled]), 1e15) + 1e-6 * mean[:, None]
+    best, at_edge = np.empty((num_blocks, score.shape[1])), np.zeros(num_blocks, dtype=bool)
+    for number in range(num_blocks):
+        rows = np.flatnonzero(block == number)
+        best[number] = rates[rows][score[rows].argmin(axis=0)]
+        at_edge[number] = best[number, 0] in (rates[rows].min(), rates[rows].max())
+    return best, at_edge
+
+
+def pooled_slope(x: np.ndarray, y: np.ndarray, series: np.ndarray) -> np.ndarray:
+    """Least-squares slope that all series share, each with a level of its own.
+
+    >>> x, series = np.array([0.0, 1.0, 0.0, 1.0]), np.array([0, 0, 1, 1])
+    >>> pooled_slope(x, np.array([[0.0], [2.0], [5.0], [9.0]]), series).tolist()
+    [3.0]
+
+    Args:
+        x: (points,).
+        y: (points, resamples); a series with a value that is not finite is left out of that resample.
+        series: int (points,).
+
+    Returns:
+        Slopes (resamples,); NaN where nothing is left.
+    """
+    top, bottom = np.zeros(y.shape[1]), np.zeros(y.shape[1])
+    for number in np.unique(series):
+        rows = series == number
+        centered = x[rows] - x[rows].mean()
+        finite = np.isfinite(y[rows]).all(axis=0)
+        top += np.where(finite, (centered[:, None] * np.where(np.isfinite(y[rows]), y[rows], 0.0)).sum(axis=0), 0.0)
+        bottom += np.where(finite, (centered**2).sum(), 0.0)
+    return np.divide(top, bottom, out=np.full_like(top, np.nan), where=bottom > 0)
+
+
+def _value_and_interval(resampled: np.ndarray) -> tuple[float, float, float]:
+    """The first entry, and the percentile interval of the others; NaN counts against both ends."""
+    lower, _ = percentile_interval(np.nan_to_num(resampled[1:], nan=-np.inf, posinf=np.inf, neginf=-np.inf))
+    _, upper = percentile_interval(np.nan_to_num(resampled[1:], nan=np.inf, posinf=np.inf, neginf=-np.inf))
+    return float(resampled[0]), float(lower), float(upper)
+
+
+def _ratio_of_ends(slopes: np.ndarray, ranks: np.ndarray) -> tuple[float, float, float]:
+    """Value at the lowest rank over value at the highest, from slopes on log rank."""
+    span = np.log(ranks.min()) - np.log(ranks.max())
+    with np.errstate(over="ignore"):
+        value, lower, upper = (float(np.exp(x)) for x in _value_and_interval(slopes * span))
+    return value, lower, upper
+
+
+def format_estimate(value: float, lower: float, upper: float) -> str:
+    """An estimate with its interval, three significant digits.
+
+    >>> format_estimate(0.01234, 0.009, float("inf"))
+    '0.0123 [0.009, ∞)'
+    """
+    end = "∞)" if np.isinf(upper) else f"{format_number(upper)}]"
+    return f"{format_number(value)} [{format_number(lower)}, {end}"
+
+
+def format_number(value: float, digits: int = 3) -> str:
+    """A number for a reader: significant digits, thousands set apart, no exponent unless it is tiny.
+
+    >>> [format_number(x) for x in (12345.6, 0.000012, 64.0, float("inf"), float("nan"))]
+    ['12,346', '1.2e-05', '64', 'not reached', '–']
+    """
+    if np.isnan(value):
+        return "–"
+    if np.isinf(value):
+        return "not reached" if value > 0 else "−∞"
+    text = f"{value:,.0f}" if abs(value) >= 10**digits else f"{value:.{digits}g}"
+    return text.replace("-", "−", 1) if text.startswith("-") else text
