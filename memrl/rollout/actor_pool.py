@@ -1,0 +1,276 @@
+"""The vLLM engines of a sweep: started once, outside every trial's placement group, and shared by all trials.
+
+The launcher calls `start_rollout_actors` and keeps what it returns until the sweep ends (the engines end with it). A
+trial calls `VLLMRollout.connect` and samples. `rollout_bundles` is what a trial adds to its placement group, behind
+the learner's bundle.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from memrl.rollout.backend import SampledEpisodes, SampleRequest
+from memrl.rollout.vllm_actor import EngineOptions, VLLMEngine, find_engine_device
+
+NAMESPACE = "memrl"
+"""Ray namespace of the actors, so that trials find them by name."""
+
+COLOCATED_ENGINE_GPUS = 0.51
+COLOCATED_LEARNER_GPUS = 0.49
+"""Shares of a GPU in colocated mode: two engines never fit one, so each has its own and leaves room for one learner."""
+
+_NODE_SHARE = 1e-4
+"""Ray counts resources in ten-thousandths."""
+
+
+@dataclass(frozen=True)
+class EngineRecord:
+    """Where and when an engine started.
+
+    Attributes:
+        actor: index of its actor in the pool.
+        node_id: Ray's id of its node.
+        node_ip: address of its node, as Ray knows it.
+        gpu_ids: the node's GPUs that it uses.
+        started: seconds since the epoch.
+    """
+
+    actor: int
+    node_id: str
+    node_ip: str
+    gpu_ids: tuple[str, ...]
+    started: float
+
+
+class EngineLedger:
+    """Every engine that was ever started in a pool, restarts included."""
+
+    def __init__(self) -> None:
+        self._records: list[EngineRecord] = []
+
+    def add(self, record: EngineRecord) -> None:
+        """Enters a started engine."""
+        self._records.append(record)
+
+    def records(self) -> list[EngineRecord]:
+        """All engines, in the order in which they started."""
+        return list(self._records)
+
+
+class VLLMRolloutActor(VLLMEngine):
+    """A rollout actor that enters itself in its pool's ledger once its engine is built."""
+
+    def __init__(self, options: EngineOptions, index: int, pool: str) -> None:
+        super().__init__(options)
+        context = ray.get_runtime_context()
+        gpu_ids = tuple(context.get_accelerator_ids().get("GPU", []))
+        record = EngineRecord(index, context.get_node_id(), ray.util.get_node_ip_address(), gpu_ids, time.time())
+        ray.get(_find_actor(f"{pool}-ledger").add.remote(record))
+
+    def is_ready(self) -> bool:
+        """True, as soon as the engine is built."""
+        return True
+
+
+def _name_actor(pool: str, index: int) -> str:
+    return f"{pool}-rollout-{index}"
+
+
+def _find_actor(name: str) -> Any:
+    return ray.get_actor(name, namespace=NAMESPACE)
+
+
+class VLLMRollout:
+    """Samples episodes with the engines of a pool; a `RolloutBackend`.
+
+    Args:
+        actors: handles of the pool's rollout actors, or of those of them that this trial is to use.
+        ledger: handle of the pool's ledger.
+    """
+
+    def __init__(self, actors: Sequence[Any], ledger: Any) -> None:
+        self.actors = list(actors)
+        self._ledger = ledger
+
+    @classmethod
+    def connect(cls, pool: str = "memrl", *, colocated: bool = False) -> "VLLMRollout":
+        """Finds the engines of a running pool by name, from any process of the same Ray cluster.
+
+        Args:
+            pool: the pool's name.
+            colocated: take only the engine that shares this process's GPU.
+
+        Raises:
+            ValueError: there is no such pool, or no engine on this process's GPU.
+        """
+        try:
+            ledger = _find_actor(f"{pool}-ledger")
+        except ValueError:
+            raise ValueError(f"pool must name running rollout actors, got {pool!r}") from None
+        where = {record.actor: record for record in ray.get(ledger.records.remote())}
+        if colocated:
+            where = {index: record for index, record in where.items() if _shares_gpu(record)}
+            if not where:
+                raise ValueError("colocated must be False where no engine shares the learner's GPU, got True")
+        return cls([_find_actor(_name_actor(pool, index)) for index in sorted(where)], ledger)
+
+    def sample(self, requests: Sequence[SampleRequest]) -> list[SampledEpisodes]:
+        """Samples every request, in order; blocks until all are done. Requests are split over the engines by cell."""
+        return self.submit(requests).result()
+
+    def submit(self, requests: Sequence[SampleRequest]) -> "PendingEpisodes":
+        """Hands the requests to the engines and returns at once; requests handed in later wait behind these."""
+        shares = split_by_cell(requests, len(self.actors))
+        parts = [
+            (share, actor.sample.remote([requests[position] for position in share]))
+            for share, actor in zip(shares, self.actors, strict=True)
+            if share
+        ]
+        return PendingEpisodes(parts, len(requests))
+
+    def stats(self) -> dict[str, Any]:
+        """What the pool has done.
+
+        Returns:
+            `engines_started` (restarts included), `engines` (an `EngineRecord` each) and `actors` (of this backend's
+            actors, an `EngineStats` each, as dicts).
+        """
+        records = ray.get(self._ledger.records.remote())
+        actors = ray.get([actor.stats.remote() for actor in self.actors])
+        return {"engines_started": len(records), "engines": records, "actors": actors}
+
+    def close(self) -> None:
+        """Lets go of the engines, which go on for the other trials."""
+        self.actors = []
+
+    def shut_down(self) -> None:
+        """Ends the engines; the launcher's business, when no trial samples any more."""
+        ray.get([actor.close.remote() for actor in self.actors])
+        for actor in (*self.actors, self._ledger):
+            ray.kill(actor)
+        self.actors = []
+
+
+class PendingEpisodes:
+    """Episodes that engines are sampling."""
+
+    def __init__(self, parts: list[tuple[list[int], Any]], num_requests: int) -> None:
+        self._parts = parts
+        self._num_requests = num_requests
+
+    def result(self) -> list[SampledEpisodes]:
+        """Waits for all episodes; in the order of the requests."""
+        done: dict[int, SampledEpisodes] = {}
+        for share, reference in self._parts:
+            done.update(zip(share, ray.get(reference), strict=True))
+        return [done[position] for position in range(self._num_requests)]
+
+
+def split_by_cell(requests: Sequence[SampleRequest], num_actors: int) -> list[list[int]]:
+    """Splits requests over actors: a cell's requests stay together, and actors get about as many tokens to sample each.
+
+    Returns:
+        positions in `requests` for each actor, ascending.
+    """
+    cells: dict[str, list[int]] = {}
+    for position, request in enumerate(requests):
+        cells.setdefault(request.cell_id, []).append(position)
+    cost = {cell: sum(requests[p].num_episodes * requests[p].max_tokens for p in at) for cell, at in cells.items()}
+    shares: list[list[int]] = [[] for _ in range(num_actors)]
+    load = [0] * num_actors
+    for cell in sorted(cells, key=lambda cell: -cost[cell]):
+        lightest = load.index(min(load))
+        shares[lightest] += cells[cell]
+        load[lightest] += cost[cell]
+    return [sorted(share) for share in shares]
+
+
+def start_rollout_actors(
+    options: EngineOptions,
+    num_rollout_actors: int = 1,
+    *,
+    pool: str = "memrl",
+    num_cpus: float = 1.0,
+    num_gpus: float | None = None,
+) -> VLLMRollout:
+    """Starts the engines of a sweep and waits until they can sample.
+
+    The engines belong to the calling process: they end when it ends, or at `shut_down`. An engine whose node is lost is
+    started again elsewhere, and what it was sampling is sampled again.
+
+    Args:
+        options: how each engine is built.
+        num_rollout_actors: number of engines.
+        pool: a name, one for each sweep that runs on the cluster at a time.
+        num_cpus: CPUs that Ray reserves for an engine; on a CPU also the threads that it computes with.
+        num_gpus: GPUs that Ray reserves for an engine; unset: tensor_parallel_size, a share of one when colocated, or
+            none for an engine that runs on a CPU.
+
+    Raises:
+        ValueError: vLLM is not installed, or num_rollout_actors is not positive.
+    """
+    find_engine_device()
+    if num_rollout_actors < 1:
+        raise ValueError(f"num_rollout_actors must be at least 1, got {num_rollout_actors}")
+    gpus = count_engine_gpus(options) if num_gpus is None else num_gpus
+    outside: Any = PlacementGroupSchedulingStrategy(placement_group=None)  # pyright: ignore[reportArgumentType]
+    common: dict[str, Any] = {"namespace": NAMESPACE, "scheduling_strategy": outside}
+    ledger: Any = ray.remote(EngineLedger).options(name=f"{pool}-ledger", num_cpus=0, **common).remote()
+    remote_class: Any = ray.remote(VLLMRolloutActor)
+    common |= {"num_cpus": num_cpus, "num_gpus": gpus, "max_restarts": 3, "max_task_retries": 3}
+    actors = [
+        remote_class.options(name=_name_actor(pool, index), **common).remote(options, index, pool)
+        for index in range(num_rollout_actors)
+    ]
+    ray.get([actor.is_ready.remote() for actor in actors])
+    return VLLMRollout(actors, ledger)
+
+
+def count_engine_gpus(options: EngineOptions) -> float:
+    """GPUs that Ray reserves for an engine: none where the installed vLLM runs on CPUs.
+
+    Raises:
+        ValueError: vLLM is not installed; or a colocated engine is to span several GPUs.
+    """
+    if options.colocated and options.tensor_parallel_size > 1:
+        raise ValueError(f"tensor_parallel_size must be 1 when colocated, got {options.tensor_parallel_size}")
+    if find_engine_device() == "cpu":
+        return 0.0
+    return COLOCATED_ENGINE_GPUS if options.colocated else float(options.tensor_parallel_size)
+
+
+def rollout_bundles(engines: Sequence[EngineRecord], max_trials_per_engine: int = 8) -> list[dict[str, float]]:
+    """The bundles that a trial adds to its placement group, behind its learner's: a share of every engine's node.
+
+    An engine holds its own CPUs and GPUs for the whole sweep. A trial's bundle reserves a share of the resource
+    `node:<address>` that Ray gives every node, so a trial starts only once the nodes of all its engines are there,
+    and no more than `max_trials_per_engine` trials wait for an engine.
+
+    >>> record = EngineRecord(actor=0, node_id="a", node_ip="10.0.0.7", gpu_ids=("0",), started=0.0)
+    >>> rollout_bundles([record], max_trials_per_engine=4)
+    [{'node:10.0.0.7': 0.25}]
+
+    Args:
+        engines: `VLLMRollout.stats()["engines"]`.
+        max_trials_per_engine: most trials at a time.
+
+    Returns:
+        one bundle a node with engines.
+
+    Raises:
+        ValueError: max_trials_per_engine is out of range.
+    """
+    if not 1 <= max_trials_per_engine <= 1000:
+        raise ValueError(f"max_trials_per_engine must lie in 1 .. 1000, got {max_trials_per_engine}")
+    share = max(1.0 / max_trials_per_engine // _NODE_SHARE * _NODE_SHARE, _NODE_SHARE)
+    return [{f"node:{address}": round(share, 4)} for address in dict.fromkeys(record.node_ip for record in engines)]
+
+
+def _shares_gpu(record: EngineRecord) -> bool:
+    context = ray.get_runtime_context()
+    here = set(context.get_accelerator_ids().get("GPU", []))
+    return record.node_id == context.get_node_id() and bool(here & set(record.gpu_ids))
