@@ -231,9 +231,7 @@ def print_priors(results: "Sequence[tuple[EncodedTask, Prior]]") -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(
-        "N", "env_type", "KL(uniform‖policy), bits", "largest deviation, bits", "well-formed mass", "calibrated"
-    )
+    table = Table("N", "env_type", "KL, bits", "largest deviation, bits", "well-formed", "calibrated")
     for task, prior in sorted(results, key=lambda result: (result[0].env_type, result[0].N)):
         figures = (f"{prior.kl_bits:.4f}", f"{prior.max_deviation_bits:.3f}", f"{prior.well_formed_mass:.4f}")
         table.add_row(str(task.N), task.env_type, *figures, "yes" if prior.is_calibrated else "no")
