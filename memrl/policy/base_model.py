@@ -74,7 +74,7 @@ def check_model_folder(model: str) -> str:
         ValueError: a path that is no folder, or a folder without a readable configuration, tokenizer or weights.
     """
     folder = embedded_model_folder() if model == "embedded" else Path(model).expanduser()
-    if folder.is_dir():
+    if model and folder.is_dir():
         problem = _find_folder_problem(folder)
         if problem:
             raise ValueError(f"{_RULE}, got {model!r} ({problem})")
@@ -115,6 +115,8 @@ def _find_weights_problem(path: Path) -> str:
                 return f"{path.name} is no safetensors file"
             header = json.loads(file.read(header_bytes))
     except (OSError, ValueError):
+        return f"{path.name} is no safetensors file"
+    if not isinstance(header, dict):
         return f"{path.name} is no safetensors file"
     last = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
     return "" if 8 + header_bytes + last == size else f"{path.name} is cut off"

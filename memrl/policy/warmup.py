@@ -1,10 +1,11 @@
 """The warm-up: makes a model answer prompts uniformly, without ever sampling an answer's tokens as labels.
 
 The targets are exact: at every node of a prompt's answer trie the next-token distribution of a uniform secret is known.
-The loss sums KL(target || policy) along the paths of some answers, so that its mean over all answers is KL(uniform ||
-policy) of the whole answer. KL alone hardly feels a rare token (after "1" the answer ends with probability 1/1111 when
-N = 4096), but the rarest answer counts as one secret like any other; so the squared log-ratio of each token is added,
-which weighs all answers alike and has the same minimum. Answers and prompts that deviate most are drawn more often.
+The loss sums KL(target || policy) along the paths of some answers, so that its mean over all answers is the divergence
+KL(uniform || policy) of the whole answer. KL alone hardly feels a rare token (after "1" the answer ends with probability
+1/1111 when N = 4096), but the rarest answer counts as one secret like any other; so the mean squared log-ratio of the
+tokens that may follow is added at each node, which weighs rare tokens like common ones and has the same minimum. Answers
+and prompts that deviate most are drawn more often.
 """
 
 import math
@@ -129,8 +130,8 @@ def compute_warmup_loss(
 ) -> "torch.Tensor":
     """Computes the loss of some answers, nats, averaged over answers and then over prompts.
 
-    Σ_t KL(p_t || q_t) + ratio_weight (log q_t(token) - log p_t(token))² along an answer's path, with p_t the exact
-    next-token distribution of a uniform secret and q_t the policy's.
+    Σ_t KL(p_t || q_t) + ratio_weight · mean_a (log q_t(a) - log p_t(a))² along an answer's path, with p_t the exact
+    next-token distribution of a uniform secret, q_t the policy's, and the mean over the tokens that p_t allows.
 
     Args:
         model: the policy, in training or evaluation mode.
@@ -147,25 +148,22 @@ def compute_warmup_loss(
     batch = plant_trees(tasks, nodes)
     losses = []
     for task, chosen, row, log_q in zip(tasks, answers, batch.nodes, score_nodes(model, batch), strict=True):
-        weights = _weigh_edges(task, chosen, row)
-        edge_weight, log_p = (torch.from_numpy(array).to(log_q) for array in weights)
+        passes, log_p = _weigh_nodes(task, chosen, row), lay_out_trie(task).log_p[row]
+        weight, log_p = (torch.from_numpy(array).to(log_q) for array in (passes, log_p))
         allowed = torch.isfinite(log_p)
-        node_weight = edge_weight.sum(dim=1, keepdim=True)
         log_ratio = log_q[:, torch.from_numpy(task.trie.alphabet).to(log_q.device)] - log_p
         log_ratio = torch.where(allowed, log_ratio, 0.0)
-        kl = -(node_weight * log_p.exp() * log_ratio).sum()
-        losses.append(kl + ratio_weight * (edge_weight * log_ratio**2).sum())
+        divergence = -(log_p.exp() * log_ratio).sum(dim=1)
+        squared = (log_ratio**2).sum(dim=1) / allowed.sum(dim=1)
+        losses.append(weight @ (divergence + ratio_weight * squared))
     return torch.stack(losses).mean()
 
 
-def _weigh_edges(task: EncodedTask, answers: np.ndarray, nodes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The share of `answers` that pass each edge, and log p of the edge; both (nodes, alphabet)."""
-    layout = lay_out_trie(task)
+def _weigh_nodes(task: EncodedTask, answers: np.ndarray, nodes: np.ndarray) -> np.ndarray:
+    """The share of `answers` whose path passes each node, float64 (nodes,)."""
     into = task.trie.paths[answers]
-    into = into[into >= 0]
-    weight = np.zeros((len(nodes), len(task.trie.alphabet)))
-    np.add.at(weight, (np.searchsorted(nodes, layout.parent[into]), layout.symbol[into]), 1.0 / len(answers))
-    return weight, layout.log_p[nodes]
+    passed = np.searchsorted(nodes, lay_out_trie(task).parent[into[into >= 0]])
+    return np.bincount(passed, minlength=len(nodes)) / len(answers)
 
 
 def warm_up(

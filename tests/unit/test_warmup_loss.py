@@ -35,7 +35,7 @@ def test_loss_of_some_answers_counts_their_paths_alone():
     # The policy gives every token 1/V. 1, 10 and 11 are three of twelve answers, so "1" has 1/4 and then ends with 1/3.
     root = math.log(V) + 9 / 12 * math.log(1 / 12) + 1 / 4 * math.log(1 / 4)
     after_one = math.log(V) + math.log(1 / 3)
-    ratios = (math.log(V) - math.log(4)) ** 2 + (math.log(V) - math.log(3)) ** 2
+    ratios = (9 * math.log(V / 12) ** 2 + math.log(V / 4) ** 2) / 10 + math.log(V / 3) ** 2
     loss = compute_warmup_loss(model, [task], [np.array([1])], ratio_weight=0.5)
     assert loss.item() == pytest.approx(root + after_one + 0.5 * ratios)
 
