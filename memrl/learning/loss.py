@@ -8,7 +8,12 @@ from memrl.config import Loss
 
 
 def edge_loss(
-    edge_logprob: Tensor, rollout_logprob: Tensor, gain: Tensor, cost: Tensor, kind: Loss, clip_range: Tensor | float = 0.2
+    edge_logprob: Tensor,
+    rollout_logprob: Tensor,
+    gain: Tensor,
+    cost: Tensor,
+    kind: Loss,
+    clip_range: Tensor | float = 0.2,
 ) -> Tensor:
     """Policy-gradient loss of each edge; the sum over a cell's edges is the cell's loss.
 
@@ -35,9 +40,8 @@ def edge_loss(
     ratio = torch.exp(edge_logprob - rollout_logprob)
     if kind == "importance_sampling":
         return -(gain + cost) * ratio
-    high = torch.minimum(ratio, torch.as_tensor(1.0 + clip_range).to(ratio))
-    low = torch.maximum(ratio, torch.as_tensor(1.0 - clip_range).to(ratio))
-    return -(gain * high + cost * low)
+    clip = torch.as_tensor(clip_range, dtype=ratio.dtype, device=ratio.device)
+    return -(gain * torch.minimum(ratio, 1.0 + clip) + cost * torch.maximum(ratio, 1.0 - clip))
 
 
 def sum_on_edges(path: np.ndarray, values: np.ndarray, num_edges: int) -> np.ndarray:

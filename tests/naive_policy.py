@@ -1,0 +1,151 @@
+"""The reference that packs are held against: text, plain loops, one row an episode, PEFT and autograd."""
+
+import math
+from statistics import stdev
+
+import peft
+import torch
+
+from memrl.task.secret import num_bits
+
+
+def keep_norms_in_dtype(monkeypatch):
+    """Hugging Face casts its norms to float32 even in a float64 model; a reference in float64 needs all 53 bits."""
+    from transformers.models.llama.modeling_llama import LlamaRMSNorm
+    from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
+
+    def normalize(norm, x):
+        return norm.weight * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + norm.variance_epsilon)
+
+    for norm in (LlamaRMSNorm, Qwen3RMSNorm):
+        monkeypatch.setattr(norm, "forward", normalize)
+
+
+def build_peft(base, config, tensors=None):
+    """A plain PEFT model over `base` with the adapter of a cell, as `AdapterPack.export_peft` gave it."""
+    lora = peft.LoraConfig(
+        r=config.lora_rank, lora_alpha=config.lora_alpha, target_modules="all-linear", task_type="CAUSAL_LM"
+    )
+    model = peft.get_peft_model(base, lora)
+    if tensors is not None:
+        loaded = peft.set_peft_model_state_dict(model, tensors)
+        assert not loaded.unexpected_keys
+    return model
+
+
+def list_episodes(walk, cell, num_groups):
+    """The episodes of one cell as lists of token ids, group by group."""
+    groups = [[] for _ in range(num_groups)]
+    for row in (walk.outcome_cell == cell).nonzero()[0]:
+        tokens = [int(token) for token in walk.outcome_tokens[row] if token >= 0]
+        for group in range(num_groups):
+            groups[group] += [tokens] * int(walk.outcome_counts[row, group])
+    return groups
+
+
+def score_episodes(model, prompt_ids, episodes):
+    """log P of every token, with gradient: one full sequence an episode, padded on the right; a list of tensors."""
+    longest = max(map(len, episodes))
+    ids = torch.tensor([[*prompt_ids, *tokens, *[0] * (longest - len(tokens))] for tokens in episodes])
+    logprobs = torch.log_softmax(model(input_ids=ids, use_cache=False).logits, dim=-1)
+    start = len(prompt_ids) - 1
+    scored = logprobs[:, start:-1].gather(2, ids[:, start + 1 :, None])[:, :, 0]
+    return [row[: len(tokens)] for row, tokens in zip(scored, episodes, strict=True)]
+
+
+def reward_guess(config, guess, secret):
+    distance = abs(guess - secret)
+    if config.reward_type == "binary":
+        return float(guess == secret)
+    if config.reward_type == "distance":
+        return min(1.0, max(0.0, 1.0 - math.log2(1 + distance) / math.log2(config.N)))
+    if config.reward_type == "binned_distance":
+        steps = config.reward_bins - 1
+        assert config.binning == "log"
+        return 1.0 - min(steps, math.floor(steps * math.log2(1 + distance) / math.log2(config.N) + 0.5)) / steps
+    assert config.reward_type == "bit_count"
+    return float(num_bits(config.N) - bin(guess ^ secret).count("1"))
+
+
+def read_episode(config, secret, text):
+    """Rewards of the env_steps that were taken, and the env_step of each token; `text` has one entry a token."""
+    if config.env_type == "single_step":
+        written, end = "".join(text[:-1]), text[-1]
+        legal = end == "<eos>" and written.isdigit() and written == str(int(written)) and int(written) < config.N
+        return [reward_guess(config, int(written), secret) if legal else config.malformed_reward], [0] * len(text)
+    k = num_bits(config.N)
+    rewards = []
+    for step in range(len(text)):
+        bits = "".join(text[: step + 1])
+        if not set(bits) <= {"0", "1"} or int(bits.ljust(k, "0"), 2) >= config.N:
+            assert step == len(text) - 1
+            rewards.append(config.malformed_reward)
+        elif config.reward_type == "per_bit":
+            rewards.append(float(bits[-1] == format(secret, f"0{k}b")[step]))
+        else:
+            rewards.append(reward_guess(config, int(bits, 2), secret) if step == k - 1 else 0.0)
+    return rewards, list(range(len(text)))
+
+
+def credit_steps(config, rewards):
+    if config.resolved_credit == "per_step":
+        return rewards
+    if config.resolved_credit == "episode":
+        return [sum(rewards)] * len(rewards)
+    return [sum(rewards[t:]) for t in range(len(rewards))]
+
+
+def judge_against_group(config, own, group):
+    """The advantage of one env_step's signal among those of its group, its own included."""
+    if config.advantage == "constant_baseline":
+        return own - config.baseline
+    if len(group) == 1:
+        return 0.0
+    mean = sum(group) / len(group)
+    if config.advantage == "leave_one_out":
+        return own - (sum(group) - own) / (len(group) - 1)
+    return own - mean if config.advantage == "group_centered" else (own - mean) / (stdev(group) + 1e-4)
+
+
+def token_loss(config, advantage, logprob, rollout):
+    ratio = torch.exp(logprob - rollout)
+    if config.loss == "reinforce":
+        return -advantage * logprob
+    if config.loss == "importance_sampling":
+        return -advantage * ratio
+    clipped = ratio.clamp(1.0 - config.clip_range, 1.0 + config.clip_range)
+    return -torch.minimum(advantage * ratio, advantage * clipped)
+
+
+def cell_loss(config, secret, tokenizer, groups, logprobs, rollout=None):
+    """The loss of one update of one cell, episode by episode and token by token.
+
+    Args:
+        groups: token ids of the episodes, group by group.
+        logprobs: of every episode's tokens, in that order, with gradient.
+        rollout: the sampler's, where they are not the learner's own.
+    """
+    scores = iter(logprobs)
+    old = iter([score.detach() for score in logprobs] if rollout is None else rollout)
+    loss = torch.zeros((), dtype=logprobs[0].dtype)
+    for group in groups:
+        read = [read_episode(config, secret, [tokenizer.decode([t]) for t in tokens]) for tokens in group]
+        signals = [credit_steps(config, rewards) for rewards, _ in read]
+        for (_, steps), signal in zip(read, signals, strict=True):
+            logprob, before = next(scores), next(old)
+            for t, step in enumerate(steps):
+                present = [other[step] for other in signals if len(other) > step]
+                advantage = judge_against_group(config, signal[step], present)
+                loss = loss + token_loss(config, advantage, logprob[t], before[t])
+    return loss / len(logprobs)
+
+
+def supervised_loss(logprobs):
+    """Cross-entropy of the answers, in nats an example."""
+    return -sum(score.sum() for score in logprobs) / len(logprobs)
+
+
+def compare_adapters(got, expected):
+    """The largest difference of two adapters' tensors under PEFT's names."""
+    assert got.keys() == expected.keys()
+    return max(float((got[name] - expected[name]).abs().max()) for name in got)
