@@ -1,0 +1,184 @@
+"""A packed cell makes the updates that PEFT and torch.optim make alone, episode by episode, in float64."""
+
+import copy
+
+import chz
+import peft
+import pytest
+import torch
+from naive_policy import (
+    build_peft,
+    cell_loss,
+    compare_adapters,
+    keep_norms_in_dtype,
+    list_episodes,
+    score_episodes,
+    supervised_loss,
+)
+
+from memrl.config import TrainConfig
+from memrl.learning.pack import Pack
+from memrl.policy.adapter_pack import describe_adapter
+from memrl.policy.base_model import encode_task, load_base_model
+from memrl.rollout.adapter_files import publish_adapter
+
+UPDATES = 10
+TOLERANCE = 1e-9
+
+THREE = [
+    TrainConfig(N=16, reward_type="binary", lora_rank=2, learning_rate=1e-3, group_size=8, seed=1, dtype="float64"),
+    TrainConfig(
+        N=10, reward_type="binned_distance", reward_bins=4, lora_rank=8, learning_rate=4e-3, group_size=4, batch_size=8,
+        advantage="std_normalized", loss="ppo", seed=2, dtype="float64",
+    ),
+    TrainConfig(
+        N=10, env_type="multi_step", reward_type="per_bit", lora_rank=1, learning_rate=2e-3, group_size=6, seed=3,
+        advantage="leave_one_out", loss="reinforce", lora_alpha=8.0, adam_beta2=0.95, dtype="float64",
+    ),
+]  # fmt: skip
+
+
+def list_thirty_two():
+    """The three, one that ends after four updates, and 28 more of every rank, rate, channel and size."""
+    channels = [
+        {"algorithm": "sft", "batch_size": 2},
+        {"reward_type": "distance"},
+        {"reward_type": "binary", "malformed_reward": -1.0, "advantage": "constant_baseline", "baseline": 0.25},
+        {"env_type": "multi_step", "reward_type": "bit_count", "credit": "return_to_go"},
+        {"env_type": "multi_step", "reward_type": "per_bit", "credit": "episode", "advantage": "std_normalized"},
+        {"env_type": "multi_step", "reward_type": "binary"},
+        {"env_type": "multi_step", "algorithm": "sft"},
+    ]
+    more = [
+        TrainConfig(
+            **channel, N=N, lora_rank=rank, learning_rate=1e-3 * (1 + place), group_size=4, seed=rank, dtype="float64"
+        )
+        for place, channel in enumerate(channels)
+        for N, rank in [(8, 1), (10, 3), (32, 4), (100, 16)]
+    ]
+    return [*THREE, chz.replace(THREE[0], n_steps=4, seed=9), *more]
+
+
+@pytest.fixture(autouse=True)
+def exact_norms(monkeypatch):
+    keep_norms_in_dtype(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def base():
+    return load_base_model("embedded", "float64")
+
+
+class PlainLoop:
+    """One cell, trained by PEFT and torch.optim.Adam on given episodes."""
+
+    def __init__(self, base, config, secret, tensors):
+        model, self.tokenizer = base
+        self.config, self.secret = config, secret
+        self.task = encode_task(self.tokenizer, config.N, config.env_type)
+        self.model = build_peft(copy.deepcopy(model), config, tensors)
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        betas = (config.adam_beta1, config.adam_beta2)
+        self.optimizer = torch.optim.Adam(trained, lr=config.learning_rate, betas=betas, eps=config.adam_epsilon)
+
+    def update(self, groups):
+        logprobs = score_episodes(self.model, self.task.prompt_ids, [e for group in groups for e in group])
+        if self.config.algorithm == "sft":
+            loss = supervised_loss(logprobs)
+        else:
+            loss = cell_loss(self.config, self.secret, self.tokenizer, groups, logprobs)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+
+    def export(self):
+        return peft.get_peft_model_state_dict(self.model)
+
+
+def train_beside_peft(base, configs, compared):
+    """Trains a pack, and PEFT alone on the episodes that the pack drew.
+
+    Returns:
+        each compared cell's adapter and episodes by the pack, and its adapter by PEFT, as (packed, plain, episodes).
+    """
+    pack = Pack(configs)
+    cells = {cell.config.cell_id: cell for cell in pack.cells}
+    names = [config.cell_id for config in configs]
+    loops = {
+        name: PlainLoop(base, configs[i], cells[name].secret, pack.adapters.export_peft(i))
+        for i, name in enumerate(names)
+        if i in compared
+    }
+    packed, episodes = {}, {name: [] for name in loops}
+    for _ in range(UPDATES + 1):
+        before = [cell.config.cell_id for cell in pack.cells]
+        made = {name: cells[name].updates for name in before}
+        if not before or max(made.values()) == UPDATES:
+            break
+        walk = pack.update()
+        after = [cell.config.cell_id for cell in pack.cells]
+        for name in loops.keys() & set(before):
+            if cells[name].updates > made[name]:
+                groups = list_episodes(walk, before.index(name), cells[name].config.num_groups)
+                loops[name].update(groups)
+                episodes[name].append(groups)
+                packed[name] = pack.adapters.export_peft(after.index(name))
+    return packed, {name: loop.export() for name, loop in loops.items()}, episodes
+
+
+@pytest.mark.parametrize("cell", range(3))
+def test_pack_of_one_trains_as_peft_does(base, cell):
+    packed, plain, episodes = train_beside_peft(base, [THREE[cell]], {0})
+    (name,) = plain
+    assert len(episodes[name]) == UPDATES
+    assert compare_adapters(packed[name], plain[name]) <= TOLERANCE
+
+
+def test_pack_of_three_trains_as_peft_does(base):
+    packed, plain, episodes = train_beside_peft(base, THREE, {0, 1, 2})
+    for name in plain:
+        assert len(episodes[name]) == UPDATES
+        assert compare_adapters(packed[name], plain[name]) <= TOLERANCE
+
+
+def test_pack_of_thirty_two_trains_as_peft_does_and_as_each_cell_alone(base):
+    configs = list_thirty_two()
+    assert len({config.cell_id for config in configs}) == 32
+    packed, plain, episodes = train_beside_peft(base, configs, set(range(32)))
+    assert len(episodes[configs[3].cell_id]) == 4
+    for name in plain:
+        assert compare_adapters(packed[name], plain[name]) <= TOLERANCE, name
+    for i in (0, 3, 4, 9, 22):
+        name = configs[i].cell_id
+        alone, _, drawn = train_beside_peft(base, [configs[i]], {0})
+        assert drawn[name] == episodes[name]
+        assert compare_adapters(alone[name], packed[name]) <= TOLERANCE
+
+
+def test_peft_loads_a_published_adapter_and_computes_the_same_policy(base, tmp_path):
+    config = chz.replace(THREE[2], learning_rate=2e-2)
+    pack = Pack([config])
+    for _ in range(5):
+        pack.update()
+    tensors = {name: tensor.numpy() for name, tensor in pack.adapters.export_peft(0).items()}
+    folder = publish_adapter(tmp_path, "cell", tensors, describe_adapter(config, list(pack.adapters.slots)))
+    model = peft.PeftModel.from_pretrained(copy.deepcopy(base[0]), folder)
+    task = encode_task(base[1], config.N, config.env_type)
+
+    walk = pack.update()
+    (episodes,) = list_episodes(walk, 0, 1)
+    with torch.no_grad():
+        scored = score_episodes(model, task.prompt_ids, episodes)
+    by_tokens = {tuple(tokens): logprobs for tokens, logprobs in zip(episodes, scored, strict=True)}
+    for path, tokens in zip(walk.outcome_path, walk.outcome_tokens, strict=True):
+        expected = by_tokens[tuple(tokens[tokens >= 0].tolist())]
+        torch.testing.assert_close(walk.edge_logprob[path[path >= 0]].detach(), expected, rtol=0, atol=1e-12)
+
+
+def test_adapters_move_by_far_more_than_the_tolerance(base):
+    pack = Pack(THREE)
+    start = [pack.adapters.export_peft(i) for i in range(3)]
+    for _ in range(UPDATES):
+        pack.update()
+    for i in range(3):
+        assert compare_adapters(pack.adapters.export_peft(i), start[i]) > 1e6 * TOLERANCE
