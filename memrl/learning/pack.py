@@ -7,18 +7,22 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import torch
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from memrl.config import Dtype, TrainConfig
 from memrl.learning.learner import Learner, Rewards, reward_walk
 from memrl.learning.progress import CellProgress
 from memrl.learning.provenance import describe_versions, find_revision
-from memrl.policy.adapter_pack import AdapterPack
+from memrl.policy.adapter_pack import AdapterPack, describe_adapter
 from memrl.policy.base_model import EncodedTask, encode_task, load_base_model
 from memrl.policy.calibration import Prior, check_calibrated, measure_prior
 from memrl.policy.packed import build_network
 from memrl.policy.trie_walk import Forest, Walk, walk_tries
+from memrl.rollout.backend import RolloutBackend, SampledEpisodes, SampleRequest
 from memrl.rollout.in_process import InProcessSampler
+from memrl.rollout.replay import Replay
 from memrl.tables.schema import CURVES_SCHEMA
 from memrl.task.reward import Channel, build_channel
 from memrl.task.secret import draw_secret
@@ -47,15 +51,19 @@ class Pack:
     Args:
         configs: the cells; they share model, dtype and prompt_format.
         device: where the base model and the adapters live.
+        backend: who samples the episodes; unset: the learner's own weights, in the pass that scores them.
 
     Raises:
         ValueError: the cells differ in what they must share, the model can't be read, or it is not calibrated for a prompt.
     """
 
-    def __init__(self, configs: Sequence[TrainConfig], *, device: str = "cpu") -> None:
+    def __init__(
+        self, configs: Sequence[TrainConfig], *, device: str = "cpu", backend: RolloutBackend | None = None
+    ) -> None:
         shared = {(c.model, c.dtype, c.prompt_format) for c in configs}
         if len(shared) != 1:
             raise ValueError(f"configs must share model, dtype and prompt_format, got {sorted(shared)}")
+        self._backend = backend
         self._where = (configs[0].model, configs[0].dtype, device)
         base, tokenizer = share_base_model(*self._where)
         tasks = [encode_task(tokenizer, c.N, c.env_type, c.prompt_format, c.bit_separator) for c in configs]
@@ -63,7 +71,7 @@ class Pack:
         self._channels = [cell.channel for cell in self._cells]
         self._secrets = np.array([cell.secret for cell in self._cells])
         self._num_env_steps = np.array([task.num_env_steps for task in tasks])
-        self._prompt_tokens = np.array([len(task.prompt_ids) for task in tasks])
+        self._tasks = tasks
         self._num_episodes = _lay_out_groups(configs)
         self._forest = Forest([task.trie for task in tasks], self._secrets.tolist())
         self._network, self._adapters = build_network(base, [task.prompt_ids for task in tasks], configs)
@@ -106,21 +114,89 @@ class Pack:
         Returns:
             the walk of this update: its episodes, by the cells as they were before any left.
         """
+        if self._backend is None:
+            return self.learn()
+        return self.learn(self._backend.sample(self.requests()))
+
+    def requests(self) -> list[SampleRequest]:
+        """What this update asks of a sampler outside the learner: one request for each live cell that is not sft."""
+        return [
+            self._request(i, cell, task)
+            for i, (cell, task) in enumerate(zip(self._cells, self._tasks, strict=True))
+            if cell.config.algorithm == "rl"
+        ]
+
+    def learn(self, episodes: Sequence[SampledEpisodes] | None = None) -> Walk:
+        """Makes the update from the given episodes, or from its own where none are given; see `update`.
+
+        Args:
+            episodes: the answers to `requests()`, in its order.
+
+        Raises:
+            ValueError: episodes are another cell's, or were sampled by another version of its adapter.
+        """
         start = time.perf_counter()
-        walk = walk_tries(self._network, self._forest, self._num_episodes, self._sampler)
-        observed = self._observer.observed_bits
-        for cell, log2, bits in zip(self._cells, walk.secret_log2, observed, strict=True):
+        splitter = self._sampler if episodes is None else Replay(self._forest, self._gather(episodes), self._num_groups)
+        walk = walk_tries(self._network, self._forest, self._num_episodes, splitter)
+        rollout = walk.edge_logprob.detach()
+        if isinstance(splitter, Replay):
+            told = torch.from_numpy(splitter.average_on_edges(walk)).to(rollout)
+            rollout = torch.where(told.isnan(), rollout, told)
+        for cell, log2, bits in zip(self._cells, walk.secret_log2, self._observer.observed_bits, strict=True):
             cell.record_score(float(log2), float(bits))
         learning = np.array([cell.status == "training" for cell in self._cells])
         rewards = reward_walk(walk, self._channels, self._secrets, self._num_env_steps)
-        norms = self._learner.update(walk, rewards, learning)
+        norms = self._learner.update(walk, rewards, learning, rollout)
         learning &= self._fail_diverged(norms)
-        self._record_curves(walk, rewards, norms, learning)
+        self._record_curves(walk, rewards, norms, rollout, learning)
         self._observer.observe(walk.outcome_cell, walk.outcomes, rewards.by_step)
         self._count(walk, learning, time.perf_counter() - start)
         if not learning.all():
             self._keep(np.nonzero(learning)[0])
         return walk
+
+    def _request(self, index: int, cell: CellProgress, task: EncodedTask) -> SampleRequest:
+        config = cell.config
+        tensors = {name: t.float().cpu().numpy() for name, t in self._adapters.export_peft(index).items()}
+        return SampleRequest(
+            cell_id=config.cell_id,
+            adapter=tensors,
+            adapter_config=describe_adapter(config, list(self._adapters.slots)),
+            adapter_version=cell.updates,
+            prompt_ids=task.prompt_ids,
+            stop_token_ids=() if task.stop_token_id is None else (task.stop_token_id,),
+            max_tokens=task.max_tokens,
+            num_episodes=config.episodes_per_update,
+            seed=int(np.random.SeedSequence([int(config.cell_id, 16), cell.updates]).generate_state(1)[0]),
+        )
+
+    def _gather(self, episodes: Sequence[SampledEpisodes]) -> list[SampledEpisodes]:
+        """Episodes of every cell, checked to be on-policy; the examples of an sft cell are its secret's tokens."""
+        given, gathered = iter(episodes), []
+        for cell, task in zip(self._cells, self._tasks, strict=True):
+            if cell.config.algorithm == "sft":
+                gathered.append(self._examples(cell, task))
+                continue
+            sampled = next(given)
+            got, wanted = (sampled.cell_id, sampled.adapter_version), (cell.config.cell_id, cell.updates)
+            if got != wanted:
+                raise ValueError(f"episodes must be on-policy: of cell and adapter version {wanted}, got {got}")
+            gathered.append(sampled)
+        return gathered
+
+    def _examples(self, cell: CellProgress, task: EncodedTask) -> SampledEpisodes:
+        path = task.trie.paths[cell.secret]
+        path = path[path >= 0]
+        before = np.concatenate([[0], path[:-1]])
+        tokens = task.trie.alphabet[(task.trie.child[before] == path[:, None]).argmax(1)]
+        shape = (cell.config.episodes_per_update, len(tokens))
+        return SampledEpisodes(
+            cell.config.cell_id, cell.updates, np.broadcast_to(tokens, shape), np.full(shape, np.nan)
+        )
+
+    @property
+    def _num_groups(self) -> np.ndarray:
+        return np.array([cell.config.num_groups for cell in self._cells])
 
     def fail(self, error: str) -> None:
         """Ends every live cell as failed."""
@@ -148,7 +224,8 @@ class Pack:
         return finite
 
     def _count(self, walk: Walk, learning: np.ndarray, seconds: float) -> None:
-        lengths = self._prompt_tokens[walk.outcome_cell] + (walk.outcome_path >= 0).sum(1)
+        prompt_tokens = np.array([len(task.prompt_ids) for task in self._tasks])
+        lengths = prompt_tokens[walk.outcome_cell] + (walk.outcome_path >= 0).sum(1)
         tokens = np.bincount(walk.outcome_cell, lengths * walk.outcome_counts.sum(1), minlength=len(self._cells))
         for cell, learns, more in zip(self._cells, learning, tokens, strict=True):
             cell.seconds += seconds / len(self._cells)
@@ -158,10 +235,17 @@ class Pack:
                 cell.tokens += int(more)
                 self.episodes += cell.config.episodes_per_update
 
-    def _record_curves(self, walk: Walk, rewards: Rewards, norms: np.ndarray, learning: np.ndarray) -> None:
+    def _record_curves(
+        self, walk: Walk, rewards: Rewards, norms: np.ndarray, rollout: Tensor, learning: np.ndarray
+    ) -> None:
         """One row a cell: its state before this update, and this update's episodes where it made one."""
         count = walk.outcome_counts.sum(1)
-        logprob = np.where(walk.outcome_path >= 0, walk.edge_logprob.detach().double().cpu().numpy()[walk.outcome_path], 0)
+        edges = walk.edge_logprob.detach()
+        real = walk.outcome_path >= 0
+        logprob, gap = (
+            np.where(real, values.double().cpu().numpy()[walk.outcome_path], 0.0).sum(1)
+            for values in (edges, (edges - rollout).abs())
+        )
 
         def average(values: np.ndarray) -> np.ndarray:
             total = np.bincount(walk.outcome_cell, values * count, minlength=len(self._cells))
@@ -176,9 +260,9 @@ class Pack:
             "absorbed_bits": [cell.absorbed_bits for cell in self._cells],
             "mean_reward": np.where(supervised, np.nan, average(rewards.total())),
             "well_formed": average(walk.outcomes.well_formed.astype(np.float64)),
-            "entropy_bits": average(-logprob.sum(1) / np.log(2.0)),
+            "entropy_bits": average(-logprob / np.log(2.0)),
             "gradient_norm": np.where(learning, norms, np.nan),
-            "logprob_gap": np.where(learning, 0.0, np.nan),
+            "logprob_gap": average(gap) / average(real.sum(1).astype(np.float64)),
         }
         self._curves.append(pa.RecordBatch.from_pydict(columns, schema=CURVES_SCHEMA))
 
@@ -188,7 +272,7 @@ class Pack:
         self._cells = [self._cells[i] for i in cells]
         self._channels = [self._channels[i] for i in cells]
         self._secrets, self._num_env_steps = self._secrets[cells], self._num_env_steps[cells]
-        self._prompt_tokens, self._num_episodes = self._prompt_tokens[cells], self._num_episodes[cells]
+        self._tasks, self._num_episodes = [self._tasks[i] for i in cells], self._num_episodes[cells]
         if not len(cells):
             return
         for part in (self._forest, self._learner, self._sampler):

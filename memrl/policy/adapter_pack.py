@@ -27,6 +27,26 @@ def find_linears(model: nn.Module) -> dict[str, nn.Linear]:
     return {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear) and m is not head}
 
 
+def describe_adapter(config: TrainConfig, layers: Iterable[str]) -> dict[str, object]:
+    """A cell's adapter_config.json, as PEFT and vLLM read it.
+
+    Args:
+        config: the cell.
+        layers: paths of the layers that its adapter is on.
+    """
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": config.model,
+        "r": config.lora_rank,
+        "lora_alpha": config.lora_alpha,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "target_modules": sorted({name.rpartition(".")[2] for name in layers}),
+        "inference_mode": True,
+    }
+
+
 @dataclass(frozen=True)
 class Slot:
     """Where one layer's adapter lies in the flat tensors.
