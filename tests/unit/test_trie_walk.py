@@ -1,0 +1,235 @@
+"""Walks down the answer tries: the law of the draws, P(secret), and gradients against one row an episode."""
+
+import copy
+import itertools
+import math
+
+import numpy as np
+import peft
+import pytest
+import torch
+from naive_policy import build_peft, cell_loss, keep_norms_in_dtype, list_episodes, score_episodes, supervised_loss
+from scipy import stats
+
+from memrl.config import TrainConfig
+from memrl.learning.learner import Learner, reward_walk
+from memrl.policy.base_model import encode_task, load_base_model
+from memrl.policy.calibration import compute_answer_log2
+from memrl.policy.embedded import build_embedded_model, build_embedded_tokenizer
+from memrl.policy.packed import build_network
+from memrl.policy.trie_walk import Forest, walk_tries
+from memrl.rollout.in_process import InProcessSampler
+from memrl.task.reward import build_channel
+
+EPISODES = 40_000
+
+
+@pytest.fixture(autouse=True)
+def exact_norms(monkeypatch):
+    keep_norms_in_dtype(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def random_model():
+    """Untrained weights: nearly every answer is malformed."""
+    return build_embedded_model(seed=3).double().eval().requires_grad_(False), build_embedded_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def calibrated_model():
+    return load_base_model("embedded", "float64")
+
+
+class Bench:
+    """Cells with adapters that have moved, ready to be walked."""
+
+    def __init__(self, base, configs, spread):
+        self.configs, (self.model, self.tokenizer) = configs, base
+        self.tasks = [encode_task(self.tokenizer, c.N, c.env_type) for c in configs]
+        self.secrets = np.array([(7 * i + 3) % c.N for i, c in enumerate(configs)])
+        self.forest = Forest([task.trie for task in self.tasks], self.secrets.tolist())
+        self.network, self.adapters = build_network(self.model, [task.prompt_ids for task in self.tasks], configs)
+        self.tensors = [self._move(cell, spread) for cell in range(len(configs))]
+
+    def _move(self, cell, spread):
+        generator = torch.Generator().manual_seed(cell)
+        tensors = self.adapters.export_peft(cell)
+        for name, tensor in tensors.items():
+            if "lora_B" in name:
+                tensor.copy_(torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype) * spread)
+        self.adapters.import_peft(cell, tensors)
+        return tensors
+
+    def merge(self, cell):
+        """The cell's policy as plain weights."""
+        merged = copy.deepcopy(self.model)
+        scale = self.configs[cell].lora_alpha / self.configs[cell].lora_rank
+        for name, tensor in self.tensors[cell].items():
+            if "lora_A" in name:
+                B = self.tensors[cell][name.replace("lora_A", "lora_B")]
+                layer = name.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
+                merged.get_submodule(layer).weight.data += scale * B @ tensor
+        return merged
+
+    def walk(self, counts):
+        return walk_tries(self.network, self.forest, np.array(counts), InProcessSampler(self.configs, self.forest))
+
+
+DRAWN = [
+    TrainConfig(N=7, seed=1, lora_rank=2),
+    TrainConfig(N=64, seed=2, lora_rank=3),
+    TrainConfig(N=6, seed=3, env_type="multi_step", reward_type="per_bit", lora_rank=1),
+]
+
+
+def pool_small(observed, expected):
+    """Merges cells of a chi-square table that expect fewer than ten, rarest first."""
+    order = np.argsort(expected)
+    observed, expected = observed[order], expected[order]
+    cut = int(np.searchsorted(np.cumsum(expected), 10)) + 1
+    return [np.append(column[cut:], column[:cut].sum()) for column in (observed, expected)]
+
+
+@pytest.mark.parametrize(("spread", "least", "most"), [(0.02, 0.0, 0.1), (0.2, 0.5, 1.0)])
+def test_episodes_are_drawn_with_the_policys_own_probabilities(calibrated_model, spread, least, most):
+    bench = Bench(calibrated_model, DRAWN, spread)
+    walk = bench.walk([[EPISODES - 1000, 1000]] * 3)
+    for cell, task in enumerate(bench.tasks):
+        mine = walk.outcome_cell == cell
+        np.testing.assert_array_equal(walk.outcome_counts[mine].sum(0), [EPISODES - 1000, 1000])
+        p = np.exp2(compute_answer_log2(bench.merge(cell), task))
+        whole = mine & walk.outcomes.well_formed
+        counts = np.bincount(walk.outcomes.guess[whole], walk.outcome_counts[whole].sum(1), minlength=task.N)
+        table = np.append(counts, EPISODES - counts.sum()), np.append(p, 1 - p.sum()) * EPISODES
+        assert stats.chisquare(*pool_small(*table)).pvalue > 1e-3
+    malformed = walk.outcome_counts[~walk.outcomes.well_formed].sum() / (3 * EPISODES)
+    assert least < malformed < most
+
+
+def test_malformed_episodes_end_in_the_tokens_that_the_policy_gives_them(random_model):
+    bench = Bench(random_model, DRAWN, spread=0.05)
+    walk = bench.walk([[EPISODES]] * 3)
+    for cell, task in enumerate(bench.tasks):
+        with torch.no_grad():
+            p = torch.softmax(bench.merge(cell)(torch.tensor([task.prompt_ids])).logits[0, -1], -1).numpy().copy()
+        p[task.trie.alphabet[task.trie.child[0] >= 0]] = 0.0
+        at_once = (walk.outcome_cell == cell) & ~walk.outcomes.well_formed & ((walk.outcome_path >= 0).sum(1) == 1)
+        counts = np.bincount(walk.outcome_tokens[at_once, 0], walk.outcome_counts[at_once, 0], minlength=len(p))
+        assert counts[p == 0].sum() == 0
+        left = counts.sum()
+        assert abs(left - EPISODES * p.sum()) < 4 * math.sqrt(EPISODES * p.sum() * (1 - p.sum()))
+        assert stats.chisquare(*pool_small(counts[p > 0], p[p > 0] / p.sum() * left)).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("base", ["random_model", "calibrated_model"])
+def test_the_secret_is_scored_exactly_whether_sampled_or_not(base, request):
+    bench = Bench(request.getfixturevalue(base), DRAWN, spread=0.05)
+    walk = bench.walk([[1]] * 3)
+    for cell, task in enumerate(bench.tasks):
+        expected = compute_answer_log2(bench.merge(cell), task)[bench.secrets[cell]]
+        assert walk.secret_log2[cell] == pytest.approx(expected, abs=1e-10)
+
+
+def list_learning_rules():
+    """Every loss x advantage x credit, on channels and sizes in turn, beside supervised cells."""
+    losses = ["importance_sampling", "reinforce", "ppo"]
+    advantages = ["group_centered", "leave_one_out", "std_normalized", "constant_baseline"]
+    channels = itertools.cycle(["per_bit", "bit_count", "binary"])
+    rules = itertools.product(losses, advantages, ["per_step", "return_to_go", "episode"])
+    shared = {"lora_rank": 2, "adam_beta1": 0.0, "malformed_reward": -0.5, "dtype": "float64"}
+    multi = [
+        TrainConfig(
+            N=6, env_type="multi_step", reward_type=next(channels), loss=loss, advantage=advantage, credit=credit,
+            group_size=5, batch_size=10, baseline=0.4, clip_range=0.05, seed=seed, **shared,
+        )
+        for seed, (loss, advantage, credit) in enumerate(rules)
+    ]  # fmt: skip
+    single = [
+        TrainConfig(
+            N=11, reward_type="binned_distance", reward_bins=4, loss=loss, advantage=advantage, group_size=6, seed=seed,
+            **shared,
+        )
+        for seed, (loss, advantage) in enumerate(itertools.product(losses, advantages))
+    ]  # fmt: skip
+    supervised = [TrainConfig(algorithm="sft", N=N, batch_size=n, **shared) for N, n in [(11, 1), (100, 3)]]
+    return [*multi, *single, *supervised]
+
+
+def read_gradient(bench, cell):
+    """The cell's gradient under PEFT's names: Adam's first moment after one update without decay."""
+    flat, tensors = bench.adapters.state_dict()["moment1"], {}
+    for slot in bench.adapters.slots.values():
+        tensors[f"{slot.name}.lora_A"] = bench.adapters.view_A(flat, slot)[cell]
+        tensors[f"{slot.name}.lora_B"] = bench.adapters.view_B(flat, slot)[cell].T
+    return tensors
+
+
+def differentiate_naively(bench, model, cell, walk, rollout):
+    """The gradient of the same episodes, each a row of its own, by autograd through PEFT."""
+    config, task = bench.configs[cell], bench.tasks[cell]
+    peft.set_peft_model_state_dict(model, bench.tensors[cell])
+    groups = list_episodes(walk, cell, config.num_groups)
+    episodes = [tokens for group in groups for tokens in group]
+    logprobs = score_episodes(model, task.prompt_ids, episodes)
+    if config.algorithm == "sft":
+        loss = supervised_loss(logprobs)
+    else:
+        paths = {
+            tuple(tokens[tokens >= 0].tolist()): path[path >= 0]
+            for owner, tokens, path in zip(walk.outcome_cell, walk.outcome_tokens, walk.outcome_path, strict=True)
+            if owner == cell
+        }
+        old = [rollout[paths[tuple(tokens)]] for tokens in episodes]
+        loss = cell_loss(config, int(bench.secrets[cell]), bench.tokenizer, groups, logprobs, old)
+    model.zero_grad()
+    loss.backward()
+    return {
+        name.removeprefix("base_model.model.").removesuffix(".default.weight"): parameter.grad
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    }
+
+
+@pytest.mark.parametrize("off_policy", [False, True])
+def test_gradients_are_those_of_the_naive_path_for_every_loss_advantage_and_credit(calibrated_model, off_policy):
+    bench = Bench(calibrated_model, list_learning_rules(), spread=0.1)
+    channels = [build_channel(config) for config in bench.configs]
+    most = max(config.num_groups for config in bench.configs)
+    counts = [
+        [c.episodes_per_update // c.num_groups] * c.num_groups + [0] * (most - c.num_groups) for c in bench.configs
+    ]
+    walk = bench.walk(counts)
+    assert not walk.outcomes.well_formed.all()
+    rewards = reward_walk(walk, channels, bench.secrets, np.array([task.num_env_steps for task in bench.tasks]))
+    rollout = walk.edge_logprob.detach()
+    if off_policy:
+        rollout = rollout + 0.1 * torch.randn(rollout.shape, generator=torch.Generator().manual_seed(0)).double()
+    learning = np.ones(len(bench.configs), dtype=bool)
+    learning[-1] = False
+    Learner(bench.configs, bench.network, bench.adapters).update(walk, rewards, learning, rollout)
+    model = build_peft(copy.deepcopy(bench.model), bench.configs[0])
+    for cell, config in enumerate(bench.configs):
+        got, expected = read_gradient(bench, cell), differentiate_naively(bench, model, cell, walk, rollout)
+        assert got.keys() == expected.keys()
+        moved = max(float(gradient.abs().max()) for gradient in expected.values())
+        if not learning[cell]:
+            assert moved > 0
+            assert not any(gradient.any() for gradient in got.values())
+            continue
+        difference = max(float((got[name] - expected[name]).abs().max()) for name in got)
+        assert difference <= 1e-10 * max(1.0, moved), config
+
+
+def test_a_forest_of_fewer_cells_walks_them_as_before(calibrated_model):
+    bench = Bench(calibrated_model, DRAWN, spread=0.05)
+    before = bench.walk([[100]] * 3)
+    kept = np.array([0, 2])
+    for part in (bench.forest, bench.network, bench.adapters):
+        part.keep(kept)
+    bench.configs = [DRAWN[0], DRAWN[2]]
+    after = bench.walk([[100]] * 2)
+    np.testing.assert_allclose(after.secret_log2, before.secret_log2[kept], rtol=0, atol=1e-12)
+    for new, old in enumerate(kept):
+        theirs, mine = before.outcome_cell == old, after.outcome_cell == new
+        np.testing.assert_array_equal(after.outcome_tokens[mine], before.outcome_tokens[theirs])
+        np.testing.assert_array_equal(after.outcome_counts[mine], before.outcome_counts[theirs])
