@@ -1,0 +1,274 @@
+"""Networks of a pack: the hand-written decoder against autograd, and both against plain forward passes."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from naive_policy import keep_norms_in_dtype
+from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GemmaConfig,
+    GemmaForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from memrl.config import TrainConfig
+from memrl.policy import decoder
+from memrl.policy.adapter_pack import AdapterPack, find_linears
+from memrl.policy.decoder import DecoderNetwork
+from memrl.policy.hugging_face import HuggingFaceNetwork
+from memrl.policy.packed import build_network
+
+SIZES = {
+    "vocab_size": 40,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.2,
+    "pad_token_id": 0,
+    "bos_token_id": None,
+    "eos_token_id": 1,
+}
+PROMPTS = [[5, 6, 7, 8, 9], [11, 12], [20, 21, 22, 23]]
+CELLS = [
+    TrainConfig(seed=1, lora_rank=2),
+    TrainConfig(seed=2, lora_rank=4, lora_alpha=8.0),
+    TrainConfig(seed=3, lora_rank=1),
+]
+
+
+def build_model(kind, config_kind, dtype=torch.float64, **more):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return kind(config_kind(**{**SIZES, **more})).to(dtype).eval().requires_grad_(False)
+
+
+def move_adapters(adapters):
+    """Gives every B some weight, so that all adapters show in the logits and A's have gradients."""
+    for cell in range(adapters.num_cells):
+        generator = torch.Generator().manual_seed(cell)
+        tensors = adapters.export_peft(cell)
+        for name, tensor in sorted(tensors.items()):
+            if "lora_B" in name:
+                tensor.copy_(0.1 * torch.randn(tensor.shape, generator=generator, dtype=torch.float64))
+        adapters.import_peft(cell, tensors)
+    return adapters
+
+
+def pack_by_hand(model, cells=CELLS):
+    adapters = AdapterPack(decoder.group_linears(model), cells, dtype=model.dtype)
+    return DecoderNetwork(model, PROMPTS, move_adapters(adapters)), adapters
+
+
+def pack_by_autograd(model, cells=CELLS):
+    groups = [{name: linear} for name, linear in find_linears(model).items()]
+    adapters = AdapterPack(groups, cells, dtype=torch.float64 if model.dtype == torch.float64 else torch.float32)
+    return HuggingFaceNetwork(model, PROMPTS, move_adapters(adapters)), adapters
+
+
+LEVELS = [
+    ([(0, 3, 0), (0, 4, 0), (1, 3, 0), (2, 9, 0), (2, 8, 0), (2, 7, 0)]),
+    ([(0, 10, 1), (0, 11, 0), (0, 12, 0), (2, 13, 2), (2, 14, 1)]),
+    ([(0, 15, 2), (2, 16, 0), (2, 17, 0), (2, 18, 1)]),
+]
+"""A tree of answers: (cell, token, slot of the parent in the level before); the second cell ends after one token."""
+
+
+def list_paths():
+    """Every node's tokens from the first to itself, level by level, in the order of LEVELS."""
+    before, paths = {cell: [[]] for cell in range(3)}, []
+    for level in LEVELS:
+        now = {cell: [] for cell in range(3)}
+        for cell, token, parent in level:
+            now[cell].append([*before[cell][parent], token])
+            paths.append((cell, now[cell][-1]))
+        before = now
+    return paths
+
+
+def walk_tree(network):
+    """Log-probabilities after every prompt and every node: (3 + nodes, vocabulary), with gradient."""
+    logits = [network.prefill()]
+    for level in LEVELS:
+        cell = torch.tensor([c for c, _, _ in level])
+        slot = torch.tensor([sum(c == other for other, _, _ in level[:i]) for i, (c, _, _) in enumerate(level)])
+        tokens, parents = torch.zeros((2, 3, int(slot.max()) + 1), dtype=torch.long)
+        tokens[cell, slot] = torch.tensor([t for _, t, _ in level])
+        parents[cell, slot] = torch.tensor([p for _, _, p in level])
+        logits.append(network.extend(tokens, parents, cell, slot))
+    return torch.log_softmax(torch.cat(logits), dim=-1)
+
+
+def draw_weights(logprobs):
+    generator = torch.Generator().manual_seed(9)
+    return torch.randn(logprobs.shape, generator=generator, dtype=torch.float64).to(logprobs)
+
+
+def backpropagate(network, logprobs):
+    network.backpropagate((draw_weights(logprobs) * logprobs).sum())
+
+
+def read_gradients(adapters):
+    """Every cell's gradient by layer, at its true rank."""
+    read = {}
+    for slot in adapters.slots.values():
+        for cell, rank in enumerate(adapters.ranks):
+            read[cell, slot.name, "A"] = adapters.view_A(adapters.gradient, slot)[cell, :rank]
+            read[cell, slot.name, "B"] = adapters.view_B(adapters.gradient, slot)[cell, :rank]
+    return read
+
+
+def largest_difference(got, expected):
+    assert got.keys() == expected.keys()
+    return max(float((got[key] - expected[key]).abs().max()) for key in got)
+
+
+def largest(tensors):
+    return max(float(tensor.abs().max()) for tensor in tensors.values())
+
+
+def merge(model, adapters, cell):
+    """The cell's policy as plain weights, with gradient, and the adapter's matrices as leaves."""
+    policy, leaves = copy.deepcopy(model), {}
+    for slot in adapters.slots.values():
+        rank = adapters.ranks[cell]
+        A, B = (v(adapters.parameters, slot)[cell, :rank].clone() for v in (adapters.view_A, adapters.view_B))
+        leaves[cell, slot.name, "A"], leaves[cell, slot.name, "B"] = A.requires_grad_(), B.requires_grad_()
+        layer = policy.get_submodule(slot.name)
+        weight = layer.weight.detach() + (float(adapters.scale[cell]) * B.T @ A).to(layer.weight.dtype)
+        del layer.weight
+        layer.weight = weight
+    return policy, leaves
+
+
+def compute_plainly(model, adapters):
+    """The same log-probabilities and gradients, one row a node, without a cache or shared prompts."""
+    nodes = [(cell, []) for cell in range(3)] + list_paths()
+    rows, leaves = [], {}
+    policies = [merge(model, adapters, cell) for cell in range(3)]
+    for cell, path in nodes:
+        logits = policies[cell][0](input_ids=torch.tensor([PROMPTS[cell] + path]), use_cache=False).logits[0, -1]
+        rows.append(torch.log_softmax(logits, dim=-1))
+    logprobs = torch.stack(rows)
+    (draw_weights(logprobs) * logprobs).sum().backward()
+    for _, mine in policies:
+        leaves |= mine
+    return logprobs.detach(), {key: leaf.grad for key, leaf in leaves.items()}
+
+
+SUPPORTED = [
+    pytest.param(LlamaForCausalLM, LlamaConfig, {}, id="llama"),
+    pytest.param(
+        LlamaForCausalLM, LlamaConfig, {"tie_word_embeddings": True, "num_key_value_heads": 1}, id="llama-tied"
+    ),
+    pytest.param(Qwen3ForCausalLM, Qwen3Config, {}, id="qwen3"),
+    pytest.param(Qwen3ForCausalLM, Qwen3Config, {"tie_word_embeddings": True}, id="qwen3-tied"),
+]
+
+
+@pytest.mark.parametrize(("kind", "config", "more"), SUPPORTED)
+def test_decoder_and_autograd_agree_in_float64(monkeypatch, kind, config, more):
+    keep_norms_in_dtype(monkeypatch)
+    model = build_model(kind, config, **more)
+    (by_hand, ours), (by_autograd, theirs) = pack_by_hand(model), pack_by_autograd(model)
+    got, expected = walk_tree(by_hand), walk_tree(by_autograd)
+    assert float((got - expected).detach().abs().max()) <= 1e-10
+    backpropagate(by_hand, got)
+    backpropagate(by_autograd, expected)
+    assert largest_difference(read_gradients(ours), read_gradients(theirs)) <= 1e-10 * largest(read_gradients(theirs))
+
+
+@pytest.mark.parametrize(("kind", "config", "more"), SUPPORTED)
+def test_decoder_agrees_with_plain_passes_in_float64(monkeypatch, kind, config, more):
+    keep_norms_in_dtype(monkeypatch)
+    model = build_model(kind, config, **more)
+    network, adapters = pack_by_hand(model)
+    got = walk_tree(network)
+    expected, gradients = compute_plainly(model, adapters)
+    assert float((got.detach() - expected).abs().max()) <= 1e-10
+    backpropagate(network, got)
+    assert largest_difference(read_gradients(adapters), gradients) <= 1e-10 * largest(gradients)
+
+
+@pytest.mark.parametrize(("kind", "config", "more"), SUPPORTED)
+def test_decoder_in_float32_is_near_float64(monkeypatch, kind, config, more):
+    keep_norms_in_dtype(monkeypatch)
+    model = build_model(kind, config, **more)
+    (double, exact), (single, rounded) = pack_by_hand(model), pack_by_hand(copy.deepcopy(model).float())
+    expected, got = walk_tree(double), walk_tree(single)
+    assert float((got - expected).detach().abs().max()) <= 1e-4
+    for network, logprobs in ((double, expected), (single, got)):
+        backpropagate(network, logprobs)
+    difference = largest_difference(read_gradients(rounded), read_gradients(exact))
+    assert 0 < difference <= 1e-4 * largest(read_gradients(exact))
+
+
+OTHERS = [
+    pytest.param(GemmaForCausalLM, GemmaConfig, {}, id="gemma"),
+    pytest.param(Gemma2ForCausalLM, Gemma2Config, {"sliding_window": 64}, id="gemma2"),
+    pytest.param(MistralForCausalLM, MistralConfig, {"sliding_window": None}, id="mistral"),
+    pytest.param(Phi3ForCausalLM, Phi3Config, {"sliding_window": None}, id="phi3-fused"),
+    pytest.param(Qwen2ForCausalLM, Qwen2Config, {}, id="qwen2-biased"),
+]
+
+
+@pytest.mark.parametrize(("kind", "config", "more"), OTHERS)
+def test_any_other_architecture_agrees_with_plain_passes(kind, config, more):
+    model = build_model(kind, config, **more)
+    network, adapters = build_network(model, PROMPTS, CELLS)
+    assert isinstance(network, HuggingFaceNetwork)
+    move_adapters(adapters)
+    got = walk_tree(network)
+    expected, gradients = compute_plainly(model, adapters)
+    # Norms in float32 inside a float64 model: both paths round alike, but not in every last bit.
+    assert float((got.detach() - expected).abs().max()) <= 1e-5
+    backpropagate(network, got)
+    assert largest_difference(read_gradients(adapters), gradients) <= 1e-5 * largest(gradients)
+
+
+def test_between_walks_the_base_model_is_the_plain_model():
+    model = build_model(MistralForCausalLM, MistralConfig, sliding_window=None)
+    ids = torch.tensor([PROMPTS[0]])
+    before = model(input_ids=ids).logits
+    network, _ = pack_by_autograd(model)
+    backpropagate(network, walk_tree(network))
+    torch.testing.assert_close(model(input_ids=ids).logits, before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("build", [pack_by_hand, pack_by_autograd])
+def test_cells_that_stay_are_not_touched_by_those_that_leave(monkeypatch, build):
+    keep_norms_in_dtype(monkeypatch)
+    model = build_model(LlamaForCausalLM, LlamaConfig)
+    network, adapters = build(model)
+    before = network.prefill().detach()
+    # Without the longest prompt and the largest rank, padding goes too.
+    for part in (network, adapters):
+        part.keep(np.array([1]))
+    assert adapters.rank == 4
+    torch.testing.assert_close(network.prefill().detach(), before[[1]], rtol=0, atol=1e-12)
+
+
+def test_what_the_decoder_does_not_know_is_left_to_autograd():
+    assert decoder.is_supported(build_model(LlamaForCausalLM, LlamaConfig))
+    for kind, config, more in [
+        (LlamaForCausalLM, LlamaConfig, {"attention_bias": True}),
+        (LlamaForCausalLM, LlamaConfig, {"hidden_act": "gelu"}),
+        (Qwen3ForCausalLM, Qwen3Config, {"use_sliding_window": True, "sliding_window": 4}),
+        (MistralForCausalLM, MistralConfig, {}),
+    ]:
+        assert not decoder.is_supported(build_model(kind, config, **more))
