@@ -1,0 +1,107 @@
+"""A pack over a random-weight base of any size: walk, rewards and update, without the tables and the observer.
+
+A random base is not calibrated, so a Pack would refuse it. Here the sampler keeps to the tokens that some answer has,
+which gives tries as full as those of a calibrated base; what a policy costs does not depend on how good it is.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from model_sizes import check_model_size
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
+
+from memrl.config import TrainConfig
+from memrl.learning.learner import Learner, reward_walk
+from memrl.policy.packed import build_network
+from memrl.policy.trie_walk import Forest, Level, Walk, walk_tries
+from memrl.rollout.in_process import InProcessSampler
+from memrl.task.reward import build_channel
+from memrl.task.secret import draw_secret
+from memrl.task.trie import AnswerTrie, build_trie
+
+STOP_TOKEN = 1
+FIRST_DIGIT = 3
+"""Answers are decimal digits: digit d is the token FIRST_DIGIT + d, so that no tokenizer is needed."""
+
+
+def build_random_base(size: str, *, dtype: str = "float32", device: str = "cpu") -> PreTrainedModel:
+    """A frozen decoder with random weights, built in place.
+
+    Args:
+        size: a name in model_sizes.SIZES.
+        dtype: of its weights.
+        device: where it is built.
+    """
+    shape = check_model_size(size)
+    shared: dict[str, Any] = {
+        "vocab_size": shape.vocabulary,
+        "hidden_size": shape.hidden,
+        "intermediate_size": shape.intermediate,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.key_heads,
+        "head_dim": shape.d_head,
+        "max_position_embeddings": 512,
+        "initializer_range": 0.02,
+        "pad_token_id": 0,
+        "eos_token_id": STOP_TOKEN,
+        "bos_token_id": None,
+        "tie_word_embeddings": shape.qwen3,
+    }
+    torch.manual_seed(0)
+    with torch.device(device):
+        model: PreTrainedModel = (
+            Qwen3ForCausalLM(Qwen3Config(**shared)) if shape.qwen3 else LlamaForCausalLM(LlamaConfig(**shared))
+        )
+    model = model.to(dtype=getattr(torch, dtype)).eval()  # pyright: ignore[reportCallIssue]
+    return model.requires_grad_(False)
+
+
+def build_digit_trie(N: int) -> AnswerTrie:
+    """The trie of 0 .. N-1 as decimal digits, each answer ended by STOP_TOKEN.
+
+    >>> build_digit_trie(12).depth
+    3
+    """
+    return build_trie([[[*(FIRST_DIGIT + int(d) for d in str(guess)), STOP_TOKEN]] for guess in range(N)])
+
+
+class BarePack:
+    """K cells over one base model, updated forever.
+
+    Args:
+        model: the base, frozen.
+        configs: one a cell; single_step.
+        prompt_tokens: length of every cell's prompt.
+    """
+
+    def __init__(self, model: PreTrainedModel, configs: Sequence[TrainConfig], prompt_tokens: int = 6) -> None:
+        tries = {N: build_digit_trie(N) for N in {c.N for c in configs}}
+        channels = {N: build_channel(next(c for c in configs if c.N == N)) for N in tries}
+        self.configs = list(configs)
+        self.episodes_per_update = sum(c.episodes_per_update for c in configs)
+        self._secrets = np.array([int(draw_secret(c.N, c.seed)[0]) for c in configs])
+        self._channels = [channels[c.N] for c in configs]
+        self._forest = Forest([tries[c.N] for c in configs], self._secrets.tolist())
+        prompt = [2 + i % 11 for i in range(prompt_tokens)]
+        self.network, self.adapters = build_network(model, [prompt] * len(configs), configs)
+        self._learner = Learner(configs, self.network, self.adapters)
+        self._sampler = _LegalSampler(configs, self._forest)
+        self._groups = np.array([[c.episodes_per_update] for c in configs])
+
+    def update(self) -> Walk:
+        """Samples, rewards and updates every cell once."""
+        walk = walk_tries(self.network, self._forest, self._groups, self._sampler)
+        rewards = reward_walk(walk, self._channels, self._secrets, np.ones_like(self._secrets))
+        self._learner.update(walk, rewards, np.ones(len(self.configs), dtype=bool))
+        return walk
+
+
+class _LegalSampler(InProcessSampler):
+    """Draws among the tokens that some answer has."""
+
+    def split(self, level: Level, legal: np.ndarray, illegal: np.ndarray) -> np.ndarray:
+        """See InProcessSampler.split."""
+        return super().split(level, legal, np.zeros_like(illegal))

@@ -1,0 +1,159 @@
+"""Counts the floating-point operations that an update needs, and those that padding adds.
+
+What counts as needed: a prompt once per cell, a distinct beginning of an answer once per cell, the sampling pass as the
+forward pass, no gradient of base weights, each adapter at its own rank. The last layer's queries, output projection and
+MLP count only where a token's output is read (the prompt's last token and the nodes), and the first layer's input
+gradient is left out. A multiplication and an addition are two operations. Norms, activations, softmax, Adam and
+everything else that is no matrix multiplication do not count.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from memrl.policy import decoder
+from memrl.policy.hugging_face import HuggingFaceNetwork
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What of a decoder decides how many operations it needs.
+
+    Attributes:
+        layers: widths (d_in, d_out) of each linear layer by its last name, one dict a decoder layer.
+        attention_width: heads times their width.
+        hidden: width of the residual stream.
+        vocabulary: tokens that the head scores.
+    """
+
+    layers: list[dict[str, tuple[int, int]]]
+    attention_width: int
+    hidden: int
+    vocabulary: int
+
+    @classmethod
+    def of(cls, model: PreTrainedModel) -> "Shape":
+        """Reads the shape of a Llama-like model."""
+        config: Any = model.config
+        layers = []
+        for index in range(config.num_hidden_layers):
+            block = model.get_submodule(f"model.layers.{index}")
+            linears = {n.rpartition(".")[2]: m for n, m in block.named_modules() if isinstance(m, nn.Linear)}
+            layers.append({name: (m.in_features, m.out_features) for name, m in linears.items()})
+        return cls(layers, layers[0]["q_proj"][1], config.hidden_size, config.vocab_size)
+
+    @property
+    def num_weights(self) -> int:
+        """Weights of the linear layers, head left out."""
+        return sum(d_in * d_out for layer in self.layers for d_in, d_out in layer.values())
+
+
+@dataclass
+class Fed:
+    """What one walk fed to the network.
+
+    Attributes:
+        prompts: prompt tokens of each cell, int64 (cells,).
+        levels: fed nodes of each cell, one int64 (cells,) a level.
+        computed: (cells, positions) that were computed, padding included: the prompts, then each level.
+    """
+
+    prompts: np.ndarray
+    levels: list[np.ndarray] = field(default_factory=list)
+    computed: list[tuple[int, int]] = field(default_factory=list)
+
+    @property
+    def num_real(self) -> int:
+        """Tokens that an update needs."""
+        return int(self.prompts.sum() + sum(level.sum() for level in self.levels))
+
+    @property
+    def num_computed(self) -> int:
+        """Tokens that were computed, padding included."""
+        return sum(cells * width for cells, width in self.computed)
+
+
+@dataclass(frozen=True)
+class Operations:
+    """Floating-point operations of one update, forward and backward, by what they serve."""
+
+    base: float
+    adapters: float
+    attention: float
+    head: float
+
+    @property
+    def total(self) -> float:
+        """All of them."""
+        return self.base + self.adapters + self.attention + self.head
+
+
+_ALWAYS = ("k_proj", "v_proj")
+"""Layers that the last decoder layer needs at every token: later tokens look at their output."""
+
+_ATTENTION_INPUT = ("q_proj", "k_proj", "v_proj")
+
+
+def count_operations(shape: Shape, fed: Fed, ranks: np.ndarray) -> Operations:
+    """Counts what one update needs.
+
+    Args:
+        shape: of the base model.
+        fed: what the walk fed.
+        ranks: the adapter's rank of each cell, int64 (cells,).
+    """
+    nodes = sum(fed.levels, np.zeros_like(fed.prompts))
+    everywhere, read = fed.prompts + nodes, 1 + nodes
+    base = adapters = 0.0
+    for index, layer in enumerate(shape.layers):
+        for name, (d_in, d_out) in layer.items():
+            tokens = read if index == len(shape.layers) - 1 and name not in _ALWAYS else everywhere
+            gives_gradient = not (index == 0 and name in _ATTENTION_INPUT)
+            base += 2.0 * d_in * d_out * tokens.sum() * (1 + gives_gradient)
+            # forward: A x and B (A x); backward: the same two for the gradients of B and A, one to A x, one to x.
+            adapters += 2.0 * (tokens * ranks).sum() * (2 * d_in + 3 * d_out + d_in * gives_gradient)
+    # Two matrix products forward (scores, mixing), four backward; the last layer asks for fewer tokens' queries.
+    seen_all, seen_read = _count_seen(fed)
+    attention = 12.0 * shape.attention_width * ((len(shape.layers) - 1) * seen_all + seen_read)
+    head = 2.0 * 2.0 * shape.hidden * shape.vocabulary * float(read.sum())
+    return Operations(base, adapters, attention, head)
+
+
+def _count_seen(fed: Fed) -> tuple[float, float]:
+    """Positions that tokens see, themselves included, summed over all tokens and over those whose output is read."""
+    below = sum((level * (fed.prompts + depth + 1)).sum() for depth, level in enumerate(fed.levels))
+    return float((fed.prompts * (fed.prompts + 1) / 2).sum() + below), float(fed.prompts.sum() + below)
+
+
+@contextmanager
+def watch_walks() -> Iterator[list[Fed]]:
+    """Notes what every walk inside the block feeds to its network; the list grows by one entry a walk."""
+    walks: list[Fed] = []
+    classes: list[Any] = [decoder.DecoderNetwork, HuggingFaceNetwork]
+    before = [(cls, cls.prefill, cls.extend) for cls in classes]
+
+    def watch(cls: Any, prefill: Any, extend: Any) -> None:
+        def prefill_watched(self: Any) -> Tensor:
+            real = self._tree._real
+            walks.append(Fed(real.sum(1).cpu().numpy(), computed=[tuple(real.shape)]))
+            return prefill(self)
+
+        def extend_watched(self: Any, tokens: Tensor, parents: Tensor, cell: Tensor, slot: Tensor) -> Tensor:
+            walks[-1].levels.append(np.bincount(cell.cpu().numpy(), minlength=len(tokens)))
+            walks[-1].computed.append((tokens.shape[0], tokens.shape[1]))
+            return extend(self, tokens, parents, cell, slot)
+
+        cls.prefill, cls.extend = prefill_watched, extend_watched
+
+    for cls, prefill, extend in before:
+        watch(cls, prefill, extend)
+    try:
+        yield walks
+    finally:
+        for cls, prefill, extend in before:
+            cls.prefill, cls.extend = prefill, extend

@@ -1,0 +1,141 @@
+"""Packs over a base model of real size, random weights, bf16: tokens, episodes, share of the matmul rate."""
+
+import sys
+from statistics import median
+from typing import Any, Literal
+
+import chz
+from measure import (
+    FOREVER,
+    Report,
+    Row,
+    describe_machine,
+    matmul_flops_per_s,
+    peak_memory_gib,
+    read_counts,
+    settle,
+    spread,
+    synchronize,
+    time_by_turns,
+)
+from model_sizes import check_model_size
+
+from memrl import cli
+from memrl.config import TrainConfig
+
+USAGE = """\
+Packs over a random-weight model of real size (the shape of Qwen3-0.6B) on a GPU; at a small size on the CPU.
+
+  python benchmarks/gpu.py
+  python benchmarks/gpu.py device=cpu model=0.2m pack_sizes=1,8 rounds=2
+"""
+
+_SIZES_ON_GPU = (4096, 8192)
+_SIZES_ON_CPU = (256,)
+"""A CPU without bf16 instructions takes seconds for larger products."""
+
+
+@chz.chz
+class Gpu:
+    """What is measured.
+
+    Raises:
+        ValueError: a field makes no sense; the message is one line.
+    """
+
+    device: Literal["auto", "cpu", "cuda"] = chz.field(default="auto", doc="auto: a GPU where there is one")
+    model: str | None = chz.field(
+        default=None, doc="a size of benchmarks/model_sizes.py; unset: qwen3-0.6b on a GPU, 0.2m on the CPU"
+    )
+    dtype: Literal["bfloat16", "float32"] = chz.field(default="bfloat16", doc="of the base model; adapters are float32")
+    pack_sizes: str = chz.field(default="1,8,32,128", doc="cells of a pack")
+    N: int = chz.field(default=64, doc="the secret is uniform on 0 .. N-1")
+    group_size: int = chz.field(default=32, doc="episodes of an update and cell")
+    lora_rank: int = chz.field(default=8, doc="rank of the adapters")
+    prompt_tokens: int = chz.field(default=16, doc="length of the prompt")
+    threads: int = chz.field(default=2, doc="CPU threads")
+    rounds: int = chz.field(default=5, doc="turns of the pack and of the matrix multiplication")
+    block_s: float = chz.field(default=2.0, doc="seconds of a turn of the pack")
+    output: str | None = chz.field(default=None, doc="file for the numbers, as JSON")
+
+    @chz.validate
+    def _check(self) -> None:
+        sizes = read_counts("pack_sizes", self.pack_sizes)
+        if self.model is not None:
+            check_model_size(self.model)
+        for name in ("prompt_tokens", "threads", "rounds"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        self.cells(max(sizes))
+
+    def cells(self, size: int) -> list[TrainConfig]:
+        """Cells of the binary channel that do not end."""
+        fields: dict[str, Any] = {name: getattr(self, name) for name in ("N", "group_size", "lora_rank")}
+        return [TrainConfig(seed=i, n_steps=FOREVER, learning_rate=4e-5, **fields) for i in range(size)]
+
+
+def main() -> None:
+    """Measures every pack and prints the table."""
+    (gpu,) = cli.parse_arguments(sys.argv[1:], Gpu, usage=USAGE)
+    settle(gpu.threads)
+    import torch
+    from bare_pack import build_random_base
+
+    device = gpu.device if gpu.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    machine = describe_machine(gpu.threads)
+    if device == "cuda":
+        machine["gpu"] = torch.cuda.get_device_name()
+    report = Report("packs over a model of real size", chz.asdict(gpu), machine, gpu.output)
+    size = gpu.model or ("qwen3-0.6b" if device == "cuda" else "0.2m")
+    model = build_random_base(size, dtype=gpu.dtype, device=device)
+    rows: list[Row] = []
+    for cells in read_counts("pack_sizes", gpu.pack_sizes):
+        rows.append(measure_pack(gpu, model, cells, device))
+        rows[-1]["episodes/s / first row's"] = rows[-1]["episodes/s"] / rows[0]["episodes/s"]
+        note = f"{size}, {gpu.dtype}, N={gpu.N}, groups of {gpu.group_size}, rank {gpu.lora_rank}"
+        note += f", prompt of {gpu.prompt_tokens} tokens"
+        report.add(f"{cells} cells and fewer", rows, note)
+
+
+def measure_pack(gpu: Gpu, model: Any, size: int, device: str) -> Row:
+    """One pack: its rates and memory, with torch.mm by turns."""
+    import torch
+    from bare_pack import BarePack
+    from flops import Shape, count_operations, watch_walks
+
+    if device == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    pack = BarePack(model, gpu.cells(size), gpu.prompt_tokens)
+
+    def update() -> None:
+        pack.update()
+        synchronize(device)
+
+    with watch_walks() as walks:
+        walk = pack.update()
+    needed = count_operations(Shape.of(model), walks[-1], pack.adapters.ranks).total
+    lengths = gpu.prompt_tokens + (walk.outcome_path >= 0).sum(1)
+    episode_tokens = float((lengths * walk.outcome_counts.sum(1)).sum())
+    seconds, rates = [], []
+    for _ in range(gpu.rounds):
+        sizes = _SIZES_ON_GPU if device == "cuda" else _SIZES_ON_CPU
+        rates.append(matmul_flops_per_s(gpu.dtype, device, sizes=sizes))
+        seconds += time_by_turns({"pack": update}, 1, gpu.block_s, warm_up=1)["pack"]
+    plain = median(seconds)
+    memory = torch.cuda.max_memory_allocated() / 2**30 if device == "cuda" else peak_memory_gib()
+    return {
+        "pack": size,
+        "ms/update": spread([1e3 * s for s in seconds]),
+        "episodes/s": pack.episodes_per_update / plain,
+        "tokens/s, as episodes count them": episode_tokens / plain,
+        "tokens/s, distinct": walks[-1].num_real / plain,
+        "TFLOP/s": needed / plain / 1e12,
+        "mm TFLOP/s": median(rates) / 1e12,
+        "% of mm": spread([100 * needed / s / rate for s, rate in zip(seconds, rates, strict=True)]),
+        "memory GiB": memory,
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,209 @@
+"""The same job by TRL's GRPOTrainer, in the leanest settings that it has on a CPU.
+
+What is switched off: bf16, gradient checkpointing, logging, evaluation, saving, gradient clipping, the reference model.
+One generation serves one update, and the batch is the group. The objective is memrl's: advantages centered by the group
+and not divided by its deviation; dr_grpo's loss is a sum over tokens, divided by the most tokens of an answer, which the
+reward is multiplied by. PEFT starts A from U(±1/sqrt(d_in)) and B from 0, as memrl does.
+"""
+
+import logging
+import math
+import tempfile
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from datasets import Dataset
+from measure import CLOCKS
+from peft import LoraConfig
+from transformers import TrainerCallback
+from trl import GRPOConfig, GRPOTrainer
+
+from memrl.config import TrainConfig
+from memrl.policy.adapter_pack import find_linears
+from memrl.policy.base_model import encode_task, load_base_model
+from memrl.task.prompt import prompt_text
+from memrl.task.secret import draw_secret
+
+
+@dataclass
+class TrlCell:
+    """One cell, trained by TRL.
+
+    Args:
+        config: the cell; binary reward on single_step.
+        after_update: called after every update with this object; returns whether to stop.
+
+    Attributes:
+        updates: updates made.
+        mean_reward: of the last group, in memrl's units.
+    """
+
+    config: TrainConfig
+    after_update: Callable[["TrlCell"], bool]
+    updates: int = 0
+    mean_reward: float = 0.0
+    _trainer: Any = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        quieten()
+        self._model, self._tokenizer = load_base_model(self.config.model)
+        self._task = encode_task(self._tokenizer, self.config.N, self.config.env_type)
+        secret = self.config.secret
+        self.secret = int(draw_secret(self.config.N, self.config.seed)[0]) if secret is None else secret
+        self._folder = tempfile.TemporaryDirectory(prefix="trl-")
+        arguments = lean_arguments(self.config, self._task.max_tokens, self._folder.name)
+        layers = list(find_linears(self._model))
+        prompts = [prompt_text(self.config.N, self.config.env_type)] * self.config.group_size
+        self._trainer = GRPOTrainer(
+            model=self._model,
+            processing_class=self._tokenizer,
+            reward_funcs=self._reward,
+            args=arguments,
+            train_dataset=Dataset.from_dict({"prompt": prompts}),
+            peft_config=LoraConfig(
+                r=self.config.lora_rank, lora_alpha=self.config.lora_alpha, lora_dropout=0.0, target_modules=layers
+            ),
+            callbacks=[_AfterUpdate(self)],
+        )
+        for callback in list(self._trainer.callback_handler.callbacks):
+            if type(callback).__name__ in ("PrinterCallback", "ProgressCallback"):
+                self._trainer.remove_callback(callback)
+
+    def train(self) -> None:
+        """Trains to n_steps, or until `after_update` says stop."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            self._trainer.train()
+        self._folder.cleanup()
+
+    def secret_log2(self) -> float:
+        """log2 P(secret), exact, stop token included."""
+        path = self._task.trie.paths[self.secret]
+        nodes = path[path >= 0]
+        answer = [self._token_into(int(node)) for node in nodes]
+        ids = torch.tensor([[*self._task.prompt_ids, *answer]])
+        with torch.no_grad():
+            logits = self._trainer.model(input_ids=ids).logits[0, len(self._task.prompt_ids) - 1 : -1]
+        logprobs = torch.log_softmax(logits.double(), dim=-1)
+        return float(logprobs[range(len(answer)), answer].sum()) / math.log(2.0)
+
+    def _token_into(self, node: int) -> int:
+        _, symbol = (self._task.trie.child == node).nonzero()
+        return int(self._task.trie.alphabet[symbol[0]])
+
+    def _reward(self, completion_ids: list[list[int]], **columns: Any) -> list[float]:
+        path = self._task.trie.paths[self.secret]
+        right = [self._token_into(int(node)) for node in path[path >= 0]]
+        hits = [ids == right for ids in completion_ids]
+        self.mean_reward = sum(hits) / len(hits)
+        # dr_grpo divides by the most tokens of an answer; memrl's loss does not.
+        return [float(hit) * self._task.max_tokens for hit in hits]
+
+
+class _AfterUpdate(TrainerCallback):
+    def __init__(self, cell: TrlCell) -> None:
+        self._cell = cell
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> Any:
+        """Counts the update and asks whether to go on."""
+        self._cell.updates += 1
+        if self._cell.after_update(self._cell):
+            control.should_training_stop = True
+        return control
+
+
+def lean_arguments(config: TrainConfig, max_tokens: int, folder: str) -> GRPOConfig:
+    """GRPOConfig with memrl's objective and nothing that costs time without need."""
+    return GRPOConfig(
+        output_dir=folder,
+        use_cpu=True,
+        bf16=False,
+        fp16=False,
+        gradient_checkpointing=False,
+        per_device_train_batch_size=config.group_size,
+        gradient_accumulation_steps=1,
+        steps_per_generation=1,
+        num_generations=config.group_size,
+        num_iterations=1,
+        max_completion_length=max_tokens,
+        temperature=1.0,
+        top_p=1.0,
+        top_k=0,
+        beta=0.0,
+        loss_type="dr_grpo",
+        scale_rewards="none",
+        learning_rate=config.learning_rate,
+        lr_scheduler_type="constant",
+        warmup_steps=0,
+        optim="adamw_torch",
+        weight_decay=0.0,
+        adam_beta1=config.adam_beta1,
+        adam_beta2=config.adam_beta2,
+        adam_epsilon=config.adam_epsilon,
+        max_grad_norm=0.0,
+        max_steps=config.n_steps,
+        logging_strategy="no",
+        eval_strategy="no",
+        save_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        dataloader_num_workers=0,
+        dataloader_pin_memory=False,
+        seed=config.seed,
+    )
+
+
+def quieten() -> None:
+    """Keeps TRL and transformers from writing between the tables."""
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    logging.getLogger("trl").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"trl|transformers|peft|accelerate")
+
+
+@dataclass
+class BlockTimer:
+    """Cuts TRL's own training loop into blocks, and lets something else run between them.
+
+    It is the `after_update` of a TrlCell: the other arms run inside TRL's callback, so that all take turns.
+
+    Args:
+        rounds: blocks to time.
+        block_s: a block lasts about this long, and two updates at least.
+        between: called after each block; its time is not counted.
+        warm_up: updates before the first block.
+        clock: a key of CLOCKS.
+
+    Attributes:
+        seconds: seconds an update, one number a block.
+    """
+
+    rounds: int
+    block_s: float
+    between: Callable[[], None]
+    warm_up: int = 3
+    clock: str = "wall"
+    seconds: list[float] = field(default_factory=list)
+    _start: float = 0.0
+    _first_update: int = 0
+
+    def __call__(self, cell: TrlCell) -> bool:
+        """Ends a block when its time is up; returns whether all blocks are done."""
+        now = CLOCKS[self.clock]()
+        if cell.updates <= self.warm_up:
+            self._begin(cell)
+            return False
+        count = cell.updates - self._first_update
+        if now - self._start < self.block_s or count < 2:
+            return False
+        self.seconds.append((now - self._start) / count)
+        self.between()
+        self._begin(cell)
+        return len(self.seconds) >= self.rounds
+
+    def _begin(self, cell: TrlCell) -> None:
+        self._first_update, self._start = cell.updates, CLOCKS[self.clock]()
