@@ -23,7 +23,7 @@ COLOCATED_ENGINE_GPUS = 0.51
 COLOCATED_LEARNER_GPUS = 0.49
 """Shares of a GPU in colocated mode: two engines never fit one, so each has its own and leaves room for one learner."""
 
-_NODE_SHARE = 1e-4
+_PARTS = 10_000
 """Ray counts resources in ten-thousandths."""
 
 
@@ -266,8 +266,8 @@ def rollout_bundles(engines: Sequence[EngineRecord], max_trials_per_engine: int 
     """
     if not 1 <= max_trials_per_engine <= 1000:
         raise ValueError(f"max_trials_per_engine must lie in 1 .. 1000, got {max_trials_per_engine}")
-    share = max(1.0 / max_trials_per_engine // _NODE_SHARE * _NODE_SHARE, _NODE_SHARE)
-    return [{f"node:{address}": round(share, 4)} for address in dict.fromkeys(record.node_ip for record in engines)]
+    share = _PARTS // max_trials_per_engine / _PARTS
+    return [{f"node:{address}": share} for address in dict.fromkeys(record.node_ip for record in engines)]
 
 
 def _shares_gpu(record: EngineRecord) -> bool:
