@@ -21,6 +21,30 @@ _ADAPTER_STREAM = 0xADA97E
 """Keeps the adapters' random numbers apart from every other stream of the same cell."""
 
 
+_BLOCK_ELEMENTS = 1 << 16
+"""Elements of a block of Adam's update: four tensors of them fit a core's cache."""
+
+
+def _update_block(
+    parameters: Tensor,
+    gradient: Tensor,
+    moment1: Tensor,
+    moment2: Tensor,
+    decay1: Tensor,
+    keep2: Tensor,
+    root2: Tensor,
+    epsilon: Tensor,
+    negative_step: Tensor,
+) -> None:
+    """Adam's update of some cells, (cells, parameters), in place, with each cell's constants, (cells, 1)."""
+    moment1.lerp_(gradient, decay1)
+    scaled = gradient.mul_(root2)
+    moment2.mul_(keep2).addcmul_(scaled, scaled)
+    denominator = torch.sqrt(moment2, out=gradient).add_(epsilon)
+    parameters.addcmul_(torch.div(moment1, denominator, out=denominator), negative_step)
+    gradient.zero_()
+
+
 def find_linears(model: nn.Module) -> dict[str, nn.Linear]:
     """The linear layers that adapters go on, by path: every one but the output head."""
     head = getattr(model, "get_output_embeddings", lambda: None)()
@@ -165,13 +189,12 @@ class AdapterPack:
         correction2 = (1.0 - beta2**t).sqrt()
         step_size = rate / (1.0 - beta1**t) * correction2
         columns = (1 - beta1, beta2, (1 - beta2).sqrt(), epsilon * correction2, -step_size)
-        decay1, keep2, root2, epsilon_hat, negative_step = (c.to(self.parameters)[:, None] for c in columns)
-        self._moment1.lerp_(self.gradient, decay1)
-        scaled = self.gradient.mul_(root2)
-        self._moment2.mul_(keep2).addcmul_(scaled, scaled)
-        denominator = torch.sqrt(self._moment2, out=self.gradient).add_(epsilon_hat)
-        self.parameters.addcmul_(torch.div(self._moment1, denominator, out=denominator), negative_step)
-        self.gradient.zero_()
+        tensors = (self.parameters, self.gradient, self._moment1, self._moment2)
+        constants = (column.to(self.parameters)[:, None] for column in columns)
+        # A few cells at a time, so that the passes over a block find it in the cache.
+        rows = max(1, _BLOCK_ELEMENTS // self._num_parameters) if self.parameters.device.type == "cpu" else self.num_cells
+        for block in zip(*(t.split(rows) for t in (*tensors, *constants)), strict=True):
+            _update_block(*block)
 
     def keep(self, cells: np.ndarray) -> None:
         """Shrinks the pack to the given cells (indices, ascending), and to their largest rank."""

@@ -68,7 +68,8 @@ class _Linear:
         out = torch.matmul(x, self.weight.T)
         low = torch.bmm(x, self.A.transpose(1, 2)).mul_(self.scale)
         for part, part_low, B in zip(out.split(self.widths, dim=2), low.split(self.rank, dim=2), self.B, strict=True):
-            part.baddbmm_(part_low, B)
+            # In place on these strided views, baddbmm_ would fall back to one call a cell.
+            part.add_(torch.bmm(part_low, B))
         return out, low
 
     def backward(self, grad_out: Tensor, x: Tensor, low: Tensor, *, needs_input_grad: bool = True) -> Tensor:
@@ -83,10 +84,9 @@ class _Linear:
             strict=True,
         )
         for part, part_low, part_grad_low, B, grad_B in parts:
-            part_grad_low.copy_(torch.bmm(part, B.transpose(1, 2)))
-            grad_B.baddbmm_(part_low.transpose(1, 2), part)
-        grad_low.mul_(self.scale)
-        self.grad_A.baddbmm_(grad_low.transpose(1, 2), x)
+            torch.mul(torch.bmm(part, B.transpose(1, 2)), self.scale, out=part_grad_low)
+            grad_B.add_(torch.bmm(part_low.transpose(1, 2), part))
+        self.grad_A.add_(torch.bmm(grad_low.transpose(1, 2), x))
         if not needs_input_grad:
             return grad_low
         return torch.matmul(grad_out, self.weight).baddbmm_(grad_low, self.A)

@@ -31,8 +31,8 @@ class _Adapted(torch.autograd.Function):
         (x, low), layer = ctx.saved_tensors, ctx.layer
         wide = grad_out.to(low.dtype)
         grad_low = torch.bmm(wide, layer.B.transpose(1, 2)).mul_(layer.scale)
-        layer.grad_B.baddbmm_(low.transpose(1, 2), wide)
-        layer.grad_A.baddbmm_(grad_low.transpose(1, 2), x.to(low.dtype))
+        layer.grad_B.add_(torch.bmm(low.transpose(1, 2), wide))
+        layer.grad_A.add_(torch.bmm(grad_low.transpose(1, 2), x.to(low.dtype)))
         if not ctx.needs_input_grad[0]:
             return None, None, None
         return grad_out @ layer.base.weight + torch.bmm(grad_low, layer.A).to(grad_out.dtype), None, None

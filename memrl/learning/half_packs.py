@@ -1,0 +1,91 @@
+"""Two halves of a pack that alternate: one samples while the other updates, and every cell stays strictly on-policy."""
+
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import pyarrow as pa
+
+from memrl.config import TrainConfig
+from memrl.learning.pack import Pack
+from memrl.learning.timeline import Timeline
+from memrl.rollout.backend import RolloutBackend, SampledEpisodes
+
+
+class HalfPacks:
+    """A pack whose episodes come from a backend, cut in two so that sampling and updating overlap.
+
+    Since each policy is its own, a half that waits for its episodes does not keep the other from learning. No cell ever
+    learns from another version of its adapter than its last: `Pack.learn` checks every episode's version.
+
+    Args:
+        configs: the cells, as for Pack; at least two.
+        device: where the base model and the adapters live.
+        backend: who samples; called from threads of its own, for one half at a time each.
+        timeline: takes the spans of sampling and updating.
+    """
+
+    def __init__(
+        self,
+        configs: Sequence[TrainConfig],
+        *,
+        backend: RolloutBackend,
+        device: str = "cpu",
+        timeline: Timeline | None = None,
+    ) -> None:
+        self._backend = backend
+        self._halves = [Pack(half, device=device) for half in (configs[0::2], configs[1::2])]
+        self._pending: list[Future[list[SampledEpisodes]] | None] = [None, None]
+        self._threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="sample")
+        self.timeline = timeline or Timeline()
+
+    @property
+    def live(self) -> int:
+        """Cells still training."""
+        return sum(half.live for half in self._halves)
+
+    @property
+    def finished(self) -> bool:
+        """Whether every cell has ended."""
+        return all(half.finished for half in self._halves)
+
+    @property
+    def episodes(self) -> int:
+        """Episodes so far, over all cells."""
+        return sum(half.episodes for half in self._halves)
+
+    def update(self) -> None:
+        """Updates every live cell once; each half's next episodes are asked for as soon as its adapters are written."""
+        for index in (0, 1):
+            self._ask(index)
+        for index, half in enumerate(self._halves):
+            pending = self._pending[index]
+            if pending is None:
+                continue
+            episodes = pending.result()
+            self._pending[index] = None
+            with self.timeline.record("update", f"learner, half {index}"):
+                half.learn(episodes)
+            self._ask(index)
+        if self.finished:
+            self._threads.shutdown()
+
+    def _ask(self, index: int) -> None:
+        half = self._halves[index]
+        if self._pending[index] is None and not half.finished:
+            self._pending[index] = self._threads.submit(self._sample, index, half.requests())
+
+    def _sample(self, index: int, requests: list[Any]) -> list[SampledEpisodes]:
+        with self.timeline.record("sample", f"rollout, half {index}"):
+            return self._backend.sample(requests)
+
+    def fail(self, error: str) -> None:
+        """Ends every live cell as failed."""
+        for half in self._halves:
+            half.fail(error)
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def drain(self) -> tuple[list[dict[str, Any]], pa.Table]:
+        """Takes what was recorded since the last call; see Pack.drain."""
+        rows, curves = zip(*(half.drain() for half in self._halves), strict=True)
+        return [row for part in rows for row in part], pa.concat_tables(curves)
