@@ -81,17 +81,6 @@ class PackObserver:
                 chosen = Outcomes(*(getattr(outcomes, field.name)[of_kind] for field in fields(Outcomes)))
                 self._observe_kind(self._kinds[kind], cells[of_kind], _hear(channel, chosen, rewards[of_kind]))
 
-    def observe_examples(self, cells: int | np.ndarray, secrets: np.ndarray) -> None:
-        """Reads supervised examples: each shows the secret itself.
-
-        Args:
-            cells: cells whose channel is that of SFT, (examples,), or one cell for all.
-            secrets: their secrets, (examples,).
-        """
-        secrets = np.asarray(secrets)
-        done = np.ones(len(secrets), dtype=np.int64)
-        self.observe(cells, Outcomes(secrets, done, done > 0), secrets[:, None].astype(np.float64))
-
     def drop(self, keep_indices: Sequence[int] | np.ndarray) -> None:
         """Keeps these cells alone, in this order."""
         keep = np.asarray(keep_indices, dtype=np.int64)

@@ -149,8 +149,10 @@ def test_guesses_that_do_not_look_back_tell_at_most_the_sum_of_their_capacities(
 
 @pytest.mark.parametrize("N", [2, 64, 100])
 def test_one_example_tells_all(N):
-    observer = PackObserver([build_channel(TrainConfig(N=N, algorithm="sft"))] * 2)
-    observer.observe_examples(np.array([1]), np.array([N - 1]))
+    channel = build_channel(TrainConfig(N=N, algorithm="sft"))
+    observer = PackObserver([channel] * 2)
+    example = Outcomes(np.array([N - 1]), np.array([1]), np.array([True]))
+    observer.observe(1, example, step_rewards(channel, example, N - 1, 1))
     assert observer.observed_bits.tolist() == [0.0, math.log2(N)]
     assert observer.candidates(1).tolist() == [N - 1]
 

@@ -1,0 +1,240 @@
+"""Policy gradient without a network: one logit an answer (single_step), or one a prefix of bits (multi_step).
+
+It starts exactly uniform, samples on-policy and ascends the gradient plainly, with the same credit assignment and
+advantages as a trained policy; what a trained policy needs beyond it is the network's, the adapter's and Adam's doing.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from scipy.special import expit
+
+from memrl.config import TrainConfig
+from memrl.task.reward import Channel, build_channel
+from memrl.task.secret import num_bits, to_bits
+
+_STREAM = 0x7AB01A
+"""Keeps these random numbers apart from every other stream of the same seed."""
+
+_DRAWN_AHEAD = 32
+"""Updates for which a run draws its uniform numbers at once."""
+
+_STD_EPSILON = 1e-4
+"""Added to the group's standard deviation, as for a trained policy."""
+
+
+@dataclass(frozen=True)
+class TabularRuns:
+    """How runs went, each an array of shape (runs,).
+
+    Attributes:
+        e50: episodes before P(secret) first reached 0.5; where it did not, episodes used in all.
+        e50_reached: whether it did.
+        e90: the same for 0.9.
+        e90_reached: whether it did.
+        episodes: episodes used in all.
+        secret_log2: log2 P(secret) at the end.
+    """
+
+    e50: np.ndarray
+    e50_reached: np.ndarray
+    e90: np.ndarray
+    e90_reached: np.ndarray
+    episodes: np.ndarray
+    secret_log2: np.ndarray
+
+
+def train_tabular(
+    config: TrainConfig, secrets: np.ndarray, seeds: Sequence[int], learning_rates: np.ndarray
+) -> TabularRuns:
+    """Trains many tabular policies side by side; each run draws from its own seed, whatever its neighbors do.
+
+    A run's update adds learning_rate times the mean over its episodes of advantage times the gradient of log P(answer).
+
+    Args:
+        config: task, channel, credit, advantage, groups and budget; its secret, seed and learning rate are not used.
+        secrets: the secret of each run, (runs,).
+        seeds: the seed of each run's episodes, (runs,).
+        learning_rates: of each run, in logits, (runs,).
+
+    Returns:
+        How the runs went. A run ends when P(secret) reaches the config's stop_probability or its budget is spent.
+
+    Source: Williams 1992, Machine Learning 8, section 5 (REINFORCE); Mei et al. 2020, arXiv 2005.06392, lemma 1.
+    """
+    policy = (_BitLogits if config.env_type == "multi_step" else _ArmLogits)(config.N, len(secrets))
+    channel = build_channel(config)
+    draws = _Draws(seeds, config.N, (config.episodes_per_update, policy.num_env_steps))
+    live, secret_log2 = np.arange(len(secrets)), np.zeros(len(secrets))
+    reached = {0.5: np.full(len(secrets), -1), 0.9: np.full(len(secrets), -1)}
+    episodes = np.zeros(len(secrets), dtype=np.int64)
+    while True:
+        secret_log2[live] = log2 = policy.log2_probability(secrets[live])
+        for probability, first in reached.items():
+            first[live[(first[live] < 0) & (log2 >= np.log2(probability))]] = episodes[live[0]]
+        in_budget = episodes[live] + config.episodes_per_update <= config.episode_budget
+        goes_on = (log2 < np.log2(config.stop_probability)) & in_budget
+        live = live[goes_on]
+        if not len(live):
+            break
+        if not goes_on.all():
+            policy.keep(goes_on)
+        guess, advantage = _play(config, channel, policy, draws.take(live), secrets[live])
+        policy.ascend(guess, advantage * (learning_rates[live] / config.episodes_per_update)[:, None, None])
+        episodes[live] += config.episodes_per_update
+    (e50, e50_reached), (e90, e90_reached) = (
+        (np.where(first < 0, episodes, first), first >= 0) for first in reached.values()
+    )
+    return TabularRuns(e50, e50_reached, e90, e90_reached, episodes, secret_log2)
+
+
+def _play(
+    config: TrainConfig, channel: Channel, policy: "_Policy", uniform: np.ndarray, secrets: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Guesses of one update, (runs, episodes), and their advantages, (runs, episodes, env_steps); for sft, examples."""
+    if config.algorithm == "sft":
+        guess = np.repeat(secrets[:, None], config.episodes_per_update, axis=1)
+        return guess, np.ones(uniform.shape)
+    guess = policy.sample(uniform)
+    told = channel.rewards(guess, secrets[:, None])
+    rewards = np.zeros(uniform.shape)
+    rewards[..., -told.shape[-1] :] = told
+    if config.resolved_credit != "per_step":
+        rewards = rewards[..., ::-1].cumsum(axis=-1)[..., ::-1]
+    if config.resolved_credit == "episode":
+        rewards = np.broadcast_to(rewards[..., :1], rewards.shape)
+    groups = rewards.reshape(len(secrets), config.num_groups, config.group_size, policy.num_env_steps)
+    return guess, _advantages(config, groups).reshape(rewards.shape)
+
+
+def _advantages(config: TrainConfig, signal: np.ndarray) -> np.ndarray:
+    """Advantages within groups; `signal` and result (runs, groups, episodes, env_steps)."""
+    if config.advantage == "constant_baseline":
+        return signal - config.baseline
+    size = config.group_size
+    centered = signal - signal.mean(axis=2, keepdims=True)
+    if config.advantage == "group_centered":
+        return centered
+    if config.advantage == "leave_one_out":
+        return centered * size / (size - 1)
+    return centered / (signal.std(axis=2, ddof=1, keepdims=True) + _STD_EPSILON)
+
+
+class _Policy(Protocol):
+    num_env_steps: int
+
+    def sample(self, uniform: np.ndarray) -> np.ndarray:
+        """Answers from uniform numbers, (runs, episodes, env_steps) to (runs, episodes)."""
+        ...
+
+    def ascend(self, guess: np.ndarray, weight: np.ndarray) -> None:
+        """Adds weight times the gradient of each env_step's log-probability, summed over episodes."""
+        ...
+
+    def log2_probability(self, secrets: np.ndarray) -> np.ndarray:
+        """log2 P(secret) of each run."""
+        ...
+
+    def keep(self, goes_on: np.ndarray) -> None:
+        """Drops the runs that do not go on."""
+        ...
+
+
+class _ArmLogits:
+    """One softmax over N answers a run."""
+
+    num_env_steps = 1
+
+    def __init__(self, N: int, runs: int) -> None:
+        self._logits = np.zeros((runs, N))
+        self._probability = _softmax(self._logits)
+        self._cumulative = np.cumsum(self._probability, axis=1)
+
+    def sample(self, uniform: np.ndarray) -> np.ndarray:
+        scaled = uniform[..., 0] * self._cumulative[:, -1:]
+        guess = np.array([steps.searchsorted(u, "right") for steps, u in zip(self._cumulative, scaled, strict=True)])
+        return np.minimum(guess, self._logits.shape[1] - 1)
+
+    def ascend(self, guess: np.ndarray, weight: np.ndarray) -> None:
+        weight = weight[..., 0]
+        moved = np.flatnonzero(weight.any(axis=1))
+        if not len(moved):
+            return
+        pushed = np.zeros((len(moved), self._logits.shape[1]))
+        np.add.at(pushed, (np.arange(len(moved))[:, None], guess[moved]), weight[moved])
+        self._logits[moved] += pushed - self._probability[moved] * weight[moved].sum(axis=1, keepdims=True)
+        self._probability[moved] = _softmax(self._logits[moved])
+        self._cumulative[moved] = np.cumsum(self._probability[moved], axis=1)
+
+    def log2_probability(self, secrets: np.ndarray) -> np.ndarray:
+        with np.errstate(divide="ignore"):
+            return np.log2(self._probability[np.arange(len(secrets)), secrets])
+
+    def keep(self, goes_on: np.ndarray) -> None:
+        self._logits, self._probability = self._logits[goes_on], self._probability[goes_on]
+        self._cumulative = self._cumulative[goes_on]
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    weight = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return weight / weight.sum(axis=1, keepdims=True)
+
+
+class _BitLogits:
+    """One logit of a 1 for each prefix of bits, in heap order (a 1, then the prefix); bits most significant first."""
+
+    def __init__(self, N: int, runs: int) -> None:
+        self.num_env_steps = k = num_bits(N)
+        below = np.zeros(2 << k)
+        below[1 << k : (1 << k) + N] = 1
+        for node in range((1 << k) - 1, 0, -1):
+            below[node] = below[2 * node] + below[2 * node + 1]
+        inner = np.arange(1 << k)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            start = np.log(below[2 * inner + 1]) - np.log(below[2 * inner])
+        self._logits = np.tile(start, (runs, 1))
+
+    def sample(self, uniform: np.ndarray) -> np.ndarray:
+        node = np.ones(uniform.shape[:2], dtype=np.int64)
+        rows = np.arange(len(node))[:, None]
+        for step in range(self.num_env_steps):
+            node = 2 * node + (uniform[..., step] < expit(self._logits[rows, node]))
+        return node - (1 << self.num_env_steps)
+
+    def ascend(self, guess: np.ndarray, weight: np.ndarray) -> None:
+        node, bit = self._path(guess)
+        rows = np.arange(len(guess))[:, None, None]
+        np.add.at(self._logits, (rows, node), weight * (bit - expit(self._logits[rows, node])))
+
+    def log2_probability(self, secrets: np.ndarray) -> np.ndarray:
+        node, bit = self._path(secrets)
+        logits = self._logits[np.arange(len(secrets))[:, None], node]
+        return -np.logaddexp(0.0, np.where(bit == 1, -logits, logits)).sum(axis=1) / np.log(2.0)
+
+    def keep(self, goes_on: np.ndarray) -> None:
+        self._logits = self._logits[goes_on]
+
+    def _path(self, answers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The nodes in which an answer's bits are chosen, and the bits: (...) to two arrays (..., k)."""
+        k = self.num_env_steps
+        return (answers[..., None] + (1 << k)) >> np.arange(k, 0, -1), to_bits(answers, k)
+
+
+class _Draws:
+    """Uniform numbers, each run's from its own generator, drawn for several updates at once."""
+
+    def __init__(self, seeds: Sequence[int], N: int, shape: tuple[int, int]) -> None:
+        self._generators = [np.random.default_rng(np.random.SeedSequence([_STREAM, N, seed])) for seed in seeds]
+        self._shape = shape
+        self._ahead: dict[int, np.ndarray] = {}
+        self._taken = 0
+
+    def take(self, live: np.ndarray) -> np.ndarray:
+        """The numbers of the next update of these runs, (runs, episodes, env_steps); call once an update."""
+        place = self._taken % _DRAWN_AHEAD
+        self._taken += 1
+        if place == 0:
+            self._ahead = {run: self._generators[run].random((_DRAWN_AHEAD, *self._shape)) for run in live.tolist()}
+        return np.array([self._ahead[run][place] for run in live.tolist()]).reshape(len(live), *self._shape)
