@@ -158,7 +158,7 @@ def make_recipe(config: WarmupConfig, method: Method) -> "WarmupRecipe":
     from memrl.policy.warmup import WarmupRecipe
 
     scratch = config.model == "scratch"
-    steps, learning_rate = (4000, 3e-3) if scratch else (2000, 1e-3)
+    steps, learning_rate = (4000, 2e-3) if scratch else (2000, 1e-3)
     return WarmupRecipe(
         steps=config.steps or steps,
         learning_rate=config.learning_rate or learning_rate,

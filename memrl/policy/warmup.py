@@ -1,11 +1,11 @@
 """The warm-up: makes a model answer prompts uniformly, without ever sampling an answer's tokens as labels.
 
-The targets are exact: at every node of a prompt's answer trie the next-token distribution of a uniform secret is known.
-The loss sums KL(target || policy) along the paths of some answers, so that its mean over all answers is the divergence
-KL(uniform || policy) of the whole answer. KL alone hardly feels a rare token (after "1" the answer ends with probability
-1/1111 when N = 4096), but the rarest answer counts as one secret like any other; so the mean squared log-ratio of the
-tokens that may follow is added at each node, which weighs rare tokens like common ones and has the same minimum. Answers
-and prompts that deviate most are drawn more often.
+The targets are exact: at every node of a prompt's answer trie the next-token distribution of a uniform secret is
+known. The loss sums KL(target || policy) along the paths of some answers, so that its mean over all answers is the
+divergence KL(uniform || policy) of the whole answer. KL alone hardly feels a rare token (after "1" the answer ends with
+probability 1/1111 when N = 4096), but the rarest answer counts as one secret like any other; so the mean squared
+log-ratio of the tokens that may follow is added at each node, which weighs rare tokens like common ones and has the
+same minimum. Answers and prompts that deviate most are drawn more often.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""The tree pass on architectures other than the embedded one: alike to plain passes, so calibration holds for any model."""
+"""The tree pass on other architectures than the embedded one equals plain passes, so any model can be calibrated."""
 
 import math
 from typing import Any

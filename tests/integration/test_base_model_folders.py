@@ -102,17 +102,17 @@ def test_a_folder_without_tokenizer_is_refused(folder):
 def test_what_only_loading_shows_is_one_line_too(folder):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"model_type": "no_such_architecture"}))
-    with pytest.raises(ValueError, match="^model must be") as error:
+    with pytest.raises(ValueError, match=r"^model must be") as error:
         load_base_model(str(folder))
     assert "\n" not in str(error.value)
     (folder / "tokenizer.json").write_text("{}")
-    with pytest.raises(ValueError, match="^model must be") as error:
+    with pytest.raises(ValueError, match=r"^model must be") as error:
         load_base_model(str(folder))
     assert "\n" not in str(error.value)
 
 
 def test_a_name_that_no_hub_answers_for_is_one_line(monkeypatch):
-    with pytest.raises(ValueError, match="^model must be .* got 'nobody/nothing-of-this-name'") as error:
+    with pytest.raises(ValueError, match=r"^model must be .* got 'nobody/nothing-of-this-name'") as error:
         load_base_model("nobody/nothing-of-this-name")
     assert "\n" not in str(error.value)
 
@@ -130,7 +130,7 @@ def test_what_is_saved_loads_alike(tmp_path):
 
 def test_a_tokenizer_that_merges_bits_is_refused_or_given_a_separator():
     tokenizer = build_tokenizer([("0", "1")], eos_token="<eos>")
-    with pytest.raises(ValueError, match="^bit_separator must keep the tokenizer from merging bits, got ''") as error:
+    with pytest.raises(ValueError, match=r"^bit_separator must keep the tokenizer from merging bits, got ''") as error:
         encode_task(tokenizer, 8, "multi_step")
     assert "\n" not in str(error.value)
     task = encode_task(tokenizer, 8, "multi_step", "plain", " ")
@@ -140,7 +140,7 @@ def test_a_tokenizer_that_merges_bits_is_refused_or_given_a_separator():
 
 
 def test_single_step_needs_a_token_that_ends_the_answer():
-    with pytest.raises(ValueError, match="^model must have an end-of-sequence token"):
+    with pytest.raises(ValueError, match=r"^model must have an end-of-sequence token"):
         encode_task(build_tokenizer([]), 8, "single_step")
     assert encode_task(build_tokenizer([]), 8, "multi_step").stop_token_id is None
 
@@ -154,7 +154,7 @@ def test_merged_digits_make_shorter_answers_with_paths_of_their_own():
 
 def test_chat_wraps_the_prompt_by_the_tokenizers_template():
     tokenizer = build_tokenizer([], eos_token="<eos>")
-    with pytest.raises(ValueError, match="^prompt_format must be plain for a tokenizer without a chat template"):
+    with pytest.raises(ValueError, match=r"^prompt_format must be plain for a tokenizer without a chat template"):
         encode_task(tokenizer, 8, "single_step", "chat")
     tokenizer.chat_template = (
         "{% for m in messages %}-{{ m['content'] }}{% endfor %}{% if add_generation_prompt %}:{% endif %}"

@@ -78,7 +78,7 @@ def test_layout_of_a_trie_follows_its_paths():
 
 def test_an_uncalibrated_prompt_is_refused_with_the_command_to_run():
     task = encode_task(TOKENIZER, 12, "multi_step", "plain", "-")
-    with pytest.raises(ValueError, match="0.2 bits and mass 0.99") as error:
+    with pytest.raises(ValueError, match=r"0\.2 bits and mass 0\.99") as error:
         check_calibrated(Prior(0.2, 0.3, 0.99), task, "some/folder")
     command = "python -m memrl.warmup_train model=some/folder N=12 env_type=multi_step bit_separator='-' output=FOLDER"
     assert command in str(error.value)

@@ -1,0 +1,72 @@
+"""The command: what it refuses, and how, and which prompts a calibration keeps."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from memrl.policy.base_model import encode_task, load_base_model, save_base_model
+from memrl.policy.calibration import measure_prior
+from memrl.policy.embedded import build_embedded_model, build_embedded_tokenizer
+from memrl.warmup_train import RECORD, WarmupConfig, calibrate, make_recipe
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"output": ""}, "output must name the folder to write, got nothing"),
+        ({"N": "1"}, "N must be at least 2, got 1"),
+        ({"N": "8,x"}, "N must be an integer, got 'x'"),
+        ({"env_type": "single"}, "env_type must be one of single_step, multi_step, got 'single'"),
+        ({"steps": 0}, "steps must be at least 1, got 0"),
+        ({"learning_rate": -1.0}, "learning_rate must be positive, got -1.0"),
+        ({"learning_rate": 0.0}, "learning_rate must be positive, got 0.0"),
+        ({"lora_rank": 0}, "lora_rank must be at least 1, got 0"),
+        ({"seed": -1}, "seed must be at least 0, got -1"),
+        ({"output": __file__}, "output must be a folder, got"),
+        ({"model": "/no/such/folder"}, "model must be embedded, a readable model folder"),
+    ],
+)
+def test_a_field_that_makes_no_sense_is_refused(fields, message):
+    with pytest.raises(ValueError, match="^" + message.replace("(", r"\(")) as error:
+        WarmupConfig(**({"output": "out"} | fields))
+    assert "\n" not in str(error.value)
+
+
+def test_the_command_refuses_bad_input_in_one_line_without_torch():
+    code = (
+        "import sys; sys.argv = ['warmup_train', 'model=/no/such/folder', 'output=out']\n"
+        "from memrl.warmup_train import main\n"
+        "try:\n    main()\n"
+        "except SystemExit as end:\n    print(end.code, 'torch' in sys.modules, 'transformers' in sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["2", "False", "False"]
+    assert done.stderr.startswith("error: model must be")
+    assert done.stderr.count("\n") == 1
+
+
+def test_only_a_model_from_scratch_trains_to_the_end():
+    assert not make_recipe(WarmupConfig(model="scratch", output="out"), "full").stop_early
+    assert make_recipe(WarmupConfig(output="out", seed=7, steps=5), "full").stop_early
+    assert make_recipe(WarmupConfig(output="out", seed=7, steps=5), "full").seed == 7
+
+
+def test_a_folder_is_calibrated_and_keeps_what_it_was_calibrated_for(tmp_path):
+    save_base_model(build_embedded_model(seed=2), build_embedded_tokenizer(), tmp_path / "raw")
+    fields = {"env_type": "multi_step", "steps": 40, "learning_rate": 3e-3}
+    first = WarmupConfig(model=str(tmp_path / "raw"), N="3", output=str(tmp_path / "a"), **fields)
+    assert [task.N for task, _ in calibrate(first)] == [3]
+    second = WarmupConfig(model=first.output, N="5", output=str(tmp_path / "b"), **fields)
+    results = calibrate(second)
+    assert [task.N for task, _ in results] == [5, 3]
+    model, tokenizer = load_base_model(second.output)
+    for task, prior in results:
+        written = measure_prior(model, encode_task(tokenizer, task.N, "multi_step"))
+        assert written.kl_bits == pytest.approx(prior.kl_bits, abs=1e-6)
+        assert written.kl_bits < 0.2
+    record = json.loads((tmp_path / "b" / RECORD).read_text())
+    assert [row["N"] for row in record["prompts"]] == [5, 3]
+    assert len(record["first_losses"]) == 20
+    assert record["method"] == "full"
