@@ -37,8 +37,8 @@ class Grid:
     axes: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     seeds: Sequence[int] = (0,)
 
-    def cells(self) -> list[TrainConfig]:
-        """Expands the product, in its order; of cells that are one and the same (equal cell_id) the first stays.
+    def cells(self) -> dict[str, TrainConfig]:
+        """Expands the product, in its order, to cells by cell_id; of cells that are one and the same the first stays.
 
         Raises:
             ValueError: a combination is no valid cell; the message names its fields.
@@ -51,7 +51,7 @@ class Grid:
             for seed in self.seeds:
                 cell = _build_cell(fields | {"seed": seed})
                 cells.setdefault(cell.cell_id, cell)
-        return list(cells.values())
+        return cells
 
     def override(self, words: Mapping[str, Sequence[Any]]) -> "Grid":
         """The grid with fields as the command line gives them, one value or more a field.
@@ -64,7 +64,7 @@ class Grid:
         - Any other field replaces the base's, and becomes an axis if it has several values.
 
         >>> grid = Grid("g", axes={"N": [{"N": 4}], "channel": [{"algorithm": "sft"}, {"reward_type": "binary"}]})
-        >>> [(c.N, c.channel_name) for c in grid.override({"N": [8, 16], "reward_type": ["binary"]}).cells()]
+        >>> [(c.N, c.channel_name) for c in grid.override({"N": [8, 16], "reward_type": ["binary"]}).cells().values()]
         [(8, 'binary'), (16, 'binary')]
 
         Raises:

@@ -1,0 +1,93 @@
+"""Launching a sweep: what is left to do, doing it, and what came of it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from rich.console import Console
+
+from memrl.config import TrainConfig
+from memrl.sweep.execution import Execution
+from memrl.sweep.plan import count_local_cpus, count_local_gpus, plan_packs
+from memrl.sweep.progress import format_seconds
+from memrl.tables.schema import CURVES, EPISODES_TO_MEMORIZE
+from memrl.tables.store import TableStore
+
+FAILED, INTERRUPTED = 1, 130
+"""Exit codes: cells failed; Ctrl-C."""
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One launch of a sweep.
+
+    Attributes:
+        name: the grid's name.
+        cells: all cells that were asked for, by cell_id.
+        execution: where and how they run.
+        store: their tables.
+        command: the command that goes on with the sweep.
+    """
+
+    name: str
+    cells: Mapping[str, TrainConfig]
+    execution: Execution
+    store: TableStore
+    command: str
+
+    def preview(self, console: Console) -> None:
+        """Prints what would run and where its tables would lie; runs nothing."""
+        left = self._cells_left()
+        console.print(f"{self.name}: {len(self.cells):,} cells, {len(self.cells) - len(left):,} of them finished")
+        if left:
+            plan = plan_packs(list(left.values()), self.execution, count_local_cpus(), count_local_gpus())
+            _print_plain(console, f"to run: {plan.describe()}")
+        self._print_addresses(console)
+
+    def run(self, console: Console) -> int:
+        """Trains the cells that have not finished and prints the table of all; returns the exit code.
+
+        The caller holds the store's lock.
+        """
+        left = self._cells_left()
+        if not left:
+            console.print(f"{self.name}: all {len(self.cells):,} cells were finished already")
+            self._conclude(console)
+            return 0
+        from memrl.sweep.run import run_sweep
+
+        # A cell that failed before is tried again, so its old row goes.
+        self.store.drop_cells(left)
+        num_finished = len(self.cells) - len(left)
+        outcome = run_sweep(self.name, list(left.values()), num_finished, self.execution, self.store, console)
+        self.store.compact()
+        self._conclude(console)
+        recorder = outcome.recorder
+        ended, took = recorder.statuses.total(), format_seconds(outcome.seconds)
+        console.print(f"{ended:,} cells and {recorder.episodes:,} episodes in {took}")
+        failed = recorder.statuses["failed"]
+        if failed:
+            _print_plain(console, f"{failed:,} cells failed, the first one as {recorder.first_error}")
+            _print_plain(console, f"To try them again: {self.command}")
+        if outcome.interrupted:
+            _print_plain(console, f"Stopped; what has finished is kept. To go on: {self.command}")
+            return INTERRUPTED
+        return FAILED if failed else 0
+
+    def _cells_left(self) -> dict[str, TrainConfig]:
+        finished = self.store.finished_cell_ids()
+        return {cell_id: cell for cell_id, cell in self.cells.items() if cell_id not in finished}
+
+    def _conclude(self, console: Console) -> None:
+        from memrl.sweep.summary import summarize
+
+        console.print(summarize(self.store, self.cells))
+        self._print_addresses(console)
+
+    def _print_addresses(self, console: Console) -> None:
+        for title, table in (("tables: ", EPISODES_TO_MEMORIZE), ("        ", CURVES)):
+            _print_plain(console, f"{title}{self.store.table_address(table)}")
+
+
+def _print_plain(console: Console, text: str) -> None:
+    """Prints text that may be copied: unwrapped, and with its brackets as they are."""
+    console.print(text, soft_wrap=True, markup=False, highlight=False)

@@ -1,0 +1,141 @@
+"""One pack's training as its trial sees it: in slices of time, with every failure kept inside."""
+
+import math
+import time
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from memrl.config import TrainConfig
+from memrl.learning.provenance import describe_versions, find_revision
+from memrl.rollout.backend import RolloutBackend
+from memrl.tables.schema import CURVES_SCHEMA, EPISODES_TO_MEMORIZE_SCHEMA
+from memrl.task.secret import draw_secret
+
+
+@dataclass(frozen=True)
+class Parcel:
+    """Rows of cells that have ended, ready for the tables.
+
+    Attributes:
+        rows: of episodes_to_memorize, one a cell.
+        curves: all curve rows of these cells.
+    """
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    curves: pa.Table = field(default_factory=CURVES_SCHEMA.empty_table)
+
+
+class PackRun:
+    """Trains a pack, slice by slice.
+
+    A failure ends the pack and becomes a row for each cell that was still training; nothing is raised.
+
+    Args:
+        cells: the pack.
+        device: where it trains.
+        backend: who samples; None: the learner's own weights.
+    """
+
+    def __init__(
+        self, cells: Sequence[TrainConfig], *, device: str = "cpu", backend: RolloutBackend | None = None
+    ) -> None:
+        self.updates = 0
+        self._held = CURVES_SCHEMA.empty_table()
+        self._failed_rows: list[dict[str, Any]] = []
+        self._pack: Any = None
+        try:
+            # Imported here, so that a worker that can't import torch says so in its cells' rows.
+            from memrl.learning.pack import Pack
+
+            self._pack = Pack(cells, device=device, backend=backend)
+        except Exception as error:
+            self._failed_rows = [failed_row(cell, describe_error(error)) for cell in cells]
+
+    @property
+    def finished(self) -> bool:
+        """Whether no cell is left to train."""
+        return self._pack is None or self._pack.finished
+
+    @property
+    def episodes(self) -> int:
+        """Episodes so far, over all cells."""
+        return 0 if self._pack is None else self._pack.episodes
+
+    @property
+    def live(self) -> int:
+        """Cells still training."""
+        return 0 if self._pack is None else self._pack.live
+
+    def advance(self, seconds: float) -> Parcel:
+        """Trains for about this long, or to the end, and returns what ended since the last call.
+
+        At least one update is made. The curves of cells that are still training are held back, so that the tables hold
+        whole cells only: what is interrupted starts afresh, and leaves no rows behind.
+        """
+        deadline = time.monotonic() + seconds
+        try:
+            while not self.finished:
+                self._pack.update()
+                self.updates += 1
+                if time.monotonic() >= deadline:
+                    break
+        except Exception as error:
+            self._pack.fail(describe_error(error))
+        return self._take()
+
+    def _take(self) -> Parcel:
+        if self._pack is None:
+            rows, self._failed_rows = self._failed_rows, []
+            return Parcel(rows)
+        rows, curves = self._pack.drain()
+        self._held = pa.concat_tables([self._held, curves])
+        if not rows:
+            return Parcel()
+        has_ended = pc.field("cell_id").isin([row["cell_id"] for row in rows])
+        ended, self._held = self._held.filter(has_ended), self._held.filter(~has_ended)
+        return Parcel(rows, ended)
+
+
+def failed_row(cell: TrainConfig, error: str) -> dict[str, Any]:
+    """The row of a cell that failed before it could measure anything; what was not measured is null.
+
+    Args:
+        cell: the cell.
+        error: what failed.
+    """
+    row: dict[str, Any] = dict.fromkeys(EPISODES_TO_MEMORIZE_SCHEMA.names)
+    row.update({name: value for name, value in cell.identity().items() if name in row})
+    secret = int(draw_secret(cell.N, cell.seed)[0]) if cell.secret is None else cell.secret
+    row.update(
+        cell_id=cell.cell_id,
+        agent="lora",
+        channel=cell.channel_name,
+        secret=secret,
+        signal_bits=math.log2(cell.N),
+        status="failed",
+        error=error,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        versions=describe_versions(),
+        revision=find_revision(),
+    )
+    return row
+
+
+def describe_error(error: BaseException) -> str:
+    """The error and where it came from, in one line.
+
+    >>> try:
+    ...     int("x")
+    ... except ValueError as error:
+    ...     print(describe_error(error).partition(" (")[0])
+    ValueError: invalid literal for int() with base 10: 'x'
+    """
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" ({frames[-1].filename.rpartition('/')[2]}:{frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}{where}"

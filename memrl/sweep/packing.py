@@ -1,0 +1,74 @@
+"""Packing: which cells train together, and which packs go first."""
+
+import math
+from collections.abc import Sequence
+from itertools import groupby, pairwise
+
+from memrl.config import TrainConfig
+
+MOST_CELLS = 128
+"""The largest pack that is made unless `pack_size` asks for more: beyond it, a pass costs as much a cell as before."""
+
+_EXPLORATION = {"binary": 1.0, "binned_distance": 0.1, "distance": 0.1, "bit_count": 0.05, "per_bit": 0.0}
+"""Rough share of the N secrets that a policy tries, as episodes, before its reward shows the way."""
+
+_ABSORPTION = 0.15
+"""Adam moves a weight by about learning_rate an update, so absorbing takes about this / learning_rate updates."""
+
+
+def estimate_updates(cell: TrainConfig) -> int:
+    """A rough guess of how many updates a cell will need; it orders packs, and never changes a result.
+
+    >>> estimate_updates(TrainConfig(N=1024, learning_rate=3e-3)), estimate_updates(TrainConfig(algorithm="sft"))
+    (82, 50)
+    """
+    episodes = 0.0 if cell.algorithm == "sft" else cell.N * _EXPLORATION.get(cell.reward_type, 1.0)
+    updates = _ABSORPTION / cell.learning_rate + episodes / cell.episodes_per_update
+    return max(1, min(math.ceil(updates), cell.episode_budget // cell.episodes_per_update))
+
+
+def choose_pack_size(num_cells: int, num_trials: int) -> int:
+    """The pack size that gives each of the trials at once a pack, up to `MOST_CELLS`.
+
+    >>> choose_pack_size(100, 2), choose_pack_size(10_000, 2)
+    (50, 128)
+    """
+    return max(1, min(MOST_CELLS, math.ceil(num_cells / num_trials)))
+
+
+def pack_cells(cells: Sequence[TrainConfig], pack_size: int) -> list[list[TrainConfig]]:
+    """Cuts cells into packs of at most `pack_size`, the longest first.
+
+    Cells of one pack share what a base model's pass must share. Within that, cells that will end at about the same time
+    go together, so that packs shrink evenly, and among these cells of like env_type and N, so that little is padded.
+    The packs of one base model are of almost equal size. Same cells in the same order, same packs.
+
+    Args:
+        cells: the cells, in any order.
+        pack_size: most cells of a pack, at least 1.
+
+    Returns:
+        The packs, each cell in one of them.
+    """
+    packs = []
+    for _, sharing in groupby(sorted(cells, key=_shared), key=_shared):
+        like = sorted(sharing, key=_likeness)
+        num_packs = math.ceil(len(like) / pack_size)
+        cuts = [len(like) * i // num_packs for i in range(num_packs + 1)]
+        packs += [like[start:end] for start, end in pairwise(cuts)]
+    return sorted(packs, key=lambda pack: -estimate_pack_updates(pack))
+
+
+def estimate_pack_updates(pack: Sequence[TrainConfig]) -> int:
+    """A rough guess of the updates that a pack makes, cell by cell."""
+    return sum(estimate_updates(cell) for cell in pack)
+
+
+def _shared(cell: TrainConfig) -> tuple[str, ...]:
+    return (cell.model, cell.dtype, cell.prompt_format, cell.rollout, cell.bit_separator)
+
+
+def _likeness(cell: TrainConfig) -> tuple[object, ...]:
+    # The logarithm's whole part: guesses closer than that are no reason to tear cells of one N apart.
+    length = int(math.log2(estimate_updates(cell)))
+    return (length, cell.env_type, cell.N, cell.channel_name, cell.episodes_per_update, cell.learning_rate, cell.seed)

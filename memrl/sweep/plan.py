@@ -1,0 +1,77 @@
+"""What a launch will do: which cells are left, in which packs, on how many trials at once."""
+
+import glob
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from memrl.config import TrainConfig
+from memrl.sweep.execution import Execution
+from memrl.sweep.packing import choose_pack_size, estimate_pack_updates, pack_cells
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How the cells that are left will run.
+
+    Attributes:
+        packs: the packs, in the order in which they start.
+        num_trials: most trials at once.
+        device: what they train on: cpu or cuda.
+        num_threads: CPU threads of a trial.
+    """
+
+    packs: Sequence[Sequence[TrainConfig]]
+    num_trials: int
+    device: str
+    num_threads: int
+
+    @property
+    def resources(self) -> dict[str, float]:
+        """What Ray reserves for a trial."""
+        gpus = {"GPU": 1.0} if self.device == "cuda" else {}
+        return {"CPU": float(self.num_threads), **gpus}
+
+    def describe(self) -> str:
+        """Packs, trials and expected updates, in one line."""
+        cells = sum(len(pack) for pack in self.packs)
+        updates = sum(estimate_pack_updates(pack) for pack in self.packs)
+        largest = max((len(pack) for pack in self.packs), default=0)
+        return (
+            f"{cells:,} cells in {len(self.packs):,} packs of up to {largest:,}, on {self.num_trials:,} {self.device}"
+            f" trials at once; about {updates:,} cell updates"
+        )
+
+
+def plan_packs(cells: Sequence[TrainConfig], execution: Execution, num_cpus: float, num_gpus: float) -> Plan:
+    """Packs the cells for the CPUs and GPUs there are.
+
+    Args:
+        cells: the cells that are left.
+        execution: what the user asked for.
+        num_cpus: CPUs of the machine or the cluster.
+        num_gpus: its GPUs.
+
+    Raises:
+        ValueError: device=cuda, and there is no GPU.
+    """
+    if execution.device == "cuda" and not num_gpus and execution.address is None:
+        raise ValueError("device must be cpu or auto where there is no GPU, got cuda")
+    device = execution.device if execution.device != "auto" else ("cuda" if num_gpus else "cpu")
+    places = num_gpus if device == "cuda" else num_cpus // execution.num_threads
+    num_trials = execution.num_trials or max(1, int(places))
+    packs = pack_cells(cells, execution.pack_size or choose_pack_size(len(cells), num_trials))
+    return Plan(packs, num_trials, device, execution.num_threads)
+
+
+def count_local_cpus() -> int:
+    """CPUs that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def count_local_gpus() -> int:
+    """NVIDIA GPUs of this machine that this process may use, counted without loading a driver."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([name for name in visible.split(",") if name.strip() not in ("", "-1")])
+    return len(glob.glob("/dev/nvidia[0-9]*"))

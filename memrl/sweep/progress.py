@@ -1,0 +1,74 @@
+"""One live line that tells how far a sweep is."""
+
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from memrl.sweep.recorder import Recorder
+
+_PLAIN_SECONDS = 10.0
+"""Without a terminal, a line is printed this often."""
+
+
+class ProgressLine:
+    """Shows a recorder's counts on one line while its block runs.
+
+    On a terminal the line is redrawn in place; elsewhere (a log, a job's output) it is printed every ten seconds.
+
+    Args:
+        name: what runs.
+        recorder: what is counted.
+        console: where the line goes.
+    """
+
+    def __init__(self, name: str, recorder: Recorder, console: Console) -> None:
+        self.phase = "starting Ray"
+        self._name, self._recorder, self._console = name, recorder, console
+        self._live = Live(get_renderable=self._render, console=console, refresh_per_second=4, transient=True)
+        self._last_print = time.monotonic()
+
+    def __enter__(self) -> "ProgressLine":
+        if self._console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._console.is_terminal:
+            self._live.stop()
+
+    def tick(self) -> None:
+        """Prints the line if it is time to and there is no terminal to draw on."""
+        now = time.monotonic()
+        if not self._console.is_terminal and now - self._last_print >= _PLAIN_SECONDS:
+            self._console.print(describe_progress(self._name, self._recorder, self.phase), soft_wrap=True)
+            self._last_print = now
+
+    def _render(self) -> Text:
+        return Text(describe_progress(self._name, self._recorder, self.phase), no_wrap=True, overflow="ellipsis")
+
+
+def describe_progress(name: str, recorder: Recorder, phase: str = "") -> str:
+    """The live line's text: cells done, memorized and failed, episodes per second, and time left."""
+    statuses = recorder.statuses
+    parts = [f"{recorder.num_done:,}/{recorder.num_cells:,} cells", f"{statuses['memorized']:,} memorized"]
+    if statuses["failed"]:
+        parts.append(f"{statuses['failed']:,} failed")
+    if not recorder.has_started:
+        return f"{name}  {parts[0]}  {phase} ..."
+    parts.append(f"{recorder.episodes_per_s():,.0f} episodes/s")
+    left = recorder.seconds_left()
+    parts.append("" if left is None else f"{format_seconds(left)} left")
+    return f"{name}  {'  '.join(filter(None, parts))}{f'  ({phase})' if phase else ''}"
+
+
+def format_seconds(seconds: float) -> str:
+    """Minutes and seconds, or hours and minutes.
+
+    >>> format_seconds(75), format_seconds(7500)
+    ('1:15 min', '2:05 h')
+    """
+    whole = int(seconds)
+    return f"{whole // 60}:{whole % 60:02d} min" if whole < 3600 else f"{whole // 3600}:{whole % 3600 // 60:02d} h"

@@ -1,0 +1,127 @@
+"""What trials report: counted for the eye, and written to the tables."""
+
+import time
+from collections import Counter, deque
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from memrl.config import TrainConfig
+from memrl.sweep.pack_run import Parcel, failed_row
+from memrl.sweep.packing import estimate_pack_updates
+from memrl.tables.schema import CURVES, EPISODES_TO_MEMORIZE
+from memrl.tables.store import TableStore
+
+_FLUSH_SECONDS = 1.0
+_MOST_TIME_FLUSHING = 0.02
+"""Rows are written when a second has passed and writing has taken no more than this share of the time."""
+
+_RATE_SECONDS = 10.0
+"""Episodes per second are counted over this long."""
+
+
+class Recorder:
+    """Counts what a sweep's trials report and writes what has ended.
+
+    Args:
+        store: the sweep's tables.
+        num_cells: cells of the sweep.
+        num_finished: those of them that had finished before.
+    """
+
+    def __init__(self, store: TableStore, num_cells: int, num_finished: int = 0) -> None:
+        self.num_cells, self.num_finished = num_cells, num_finished
+        self.statuses: Counter[str] = Counter()
+        self.first_error = ""
+        self._store = store
+        self._packs: Sequence[Sequence[TrainConfig]] = ()
+        self._ended: list[set[str]] = []
+        self._weights: list[int] = []
+        self._episodes: list[int] = []
+        self._recent: deque[tuple[float, int]] = deque()
+        self._started: float | None = None
+        self._parcels: list[Parcel] = []
+        self._next_flush = 0.0
+
+    def begin(self, packs: Sequence[Sequence[TrainConfig]]) -> None:
+        """Takes note of the packs that will run; trials report by their numbers."""
+        self._packs = packs
+        self._ended = [set() for _ in packs]
+        self._weights = [estimate_pack_updates(pack) for pack in packs]
+        self._episodes = [0] * len(packs)
+
+    @property
+    def num_done(self) -> int:
+        """Cells that have ended, one way or another."""
+        return self.num_finished + self.statuses.total()
+
+    @property
+    def episodes(self) -> int:
+        """Episodes of this run, of all cells."""
+        return sum(self._episodes)
+
+    @property
+    def has_started(self) -> bool:
+        """Whether a trial has reported."""
+        return self._started is not None
+
+    def episodes_per_s(self) -> float:
+        """Episodes per second over the last ten seconds."""
+        if len(self._recent) < 2:
+            return 0.0
+        (start, before), (end, now) = self._recent[0], self._recent[-1]
+        return (now - before) / (end - start) if end > start else 0.0
+
+    def seconds_left(self) -> float | None:
+        """A guess, from the share of the expected updates that is done; None before there is anything to go by."""
+        total = sum(self._weights)
+        left = sum(
+            weight * (1 - len(ended) / len(pack))
+            for weight, ended, pack in zip(self._weights, self._ended, self._packs, strict=True)
+        )
+        if self._started is None or left == total:
+            return None
+        return (time.monotonic() - self._started) * left / (total - left)
+
+    def take(self, pack: int, parcel: Parcel, *, live: int, episodes: int) -> None:
+        """Takes a trial's report: rows that ended, cells still training, and episodes of the pack so far."""
+        now = time.monotonic()
+        self._started = self._started or now
+        self._episodes[pack] = episodes
+        self._recent.append((now, self.episodes))
+        while now - self._recent[0][0] > _RATE_SECONDS:
+            self._recent.popleft()
+        if parcel.rows:
+            self._keep(pack, parcel)
+        if self._parcels and now >= self._next_flush:
+            self.flush()
+
+    def fail(self, pack: int, error: str) -> None:
+        """Writes a failed row for each cell of a pack whose trial died."""
+        left = [cell for cell in self._packs[pack] if cell.cell_id not in self._ended[pack]]
+        rows = [failed_row(cell, f"the trial died: {error}") for cell in left]
+        self._keep(pack, Parcel(rows))
+        self.flush()
+
+    def flush(self) -> None:
+        """Writes what has ended and is not written yet, curves first: a cell counts as finished by its row."""
+        parcels, self._parcels = self._parcels, []
+        if not parcels:
+            return
+        start = time.monotonic()
+        self._store.append(CURVES, pa.concat_tables([parcel.curves for parcel in parcels]))
+        self._store.append(EPISODES_TO_MEMORIZE, [row for parcel in parcels for row in parcel.rows])
+        end = time.monotonic()
+        self._next_flush = end + max(_FLUSH_SECONDS, (end - start) / _MOST_TIME_FLUSHING)
+
+    def _keep(self, pack: int, parcel: Parcel) -> None:
+        self._parcels.append(parcel)
+        for row in parcel.rows:
+            self._ended[pack].add(row["cell_id"])
+            self._count(row)
+
+    def _count(self, row: dict[str, Any]) -> None:
+        self.statuses[row["status"]] += 1
+        if row["error"] and not self.first_error:
+            self.first_error = f"{row['channel']} N={row['N']}: {row['error']}"

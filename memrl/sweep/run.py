@@ -1,0 +1,176 @@
+"""Running a sweep: Ray, trials, one live line, and the tables."""
+
+import importlib
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+
+from rich.console import Console
+
+from memrl.config import TrainConfig
+from memrl.sweep.execution import Execution
+from memrl.sweep.pack_run import Parcel
+from memrl.sweep.plan import Plan, count_local_cpus, count_local_gpus, plan_packs
+from memrl.sweep.progress import ProgressLine
+from memrl.sweep.recorder import Recorder
+from memrl.tables.store import TableStore
+
+_QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # Trials' workers get an environment of their own from Tune, so workers that wait without one are of no use.
+    "RAY_prestart_worker_first_driver": "0",
+    "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    # `uv run` would make Ray pack the checkout and start every worker through uv.
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    # Finished cells are known from our own tables, so Tune's record of itself is of no use while it runs.
+    "TUNE_GLOBAL_CHECKPOINT_S": "1e9",
+}
+"""Settings of Ray and Tune, where the user has set nothing else."""
+
+_OBJECT_STORE_BYTES = 512 * 1024**2
+"""Shared memory for what trials report; Ray would take a third of the machine's memory."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a launch ended.
+
+    Attributes:
+        recorder: the counts.
+        interrupted: whether the user stopped it.
+        seconds: wall time from Ray's start to the last row.
+    """
+
+    recorder: Recorder
+    interrupted: bool
+    seconds: float
+
+
+def run_sweep(
+    name: str,
+    cells: Sequence[TrainConfig],
+    num_finished: int,
+    execution: Execution,
+    store: TableStore,
+    console: Console,
+) -> Outcome:
+    """Trains the cells and writes their rows as they end.
+
+    The first Ctrl-C stops the trials and keeps what has ended; the second one stops at once.
+
+    Args:
+        name: the grid's name.
+        cells: the cells that are left.
+        num_finished: cells of the sweep that had finished before, for the count.
+        execution: where and how.
+        store: the tables.
+        console: where the live line goes.
+    """
+    start = time.monotonic()
+    recorder = Recorder(store, len(cells) + num_finished, num_finished)
+    watch = _Watch(recorder, ProgressLine(name, recorder, console))
+    with watch.line, _catch_interrupts(watch):
+        try:
+            with _start_ray(execution) as (num_cpus, num_gpus):
+                plan = plan_packs(cells, execution, num_cpus, num_gpus)
+                recorder.begin(plan.packs)
+                watch.line.phase = "loading the model"
+                _run_trials(plan, watch)
+        finally:
+            recorder.flush()
+    return Outcome(recorder, watch.interrupted, time.monotonic() - start)
+
+
+class _Watch:
+    """Stands between trials and the user: hands on what trials report, and tells them to stop."""
+
+    def __init__(self, recorder: Recorder, line: ProgressLine) -> None:
+        self.recorder, self.line = recorder, line
+        self.interrupted = False
+
+    def should_stop(self) -> bool:
+        self.line.tick()
+        return self.interrupted
+
+    def take(self, pack: int, parcel: Parcel, *, live: int, episodes: int) -> None:
+        self.recorder.take(pack, parcel, live=live, episodes=episodes)
+        self.line.phase = "stopping" if self.interrupted else ""
+
+    def fail(self, pack: int, error: str) -> None:
+        self.recorder.fail(pack, error)
+
+
+@contextmanager
+def _catch_interrupts(watch: _Watch) -> Iterator[None]:
+    before = signal.getsignal(signal.SIGINT)
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        if watch.interrupted:
+            raise KeyboardInterrupt
+        watch.interrupted = True
+        watch.line.phase = "stopping"
+
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def _start_ray(execution: Execution) -> Iterator[tuple[float, float]]:
+    """Starts Ray on this machine, or joins a cluster; yields the CPUs and GPUs that trials may use."""
+    for key, value in _QUIET.items():
+        os.environ.setdefault(key, value)
+    # Ray's daemons take seconds to start and leave this process idle: it loads Tune meanwhile.
+    loading = threading.Thread(target=importlib.import_module, args=("memrl.sweep.trial",))
+    loading.start()
+    import ray
+
+    if execution.address is not None:
+        ray.init(execution.address, log_to_driver=False, logging_level=logging.CRITICAL)
+        available = ray.cluster_resources()
+        num_cpus, num_gpus = available.get("CPU", 0.0), available.get("GPU", 0.0)
+    else:
+        os.environ["OMP_NUM_THREADS"] = str(execution.num_threads)
+        num_cpus, num_gpus = count_local_cpus(), count_local_gpus()
+        trials = execution.num_trials or max(1, num_cpus // execution.num_threads)
+        ray.init(
+            num_cpus=max(num_cpus, trials * execution.num_threads),
+            num_gpus=num_gpus,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.CRITICAL,
+            object_store_memory=_OBJECT_STORE_BYTES,
+        )
+    loading.join()
+    try:
+        yield num_cpus, num_gpus
+    finally:
+        ray.shutdown()
+
+
+def _run_trials(plan: Plan, watch: _Watch) -> None:
+    from memrl.sweep.trial import tune_packs
+
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+    tune_packs(
+        plan.packs,
+        watch,
+        watch.should_stop,
+        num_trials=plan.num_trials,
+        resources=plan.resources,
+        device=plan.device,
+        num_threads=plan.num_threads,
+    )
