@@ -79,7 +79,9 @@ class Pack:
         self._sampler = InProcessSampler(configs, self._forest)
         self._observer = PackObserver(self._channels)
         self._ended: list[CellProgress] = []
-        self._curves: list[pa.RecordBatch] = []
+        self._ids = np.array([c.cell_id for c in configs])
+        self._order = np.arange(len(configs))
+        self._curves = _no_curves()
         self.episodes = 0
 
     def _start_cell(self, config: TrainConfig, task: EncodedTask) -> CellProgress:
@@ -212,8 +214,12 @@ class Pack:
             rows of episodes_to_memorize for the cells that ended, and the table of curves of all cells.
         """
         rows = [cell.to_row(describe_versions(), find_revision()) for cell in self._ended]
-        curves = pa.Table.from_batches(self._curves, CURVES_SCHEMA)
-        self._ended, self._curves = [], []
+        columns = {name: np.concatenate(pieces) for name, pieces in self._curves.items() if pieces}
+        curves = CURVES_SCHEMA.empty_table()
+        if columns:
+            columns["cell_id"] = self._ids[columns["cell_id"]]
+            curves = pa.table(columns, schema=CURVES_SCHEMA)
+        self._ended, self._curves = [], _no_curves()
         return rows, curves
 
     def _fail_diverged(self, norms: np.ndarray) -> np.ndarray:
@@ -253,7 +259,7 @@ class Pack:
 
         supervised = np.array([cell.config.algorithm == "sft" for cell in self._cells])
         columns = {
-            "cell_id": [cell.config.cell_id for cell in self._cells],
+            "cell_id": self._order,
             "update": [cell.updates for cell in self._cells],
             "episodes": [cell.episodes for cell in self._cells],
             "observed_bits": [cell.observed_bits for cell in self._cells],
@@ -264,7 +270,8 @@ class Pack:
             "gradient_norm": np.where(learning, norms, np.nan),
             "logprob_gap": average(gap) / average(real.sum(1).astype(np.float64)),
         }
-        self._curves.append(pa.RecordBatch.from_pydict(columns, schema=CURVES_SCHEMA))
+        for name, values in columns.items():
+            self._curves[name].append(np.asarray(values))
 
     def _keep(self, cells: np.ndarray) -> None:
         kept = set(cells.tolist())
@@ -272,12 +279,17 @@ class Pack:
         self._cells = [self._cells[i] for i in cells]
         self._channels = [self._channels[i] for i in cells]
         self._secrets, self._num_env_steps = self._secrets[cells], self._num_env_steps[cells]
+        self._order = self._order[cells]
         self._tasks, self._num_episodes = [self._tasks[i] for i in cells], self._num_episodes[cells]
         if not len(cells):
             return
         for part in (self._forest, self._learner, self._sampler):
             part.keep(cells)
         self._observer.drop(cells)
+
+
+def _no_curves() -> dict[str, list[np.ndarray]]:
+    return {name: [] for name in CURVES_SCHEMA.names}
 
 
 _CHANNEL_FIELDS = ("algorithm", "env_type", "N", "reward_type", "reward_bins", "binning", "malformed_reward", "credit")

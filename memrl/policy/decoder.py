@@ -58,7 +58,7 @@ class _Linear:
     def attach(self, adapters: AdapterPack) -> None:
         """Takes views of the pack's current tensors."""
         slots: list[Slot] = [adapters.slots[name] for name in self.names]
-        self.rank, self.scale = adapters.rank, adapters.scale
+        self.ranks, self.scale = [adapters.rank] * len(slots), adapters.scale
         self.A, self.grad_A = (adapters.view_A(f, slots[0], len(slots)) for f in (adapters.parameters, adapters.gradient))
         self.B = [adapters.view_B(adapters.parameters, s) for s in slots]
         self.grad_B = [adapters.view_B(adapters.gradient, s) for s in slots]
@@ -67,7 +67,7 @@ class _Linear:
         """Returns base(x) + scale · B A x, (cells, tokens, d_out), and scale · A x for the backward pass."""
         out = torch.matmul(x, self.weight.T)
         low = torch.bmm(x, self.A.transpose(1, 2)).mul_(self.scale)
-        for part, part_low, B in zip(out.split(self.widths, dim=2), low.split(self.rank, dim=2), self.B, strict=True):
+        for part, part_low, B in zip(out.split_with_sizes(self.widths, 2), low.split_with_sizes(self.ranks, 2), self.B, strict=True):
             # In place on these strided views, baddbmm_ would fall back to one call a cell.
             part.add_(torch.bmm(part_low, B))
         return out, low
@@ -76,9 +76,9 @@ class _Linear:
         """Adds to the adapters' gradients; returns the gradient of x."""
         grad_low = torch.empty_like(low)
         parts = zip(
-            grad_out.split(self.widths, dim=2),
-            low.split(self.rank, dim=2),
-            grad_low.split(self.rank, dim=2),
+            grad_out.split_with_sizes(self.widths, 2),
+            low.split_with_sizes(self.ranks, 2),
+            grad_low.split_with_sizes(self.ranks, 2),
             self.B,
             self.grad_B,
             strict=True,
@@ -96,18 +96,20 @@ class _Norm:
     """Root-mean-square normalization over the last axis. Source: Zhang and Sennrich, 2019, arXiv 1910.07467, equation 4."""
 
     def __init__(self, norm: Any) -> None:
-        self.weight, self._epsilon = norm.weight.detach(), norm.variance_epsilon
+        self.weight = norm.weight.detach()
+        self._epsilon = torch.tensor(norm.variance_epsilon, dtype=self.weight.dtype, device=self.weight.device)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the normalized x times the weight, and the inverse root mean square."""
-        inverse = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(self._epsilon).rsqrt_()
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        inverse = torch.addcmul(self._epsilon, length, length, value=1.0 / x.shape[-1]).rsqrt_()
         return (x * inverse).mul_(self.weight), inverse
 
     def backward(self, grad_out: Tensor, x: Tensor, inverse: Tensor) -> Tensor:
         """The gradient of x."""
         weighted = grad_out * self.weight
-        along = (weighted * x).sum(-1, keepdim=True).mul_(inverse.square()).div_(x.shape[-1])
-        return weighted.sub_(x * along).mul_(inverse)
+        along = torch.linalg.vecdot(weighted, x)[..., None].mul_(inverse).mul_(inverse)
+        return weighted.addcmul_(x, along, value=-1.0 / x.shape[-1]).mul_(inverse)
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -124,10 +126,12 @@ class _Saved:
     chunks: dict[str, list[Tensor]] = field(default_factory=dict)
 
     def add(self, **tensors: Tensor) -> None:
+        """Keeps one more chunk of each."""
         for name, tensor in tensors.items():
             self.chunks.setdefault(name, []).append(tensor)
 
-    def __getitem__(self, name: str) -> Tensor:
+    def cat(self, name: str) -> Tensor:
+        """All chunks so far as one; they stay so joined."""
         pieces = self.chunks[name]
         if len(pieces) > 1:
             self.chunks[name] = pieces = [torch.cat(pieces, dim=1)]
@@ -141,11 +145,18 @@ class _Layer:
         layer: Any = model.get_submodule(f"model.layers.{index}")
         self.qkv, self.o, self.gate_up, self.down = (_Linear(g) for g in groups)
         self.norm1, self.norm2 = _Norm(layer.input_layernorm), _Norm(layer.post_attention_layernorm)
-        self.norm_q = _Norm(layer.self_attn.q_norm) if hasattr(layer.self_attn, "q_norm") else None
-        self.norm_k = _Norm(layer.self_attn.k_norm) if hasattr(layer.self_attn, "k_norm") else None
         self.d_head: int = layer.self_attn.head_dim
+        self.num_q, self.num_kv = (width // self.d_head for width in self.qkv.widths[:2])
+        self.norm_qk = self._join_norms(layer.self_attn) if hasattr(layer.self_attn, "q_norm") else None
         self.scaling: float = layer.self_attn.scaling
         self.saved = _Saved()
+
+    def _join_norms(self, attention: Any) -> _Norm:
+        """The norms of queries and keys as one, whose weight differs by head."""
+        norm = _Norm(attention.q_norm)
+        weights = [(attention.q_norm, self.num_q), (attention.k_norm, self.num_kv)]
+        norm.weight = torch.cat([n.weight.detach().expand(heads, -1) for n, heads in weights])
+        return norm
 
     @property
     def linears(self) -> list[_Linear]:
@@ -156,27 +167,28 @@ class _Layer:
         save = self.saved
         n1, inverse1 = self.norm1.forward(x)
         qkv, low_qkv = self.qkv.forward(n1)
-        q, k, v = (part.unflatten(2, (-1, self.d_head)) for part in qkv.split(self.qkv.widths, dim=2))
-        save.add(x=x, n1=n1, inverse1=inverse1, low_qkv=low_qkv)
-        if self.norm_q is not None and self.norm_k is not None:
-            save.add(raw_q=q, raw_k=k)
-            (q, inverse_q), (k, inverse_k) = self.norm_q.forward(q), self.norm_k.forward(k)
-            save.add(inverse_q=inverse_q, inverse_k=inverse_k)
-        save.add(q=_rotate(q, cos, sin), k=_rotate(k, cos, sin), v=v)
+        qk, v = qkv.unflatten(2, (-1, self.d_head)).split_with_sizes([self.num_q + self.num_kv, self.num_kv], dim=2)
+        save.add(x=x, n1=n1, inverse1=inverse1, low_qkv=low_qkv, v=v)
+        if self.norm_qk is not None:
+            save.add(raw_qk=qk)
+            qk, inverse_qk = self.norm_qk.forward(qk)
+            save.add(inverse_qk=inverse_qk)
+        qk = _rotate(qk, cos, sin)
+        save.add(qk=qk)
         heads = F.scaled_dot_product_attention(
-            save.chunks["q"][-1].transpose(1, 2),
-            torch.cat(save.chunks["k"], dim=1).transpose(1, 2),
-            torch.cat(save.chunks["v"], dim=1).transpose(1, 2),
+            qk[:, :, : self.num_q].transpose(1, 2),
+            save.cat("qk")[:, :, self.num_q :].transpose(1, 2),
+            save.cat("v").transpose(1, 2),
             attn_mask=mask,
             scale=self.scaling,
-            enable_gqa=q.shape[2] != k.shape[2],
+            enable_gqa=self.num_q != self.num_kv,
         )
         mixed = heads.transpose(1, 2).flatten(2)
         out, low_o = self.o.forward(mixed)
         middle = out.add_(x)
         n2, inverse2 = self.norm2.forward(middle)
         gate_up, low_gate_up = self.gate_up.forward(n2)
-        gate, up = gate_up.split(self.gate_up.widths, dim=2)
+        gate, up = gate_up.split_with_sizes(self.gate_up.widths, 2)
         gated = F.silu(gate).mul_(up)
         out, low_down = self.down.forward(gated)
         save.add(mixed=mixed, low_o=low_o, middle=middle, n2=n2, inverse2=inverse2)
@@ -186,23 +198,23 @@ class _Layer:
     def backward(self, grad: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, *, is_first: bool) -> Tensor:
         """Runs back over all chunks at once: grad of the output to grad of the input, (cells, all tokens, d)."""
         save = self.saved
-        grad_gated = self.down.backward(grad, save["gated"], save["low_down"])
-        grad_n2 = self.gate_up.backward(self._backward_gate(grad_gated), save["n2"], save["low_gate_up"])
-        grad = self.norm2.backward(grad_n2, save["middle"], save["inverse2"]).add_(grad)
-        grad_mixed = self.o.backward(grad, save["mixed"], save["low_o"])
+        grad_gated = self.down.backward(grad, save.cat("gated"), save.cat("low_down"))
+        grad_n2 = self.gate_up.backward(self._backward_gate(grad_gated), save.cat("n2"), save.cat("low_gate_up"))
+        grad = self.norm2.backward(grad_n2, save.cat("middle"), save.cat("inverse2")).add_(grad)
+        grad_mixed = self.o.backward(grad, save.cat("mixed"), save.cat("low_o"))
         grad_qkv = self._backward_attention(grad_mixed, cos, sin, mask)
-        grad_n1 = self.qkv.backward(grad_qkv, save["n1"], save["low_qkv"], needs_input_grad=not is_first)
+        grad_n1 = self.qkv.backward(grad_qkv, save.cat("n1"), save.cat("low_qkv"), needs_input_grad=not is_first)
         self.saved = _Saved()
         if is_first:
             return grad
-        return self.norm1.backward(grad_n1, save["x"], save["inverse1"]).add_(grad)
+        return self.norm1.backward(grad_n1, save.cat("x"), save.cat("inverse1")).add_(grad)
 
     def _backward_gate(self, grad_gated: Tensor) -> Tensor:
-        gate, up = self.saved["gate_up"].split(self.gate_up.widths, dim=2)
+        gate, up = self.saved.cat("gate_up").split_with_sizes(self.gate_up.widths, 2)
         sigmoid = torch.sigmoid(gate)
         silu = gate * sigmoid
-        out = torch.empty_like(self.saved["gate_up"])
-        grad_gate, grad_up = out.split(self.gate_up.widths, dim=2)
+        out = torch.empty_like(self.saved.cat("gate_up"))
+        grad_gate, grad_up = out.split_with_sizes(self.gate_up.widths, 2)
         torch.mul(grad_gated, silu, out=grad_up)
         slope = (1.0 + gate).sub_(silu).mul_(sigmoid)
         torch.mul(grad_gated.mul_(up), slope, out=grad_gate)
@@ -210,8 +222,9 @@ class _Layer:
 
     def _backward_attention(self, grad_mixed: Tensor, cos: Tensor, sin: Tensor, mask: Tensor) -> Tensor:
         save = self.saved
-        q, k, v = (save[name].transpose(1, 2) for name in ("q", "k", "v"))
-        repeats = q.shape[1] // k.shape[1]
+        q, k = save.cat("qk").transpose(1, 2).split_with_sizes([self.num_q, self.num_kv], dim=1)
+        v = save.cat("v").transpose(1, 2)
+        repeats = self.num_q // self.num_kv
         if repeats > 1:
             k, v = (t.repeat_interleave(repeats, dim=1) for t in (k, v))
         grad_heads = grad_mixed.unflatten(2, (-1, self.d_head)).transpose(1, 2)
@@ -219,15 +232,14 @@ class _Layer:
         grad_v = torch.matmul(weights.transpose(2, 3), grad_heads)
         grad_weights = torch.matmul(grad_heads, v.transpose(2, 3)).mul_(weights)
         grad_scores = grad_weights.addcmul_(weights, grad_weights.sum(-1, keepdim=True), value=-1.0).mul_(self.scaling)
-        grad_q = torch.matmul(grad_scores, k).transpose(1, 2)
+        grad_q = torch.matmul(grad_scores, k)
         grad_k = torch.matmul(grad_scores.transpose(2, 3), q)
         if repeats > 1:
             grad_k, grad_v = (t.unflatten(1, (-1, repeats)).sum(2) for t in (grad_k, grad_v))
-        grad_q, grad_k = (_rotate(g, cos, -sin) for g in (grad_q, grad_k.transpose(1, 2)))
-        if self.norm_q is not None and self.norm_k is not None:
-            grad_q = self.norm_q.backward(grad_q, save["raw_q"], save["inverse_q"])
-            grad_k = self.norm_k.backward(grad_k, save["raw_k"], save["inverse_k"])
-        return torch.cat([g.flatten(2) for g in (grad_q, grad_k, grad_v.transpose(1, 2))], dim=2)
+        grad_qk = _rotate(torch.cat([grad_q, grad_k], dim=1).transpose(1, 2), cos, -sin)
+        if self.norm_qk is not None:
+            grad_qk = self.norm_qk.backward(grad_qk, save.cat("raw_qk"), save.cat("inverse_qk"))
+        return torch.cat([grad_qk, grad_v.transpose(1, 2)], dim=2).flatten(2)
 
 
 class DecoderNetwork:
@@ -297,7 +309,7 @@ class DecoderNetwork:
         """See PackedNetwork.backpropagate."""
         loss.backward()
         with torch.no_grad():
-            x, saved = self._saved["x"], self._saved
+            x, saved = self._saved.cat("x"), self._saved
             grad = torch.zeros_like(x)
             start, length = 0, x.shape[1]
             for (leaf, cell, slot), mask in zip(self._leaves, self._masks, strict=True):
@@ -305,8 +317,8 @@ class DecoderNetwork:
                 grad[cell, start + slot] = leaf.grad
                 start += mask.shape[2]
             mask = torch.cat([F.pad(m, (0, length - m.shape[3]), value=-torch.inf) for m in self._masks], dim=2)
-            grad = self._norm.backward(grad, x, saved["inverse"])
+            grad = self._norm.backward(grad, x, saved.cat("inverse"))
             for index in reversed(range(len(self._layers))):
                 layer = self._layers[index]
-                grad = layer.backward(grad, saved["cos"], saved["sin"], mask, is_first=index == 0)
+                grad = layer.backward(grad, saved.cat("cos"), saved.cat("sin"), mask, is_first=index == 0)
         self._begin()
