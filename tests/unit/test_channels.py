@@ -180,9 +180,14 @@ def test_eight_log_bins_over_1024_secrets_tell_under_2_bits_and_equal_mass_bins_
     assert equal_mass.uniform_guess_bits <= 3.0
 
 
-def test_equal_mass_bins_pay_several_guesses_best_unless_there_are_N_of_them():
-    assert not channel_capacity(binned(64, 8, "equal_mass")).identifiable
-    assert channel_capacity(binned(64, 64, "equal_mass")).identifiable
+@pytest.mark.parametrize("binning", ["linear", "equal_mass"])
+@pytest.mark.parametrize("N", [2, 9, 64])
+def test_other_bins_are_identifiable_iff_there_are_N_of_them(binning, N):
+    for B in {2, N - 1, N} - {1}:
+        assert channel_capacity(binned(N, B, binning)).identifiable == (B == N)
+
+
+def test_a_warning_counts_the_guesses_that_pay_best():
     assert "up to 5 guesses pay as much as the secret" in str(identifiability_warning(binned(64, 16, "equal_mass")))
 
 

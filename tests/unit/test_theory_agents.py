@@ -86,7 +86,7 @@ def test_greedy_agent_equals_plain_recursion(name, N):
 
 
 def search_optimum(channel, enough):
-    """The fewest expected episodes, by memoized search over sets, until `enough` candidates are left (0: it was said)."""
+    """The fewest expected episodes, by memoized search over sets, until `enough` candidates are left (0: all said)."""
 
     @cache
     def total(candidates):

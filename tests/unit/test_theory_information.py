@@ -5,7 +5,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -103,6 +103,7 @@ def test_capacity_of_the_z_channel_as_published():
     assert inputs[1] == pytest.approx(0.4, abs=1e-4)
 
 
+@settings(max_examples=50)
 @given(distributions((3, 4)), distributions((3,)))
 def test_no_input_distribution_beats_the_capacity(transition, inputs):
     capacity, best = blahut_arimoto(transition, tolerance_bits=1e-6)

@@ -107,10 +107,10 @@ def test_a_mixed_pack_knows_what_bayes_knows_after_every_update(tasks, seed):
 
 @pytest.mark.parametrize("name", FIELDS)
 def test_many_cells_of_one_channel_over_many_updates(name):
-    rng, N = np.random.default_rng(0), 200
-    cells = [Cell(name, N, rng.integers(N)) for _ in range(5)]
+    rng, N = np.random.default_rng(0), 120
+    cells = [Cell(name, N, rng.integers(N)) for _ in range(4)]
     observer = PackObserver([cell.channel for cell in cells])
-    for _ in range(6):
+    for _ in range(4):
         observe_pack(observer, cells, [cell.play(rng, 32) for cell in cells], rng)
         expected = [posterior_bits(cell.channel, cell.outcomes, cell.rewards)[0] for cell in cells]
         np.testing.assert_allclose(observer.observed_bits, expected, atol=1e-12)

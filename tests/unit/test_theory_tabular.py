@@ -1,4 +1,4 @@
-"""Tabular policy gradient against analytic gradients, gradient flow, the wait for a hit, and the learner's advantage."""
+"""Tabular policy gradient against analytic gradients, gradient flow, the wait for a hit, and other advantages."""
 
 import math
 
