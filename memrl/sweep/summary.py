@@ -4,7 +4,6 @@ import math
 from collections.abc import Iterable
 
 import pandas as pd
-from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from memrl.analysis.cells import measured_cells
@@ -19,21 +18,15 @@ _GROUP = ["N", "channel"]
 def summarize(store: TableStore, cell_ids: Iterable[str]) -> Table:
     """Builds the table of a sweep's cells.
 
-    `cells`, `memorized` and `failed` count all settings. The episodes and rates are those of the setting (learning
-    rate, rank, ...) that was chosen on the other half of the seeds: Kaplan-Meier medians, where `>` says that too few
-    runs got there, and absorbed bits over episodes.
-
     Args:
         store: where the rows are.
         cell_ids: the cells to count; rows of others are left out.
     """
     rows = store.read(EPISODES_TO_MEMORIZE).to_pandas()
-    rows = rows[rows["cell_id"].isin(set(cell_ids)) & (rows["agent"] == "lora")]
-    shown = summarize_rows(rows)
-    table = Table(title="Episodes to memorize, medians", title_justify="left", title_style="bold", box=SIMPLE_HEAD)
+    shown = summarize_rows(rows[rows["cell_id"].isin(set(cell_ids)) & (rows["agent"] == "lora")])
+    table = Table(title="Episodes to memorize, medians", title_justify="left", title_style="bold", box=None)
     for name in shown.columns:
-        justify = "left" if name == "channel" else "right"
-        table.add_column(name, justify=justify, overflow="fold" if name == "channel" else "ellipsis")
+        table.add_column(name, justify="left" if name == "channel" else "right", no_wrap=True)
     for _, row in shown.iterrows():
         table.add_row(*row)
     return table
@@ -42,36 +35,42 @@ def summarize(store: TableStore, cell_ids: Iterable[str]) -> Table:
 def summarize_rows(rows: pd.DataFrame) -> pd.DataFrame:
     """One row an N and channel, as text.
 
+    `memorized` counts the cells of all settings. What follows is of the setting (learning rate, rank, ...) that was
+    chosen on the other half of the seeds: Kaplan-Meier medians of the episodes to P(secret) = 0.5 and 0.9, where `>`
+    says that too few runs got there; absorbed bits over episodes; and the setting's learning rate and rank.
+
     Args:
         rows: of episodes_to_memorize, of trained policies.
 
     Returns:
-        Columns N, channel, cells, memorized, failed, E50, E90, bits/episode and setting.
+        Columns N, channel, memorized, failed (if any did), E50, E90, bits/ep., rate and rank.
     """
-    counts = rows.assign(memorized=rows["status"] == "memorized", failed=rows["status"] == "failed")
-    counts = counts.groupby(_GROUP).agg(
-        cells=("cell_id", "size"), memorized=("memorized", "sum"), failed=("failed", "sum")
-    )
+    counts = rows.assign(memorized=rows["status"] == "memorized", failed=rows["status"] == "failed").groupby(_GROUP)
+    table = pd.DataFrame({"memorized": counts["memorized"].sum(), "failed": counts["failed"].sum()})
+    sizes = counts.size()
+    table["memorized"] = [f"{done}/{size}" for done, size in zip(table["memorized"], sizes, strict=True)]
+    if not rows["status"].eq("failed").any():
+        table = table.drop(columns="failed")
     measured = measured_cells(rows)
-    if measured.empty:
-        return counts.reset_index().astype(str)
+    if not measured.empty:
+        table = table.join(_describe_chosen(measured))
+    return table.reset_index().fillna("").astype(str)
+
+
+def _describe_chosen(measured: pd.DataFrame) -> pd.DataFrame:
     chosen = hold_out_settings(measured, within=["agent", *_GROUP, "model"])
     estimates = pd.concat([estimate_groups(chosen, _GROUP), describe_choices(chosen, _GROUP)], axis=1)
-    most = pd.Series(chosen.groupby(_GROUP)["episodes"].max()).tolist()
-    shown = pd.DataFrame(
-        {
-            **{name: estimates[name] for name in _GROUP},
-            **{name.upper(): _format_medians(estimates[name].tolist(), most) for name in ("e50", "e90")},
-            "bits/episode": [f"{value:.3g}" for value in estimates["bits_per_episode"]],
-            "learning rate": estimates["learning_rates"],
-            "rank": estimates["lora_ranks"],
-        }
-    )
-    return counts.reset_index().merge(shown, on=_GROUP, how="left").fillna("").astype(str)
+    longest = chosen.groupby(_GROUP, as_index=False).agg(longest=("episodes", "max"))
+    estimates = estimates.merge(longest, on=_GROUP)
+    columns = {
+        "E50": [_format_median(*pair) for pair in zip(estimates["e50"], estimates["longest"], strict=True)],
+        "E90": [_format_median(*pair) for pair in zip(estimates["e90"], estimates["longest"], strict=True)],
+        "bits/ep.": [f"{value:.2g}" for value in estimates["bits_per_episode"]],
+        "rate": estimates["learning_rates"].tolist(),
+        "rank": estimates["lora_ranks"].tolist(),
+    }
+    return pd.DataFrame(columns, index=pd.MultiIndex.from_frame(estimates[_GROUP]))
 
 
-def _format_medians(medians: list[float], most: list[float]) -> list[str]:
-    return [
-        f"{median:,.0f}" if math.isfinite(median) else f"> {bound:,.0f}"
-        for median, bound in zip(medians, most, strict=True)
-    ]
+def _format_median(median: float, longest: float) -> str:
+    return f"{median:,.0f}" if math.isfinite(median) else f"> {longest:,.0f}"

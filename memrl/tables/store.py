@@ -20,7 +20,7 @@ KEYS = {CURVES: ("cell_id", "update"), EPISODES_TO_MEMORIZE: ("cell_id", "agent"
 """The columns that name a row of each table; rows are sorted by them."""
 
 PART_ROWS = 65_536
-"""A part file is closed, and the next one begun, when it holds this many rows."""
+"""A part file holds no more rows than this, unless one append brings more."""
 
 MOST_SMALL_PARTS = 16
 """`compact` leaves a table alone until it has more than this many part files that are not half full."""
@@ -45,7 +45,7 @@ class TableStore:
     def __init__(self, address: str) -> None:
         self.address = address
         self._filesystem, self._root = _find_filesystem(address)
-        run = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:8]}"
+        run = f"{datetime.now(UTC):%Y%m%dT%H%M%S%f}-{uuid.uuid4().hex[:8]}"
         self._tails = {table: _Tail(run, schema) for table, schema in SCHEMAS.items()}
 
     def table_address(self, table: str) -> str:
@@ -65,12 +65,10 @@ class TableStore:
                     self._filesystem.create_dir(f"{self._root}/{table}", recursive=True)
                     self._write_tail(table)
         except OSError as error:
-            raise ValueError(
-                f"results must be an address that can be written, got {self.address!r} ({error})"
-            ) from error
+            raise ValueError(f"results must be a writable address, got {self.address!r} ({error})") from error
 
     def append(self, table: str, rows: Sequence[Mapping[str, Any]] | pa.Table) -> None:
-        """Adds rows; on return they are written.
+        """Adds rows; on return they are written, and a reader sees all of them or none.
 
         Args:
             table: episodes_to_memorize or curves.
@@ -82,13 +80,12 @@ class TableStore:
         schema = _check_table(table)
         more = _conform(table, rows, schema)
         tail = self._tails[table]
-        while more.num_rows:
-            room = PART_ROWS - tail.rows.num_rows
-            tail.rows = pa.concat_tables([tail.rows, more.slice(0, room)])
-            more = more.slice(room)
-            self._write_tail(table)
-            if tail.rows.num_rows >= PART_ROWS:
-                tail.begin_next()
+        if not more.num_rows:
+            return
+        if tail.rows.num_rows and tail.rows.num_rows + more.num_rows > PART_ROWS:
+            tail.begin_next()
+        tail.rows = pa.concat_tables([tail.rows, more])
+        self._write_tail(table)
 
     def read(self, table: str, columns: Sequence[str] | None = None) -> pa.Table:
         """Reads a table, sorted by its key; of rows with one key, the newest.

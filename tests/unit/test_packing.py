@@ -1,0 +1,78 @@
+import itertools
+import random
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from memrl.config import TrainConfig
+from memrl.sweep.packing import choose_pack_size, estimate_updates, pack_cells
+
+SHARED = ("model", "dtype", "prompt_format", "rollout", "bit_separator")
+
+cells = st.builds(
+    TrainConfig,
+    N=st.sampled_from([4, 64, 1024]),
+    seed=st.integers(0, 30),
+    algorithm=st.sampled_from(["rl", "sft"]),
+    env_type=st.sampled_from(["single_step", "multi_step"]),
+    learning_rate=st.sampled_from([1e-3, 1e-2]),
+    lora_rank=st.sampled_from([1, 8]),
+    dtype=st.sampled_from(["float32", "float64"]),
+    bit_separator=st.sampled_from(["", " "]),
+    n_steps=st.sampled_from([5, 500]),
+)
+
+
+@given(st.lists(cells, max_size=40), st.integers(1, 12))
+def test_packs_hold_every_cell_once_and_share_what_a_pass_shares(cells, pack_size):
+    packs = pack_cells(cells, pack_size)
+    packed = list(itertools.chain.from_iterable(packs))
+    assert sorted(map(id, packed)) == sorted(map(id, cells))
+    for pack in packs:
+        assert 1 <= len(pack) <= pack_size
+        for name in SHARED:
+            assert len({getattr(cell, name) for cell in pack}) == 1
+
+
+@given(st.lists(cells, max_size=40, unique_by=lambda cell: cell.cell_id), st.randoms(use_true_random=False))
+def test_packs_do_not_depend_on_the_order_of_cells_beyond_ties(cells, chance):
+    shuffled = list(cells)
+    chance.shuffle(shuffled)
+    lengths = [[estimate_updates(cell) for cell in pack] for pack in pack_cells(cells, 7)]
+    assert [[estimate_updates(cell) for cell in pack] for pack in pack_cells(shuffled, 7)] == lengths
+
+
+def test_packs_are_the_same_for_the_same_cells():
+    cells = [TrainConfig(N=N, seed=seed) for N in (4, 64) for seed in range(20)]
+    assert pack_cells(cells, 16) == pack_cells(list(cells), 16)
+
+
+def test_packs_of_one_base_model_are_of_almost_equal_size():
+    cells = [TrainConfig(seed=seed) for seed in range(130)]
+    assert sorted(map(len, pack_cells(cells, 128))) == [65, 65]
+
+
+def test_seeds_of_one_setting_stay_together_where_they_fit():
+    cells = [
+        TrainConfig(N=N, seed=seed, learning_rate=rate) for seed in range(8) for N in (4, 1024) for rate in (1e-4, 1e-2)
+    ]
+    random.Random(0).shuffle(cells)
+    for pack in pack_cells(cells, 8):
+        assert len({(cell.N, cell.learning_rate) for cell in pack}) == 1
+        assert sorted(cell.seed for cell in pack) == list(range(8))
+
+
+def test_the_pack_that_takes_longest_starts_first():
+    cells = [TrainConfig(N=4, algorithm="sft", learning_rate=1e-1, seed=s) for s in range(4)]
+    cells += [TrainConfig(N=4096, learning_rate=1e-4, seed=s) for s in range(4)]
+    packs = pack_cells(cells, 4)
+    assert [pack[0].N for pack in packs] == [4096, 4]
+
+
+def test_an_estimate_never_exceeds_the_budget():
+    assert estimate_updates(TrainConfig(N=4096, n_steps=10)) == 10
+    assert estimate_updates(TrainConfig(N=4096, max_episodes=64)) == 2
+
+
+def test_every_trial_gets_a_pack():
+    assert [choose_pack_size(n, 4) for n in (1, 4, 5, 10_000)] == [1, 1, 2, 128]
