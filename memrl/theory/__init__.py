@@ -1,1 +1,1 @@
-"""What could be learned, in bits: capacity, an ideal observer, optimal agents; numpy alone."""
+"""What could be learned, in bits: capacity, an ideal observer, agents without a network; numpy and scipy alone."""
