@@ -1,0 +1,157 @@
+"""wandb: one run a finished cell, its curves in bits against episodes, and its row as the summary.
+
+wandb itself is imported only where a project is given.
+"""
+
+import math
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from memrl.config import TrainConfig
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_FORBIDDEN = r"/\#?%:"
+"""Characters that wandb allows in no project's name."""
+
+_REACH_SECONDS = 3.0
+_STEP_METRIC = "episodes"
+
+
+def check_project(project: str | None) -> None:
+    """Refuses a name that wandb would refuse.
+
+    Raises:
+        ValueError: the name is empty, too long, or has a forbidden character.
+    """
+    if project is None:
+        return
+    if not 0 < len(project) <= 128 or set(project) & set(_FORBIDDEN):
+        raise ValueError(f"wandb_project must be 1 to 128 characters without any of {_FORBIDDEN}, got {project!r}")
+
+
+class WandbLog:
+    """Logs finished cells to a project: online where wandb has a key and a network, else to files.
+
+    The user's own settings (WANDB_MODE, WANDB_BASE_URL, ...) come first.
+
+    Args:
+        project: the wandb project.
+        results: address of the tables; the files of runs lie in its folder `wandb`. Where the tables are not on this
+            machine, in `results/<last part of the address>/wandb` here.
+
+    Attributes:
+        group: the wandb group of the runs, so that a sweep stands together: the last part of `results`.
+        notice: what the user should be told once, one line; empty where there is nothing to tell.
+
+    Raises:
+        ValueError: a setting of wandb's makes no sense.
+    """
+
+    def __init__(self, project: str, results: str) -> None:
+        import wandb
+
+        check_project(project)
+        self._wandb = wandb
+        self._project = project
+        self._folder = local_folder(results)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self.group = self._folder.name
+        chosen = wandb.setup(wandb.Settings(silent=True)).settings.mode
+        missing = "" if chosen != "online" else self._find_what_is_missing()
+        self._mode: Any = "offline" if missing else chosen
+        self.notice = self._describe(missing) if missing else ""
+
+    def log_cells(self, rows: Sequence[Mapping[str, Any]], curves: "pa.Table") -> None:
+        """Writes one run for each row.
+
+        Args:
+            rows: of episodes_to_memorize; a failed cell makes a failed run.
+            curves: of the same cells, and of others perhaps.
+        """
+        if self._mode == "disabled":
+            return
+        points = _group_points(curves, {row["cell_id"] for row in rows})
+        for row in rows:
+            self._log_cell(row, points.get(row["cell_id"], []))
+
+    def close(self) -> None:
+        """Waits until all is written or sent, and ends wandb's own process."""
+        self._wandb.teardown()
+
+    def _log_cell(self, row: Mapping[str, Any], points: Sequence[Mapping[str, Any]]) -> None:
+        name = f"{row['channel']} N={row['N']} rank={row['lora_rank']} lr={row['learning_rate']} seed={row['seed']}"
+        run = self._wandb.init(
+            project=self._project,
+            group=self.group,
+            job_type=row["channel"],
+            name=name,
+            config={field: row[field] for field in ("cell_id", *TrainConfig.__annotations__) if field in row},
+            dir=str(self._folder),
+            mode=self._mode,
+            reinit="create_new",
+            settings=self._wandb.Settings(
+                silent=True,
+                console="off",
+                disable_code=True,
+                disable_git=True,
+                x_disable_meta=True,
+                x_disable_stats=True,
+                x_save_requirements=False,
+            ),
+        )
+        run.define_metric(_STEP_METRIC)
+        run.define_metric("*", step_metric=_STEP_METRIC)
+        for point in points:
+            run.log(_drop_missing(point), step=point["update"])
+        run.summary.update(_drop_missing(row))
+        run.finish(exit_code=int(row["status"] == "failed"))
+
+    def _find_what_is_missing(self) -> str:
+        """Why runs can't go online: no key, or no network; empty where they can."""
+        if not self._wandb.login(prompt=False, verify=False):
+            return "no key (wandb login)"
+        server = self._wandb.setup().settings.base_url
+        try:
+            urllib.request.urlopen(server, timeout=_REACH_SECONDS).close()
+        except urllib.error.HTTPError:
+            return ""  # an answer, if not a page
+        except OSError:
+            return f"no way to {server}"
+        return ""
+
+    def _describe(self, missing: str) -> str:
+        runs = self._folder / "wandb"
+        return f"wandb: {missing}, so runs are logged offline in {runs}; send them by: wandb sync {runs}/offline-run-*"
+
+
+def local_folder(results: str) -> Path:
+    """The folder on this machine that stands for an address of tables.
+
+    >>> local_folder("results/runs").as_posix(), local_folder("s3://bucket/sweeps/bitrate/").as_posix()
+    ('results/runs', 'results/bitrate')
+    """
+    scheme, separator, path = results.partition("://")
+    if not separator:
+        return Path(results).expanduser()
+    return Path(path) if scheme == "file" else Path("results", path.rstrip("/").rpartition("/")[2])
+
+
+def _group_points(curves: "pa.Table", cell_ids: set[str]) -> dict[str, list[dict[str, Any]]]:
+    """The curve rows of some cells, by cell, in the order of their updates."""
+    points: dict[str, list[dict[str, Any]]] = {cell_id: [] for cell_id in cell_ids}
+    for point in curves.to_pylist():
+        if point["cell_id"] in points:
+            points[point.pop("cell_id")].append(point)
+    for mine in points.values():
+        mine.sort(key=lambda point: point["update"])
+    return points
+
+
+def _drop_missing(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What was measured: without None and NaN."""
+    return {key: v for key, v in values.items() if v is not None and not (isinstance(v, float) and math.isnan(v))}
