@@ -165,9 +165,7 @@ def mean_curves(curves: Curves, group: np.ndarray, keys: pd.DataFrame, num_point
         rows = np.flatnonzero(row_group == number)
         if not len(rows):
             continue
-        most = curves.episodes[rows].max()
-        grid = np.unique(np.round(np.geomspace(1.0, max(most, 2.0), num_points)))
-        grid = np.concatenate([[0.0], grid[grid <= most]])
+        grid = _thin_out(np.unique(curves.episodes[rows]), num_points)
         piece: dict[Any, Any] = {name: keys[name].iloc[number] for name in keys}
         piece["num_secrets"] = int(curves.is_first[rows].sum())
         piece["episodes"] = grid
@@ -178,6 +176,14 @@ def mean_curves(curves: Curves, group: np.ndarray, keys: pd.DataFrame, num_point
             piece[f"{name}_bits"], piece[f"{name}_half_width"] = mean, half
         pieces.append(pd.DataFrame(piece))
     return pd.concat(pieces, ignore_index=True) if pieces else pd.DataFrame()
+
+
+def _thin_out(values: np.ndarray, num_points: int) -> np.ndarray:
+    """At most about `num_points` of ascending values, first and last included, evenly spread over their logarithm."""
+    if len(values) <= num_points:
+        return values
+    wanted = np.geomspace(max(values[1], 1e-9), values[-1], num_points - 1)
+    return values[np.unique(np.concatenate([[0], np.searchsorted(values, wanted).clip(0, len(values) - 1)]))]
 
 
 def _mean_on_grid(

@@ -52,13 +52,14 @@ def leak_report(
     """
     cells = measured_cells(episodes_to_memorize)
     cells = cells[cells["agent"] == agent].reset_index(drop=True)
-    return judge_leaks(collect_curves(curves, cells), cells)
+    return judge_leaks(leak_curve(collect_curves(curves, cells), cells))
 
 
-def judge_leaks(curves: Curves, cells: pd.DataFrame) -> pd.DataFrame:
-    """`leak_report` on rows that are already sorted by cell."""
-    verdicts = [_judge(channel, N, curve) for channel, N, curve in _each_group(curves, cells)]
-    return pd.DataFrame(verdicts)
+def judge_leaks(curve: pd.DataFrame) -> pd.DataFrame:
+    """The verdicts of `leak_report` on the rows of `leak_curve`."""
+    if curve.empty:
+        return curve
+    return pd.DataFrame([_judge(rows) for _, rows in curve.groupby(["channel", "N"], sort=True)])
 
 
 def leak_curve(curves: Curves, cells: pd.DataFrame) -> pd.DataFrame:
@@ -119,7 +120,7 @@ def _evidence_bits(odds: np.ndarray) -> np.ndarray:
     return np.logaddexp2.reduce(bets)
 
 
-def _judge(channel: str, N: int, curve: pd.DataFrame) -> dict[str, object]:
+def _judge(curve: pd.DataFrame) -> dict[str, object]:
     excess = (curve["mean_difference_bits"] - curve["half_width_bits"]).to_numpy()
     observed = np.isfinite(curve["mean_difference_bits"]).any()
     worst = curve.iloc[int(np.nanargmax(excess)) if np.isfinite(excess).any() else 0]
@@ -128,8 +129,8 @@ def _judge(channel: str, N: int, curve: pd.DataFrame) -> dict[str, object]:
     leaks = observed and (bool((excess > _ROUNDING_BITS).any()) or evidence > EVIDENCE_LIMIT_BITS)
     fine = "no leak seen (few secrets)" if few else "no leak"
     return {
-        "channel": channel,
-        "N": N,
+        "channel": worst["channel"],
+        "N": int(worst["N"]),
         "num_secrets": int(worst["num_secrets"]),
         "num_cells": int(worst["num_cells"]),
         "update": int(worst["update"]),

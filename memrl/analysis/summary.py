@@ -9,7 +9,7 @@ import pandas as pd
 from memrl.analysis.cells import CELL_COLUMNS, IDENTITY, TUNED, measured_cells, number_groups
 from memrl.analysis.curves import CURVE_COLUMNS, Curves, collect_curves, mean_curves, when_observer_knew
 from memrl.analysis.estimate import build_ledger, compare_with_agents, describe_choices, estimate_groups
-from memrl.analysis.leak import judge_leaks
+from memrl.analysis.leak import judge_leaks, leak_curve
 from memrl.analysis.scaling import estimate_scaling
 from memrl.analysis.selection import hold_out_settings
 from memrl.analysis.verdicts import Verdict, judge_hypotheses
@@ -53,7 +53,8 @@ class Summary:
         ledger: build_ledger of trained policies at chosen settings.
         learning: mean_curves of the same.
         scaling: estimate_scaling of all agents at chosen settings.
-        leaks: judge_leaks over all trained cells.
+        leak_curve: leak_curve over all trained cells.
+        leaks: judge_leaks of it.
         prior: one row an (env_type, N, model): prior_kl_bits and prior_well_formed, the worst of its cells.
         verdicts: on H1 to H5.
         provenance: what made the rows.
@@ -70,6 +71,7 @@ class Summary:
     ledger: pd.DataFrame
     learning: pd.DataFrame
     scaling: pd.DataFrame
+    leak_curve: pd.DataFrame
     leaks: pd.DataFrame
     prior: pd.DataFrame
     verdicts: list[Verdict]
@@ -102,6 +104,7 @@ def summarize_sweep(address: str, num_planned: int | None = None) -> Summary:
     known = when_observer_knew(chosen_curves, chosen_lora["signal_bits"].to_numpy())
     group, keys = number_groups(chosen_lora, IDENTITY)
     estimates = compare_with_agents(estimate_groups(chosen))
+    leaks = leak_curve(curves, lora)
     failed = ["cell_id", "channel", "N", "learning_rate", "lora_rank", "seed", "error"]
     return Summary(
         address=address,
@@ -115,7 +118,8 @@ def summarize_sweep(address: str, num_planned: int | None = None) -> Summary:
         ledger=build_ledger(chosen_lora, *known),
         learning=mean_curves(chosen_curves, group, keys),
         scaling=estimate_scaling(chosen),
-        leaks=judge_leaks(curves, lora),
+        leak_curve=leaks,
+        leaks=judge_leaks(leaks),
         prior=_worst_priors(lora),
         verdicts=judge_hypotheses(lora, chosen_lora, known),
         provenance=_trace_provenance(trained),

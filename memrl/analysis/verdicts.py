@@ -35,7 +35,7 @@ Outcome = Literal["supported", "refuted", "undecided"]
 
 HYPOTHESES = {
     "H1": "Binary reward: far below 1 bit per episode at large N, because of exploration",
-    "H2": "Distance reward: the rate grows linearly in log2 B",
+    "H2": "Distance reward: the rate grows linearly in log₂ B",
     "H3": "Per-step reward reaches the sample efficiency of SFT",
     "H4": "Low rank is enough: E does not depend on the LoRA rank in RL",
     "H5": "The best learning rate does not depend on the rank",
@@ -157,8 +157,8 @@ def judge_bins(chosen: pd.DataFrame) -> Verdict:
     exponents = pooled_slope(np.log(np.log2(bins[usable])), log_rates[usable], series[usable])
     value, lower, upper = _value_and_interval(exponents)
     sentence = (
-        f"Over B = {bins[usable].min():g} to {bins[usable].max():g} bits per episode grow as "
-        f"(log2 B)^p with p = {format_estimate(value, lower, upper)}; linear means p = 1."
+        f"Over B = {bins[usable].min():g} to {bins[usable].max():g} bits per episode grow as a power of log₂ B "
+        f"with exponent {format_estimate(value, lower, upper)}; linear means 1."
     )
     return Verdict("H2", decide(lower, upper, LINEAR), sentence, value, lower, upper, LINEAR)
 
@@ -183,8 +183,8 @@ def judge_per_step(chosen: pd.DataFrame) -> Verdict:
         float(np.exp(x)) for x in _value_and_interval(np.nan_to_num(logs, nan=np.inf, posinf=np.inf))
     )
     sentence = (
-        f"per_bit took {format_estimate(value, lower, upper)} times the episodes of {channels[1]}, "
-        f"the geometric mean over {len(both)} N."
+        f"Per-bit reward took {format_estimate(value, lower, upper)} times the episodes of {channels[1]} "
+        f"to reach P(secret) = 1/2, the geometric mean over {len(both)} N."
     )
     return Verdict("H3", decide(lower, upper, AS_EFFICIENT), sentence, value, lower, upper, AS_EFFICIENT)
 
@@ -307,9 +307,11 @@ def _ratio_of_ends(slopes: np.ndarray, ranks: np.ndarray) -> tuple[float, float,
 def format_estimate(value: float, lower: float, upper: float) -> str:
     """An estimate with its interval, three significant digits.
 
-    >>> format_estimate(0.01234, 0.009, float("inf"))
-    '0.0123 [0.009, ∞)'
+    >>> format_estimate(0.01234, 0.009, float("inf")), format_estimate(float("inf"), 120, float("inf"))
+    ('0.0123 [0.009, ∞)', 'more than 120')
     """
+    if np.isinf(value) and value > 0:
+        return f"more than {format_number(lower)}" if np.isfinite(lower) else "not reached"
     end = "∞)" if np.isinf(upper) else f"{format_number(upper)}]"
     return f"{format_number(value)} [{format_number(lower)}, {end}"
 
@@ -324,5 +326,7 @@ def format_number(value: float, digits: int = 3) -> str:
         return "–"
     if np.isinf(value):
         return "not reached" if value > 0 else "−∞"
+    if abs(value) < 1e-9:
+        return "0"
     text = f"{value:,.0f}" if abs(value) >= 10**digits else f"{value:.{digits}g}"
     return text.replace("-", "−", 1) if text.startswith("-") else text
