@@ -86,18 +86,45 @@ def prepare_launch(words: Mapping[str, str], command: str) -> Launch:
     grids = sorted(path.stem for path in GRIDS.glob("*.yaml"))
     if selection.grid not in grids:
         raise ValueError(f"unknown grid {selection.grid!r}{did_you_mean(selection.grid, grids)}")
-    from memrl.sweep.grid import load_grid, read_seeds
+    cells = select_cells(selection, values)
+    # Imported once the cells are known to be valid, so that a bad one is refused at once.
     from memrl.sweep.launch import Launch
+    from memrl.sweep.plan import check_device
     from memrl.tables.store import TableStore
+
+    check_device(execution)
+    return Launch(selection.grid, cells, execution, TableStore(execution.results_address(selection.grid)), command)
+
+
+def select_cells(selection: Selection, values: dict[str, Sequence[Any]]) -> dict[str, TrainConfig]:
+    """The cells of the grid with the values that the command line gives, by cell_id.
+
+    Raises:
+        ValueError: a cell makes no sense, or names a model or a reward function that is not there.
+    """
+    from memrl.sweep.grid import load_grid, read_seeds
 
     if selection.seeds is not None:
         seeds = [read_value("seeds", int, text) for text in selection.seeds.split(",")]
-        values["seed"] = read_seeds(seeds if len(seeds) > 1 else seeds[0])
+        values = values | {"seed": read_seeds(seeds if len(seeds) > 1 else seeds[0])}
     cells = load_grid(selection.grid, GRIDS).override(values).cells()
     for model in {cell.model for cell in cells.values()}:
         check_model(model)
-    store = TableStore(execution.results_address(selection.grid))
-    return Launch(selection.grid, cells, execution, store, command)
+    for cell in {cell.reward_type: cell for cell in cells.values() if ":" in cell.reward_type}.values():
+        check_reward(cell)
+    return cells
+
+
+def check_reward(cell: TrainConfig) -> None:
+    """Imports a reward function of the user's own, from the folder that the command runs in if need be.
+
+    Raises:
+        ValueError: there is none, or it is no function of (guess, secret, N).
+    """
+    from memrl.task.reward import build_channel
+
+    sys.path.append(str(Path.cwd()))
+    build_channel(cell)
 
 
 def read_values(words: Mapping[str, str]) -> dict[str, Sequence[Any]]:

@@ -51,17 +51,22 @@ def plan_packs(cells: Sequence[TrainConfig], execution: Execution, num_cpus: flo
         execution: what the user asked for.
         num_cpus: CPUs of the machine or the cluster.
         num_gpus: its GPUs.
-
-    Raises:
-        ValueError: device=cuda, and there is no GPU.
     """
-    if execution.device == "cuda" and not num_gpus and execution.address is None:
-        raise ValueError("device must be cpu or auto where there is no GPU, got cuda")
     device = execution.device if execution.device != "auto" else ("cuda" if num_gpus else "cpu")
     places = num_gpus if device == "cuda" else num_cpus // execution.num_threads
     num_trials = execution.num_trials or max(1, int(places))
     packs = pack_cells(cells, execution.pack_size or choose_pack_size(len(cells), num_trials))
     return Plan(packs, num_trials, device, execution.num_threads)
+
+
+def check_device(execution: Execution) -> None:
+    """Refuses a GPU that is not there; what a cluster has shows only once Ray is asked.
+
+    Raises:
+        ValueError: device=cuda, and this machine has no GPU.
+    """
+    if execution.device == "cuda" and execution.address is None and not count_local_gpus():
+        raise ValueError("device must be cpu or auto where there is no GPU, got cuda")
 
 
 def count_local_cpus() -> int:

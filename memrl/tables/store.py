@@ -284,7 +284,7 @@ def _rank(column: pa.ChunkedArray) -> np.ndarray:
 
 
 def _to_strings(column: pa.ChunkedArray) -> np.ndarray:
-    return column.to_numpy().astype(str)
+    return np.array(column.to_pylist(), dtype=str)
 
 
 def _is_visible(path: str) -> bool:

@@ -1,0 +1,82 @@
+"""What the launcher answers without starting Ray: each bad input of a sweep, help, and a dry run."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def launch(*words: str, folder: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "sweeps" / "launch.py"), *words]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=folder, check=False)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["grid=bitrte"], "unknown grid 'bitrte'; did you mean 'bitrate'?"),
+        ([], "unknown grid ''; choose from bitrate, full, smoke"),
+        (["grid=smoke", "pack_sise=2"], "unknown field 'pack_sise'; did you mean 'pack_size'?"),
+        (["grid=smoke", "reward_type=binery"], "did you mean 'binary'?"),
+        (["grid=smoke", "N=1"], "N must be at least 2, got 1"),
+        (["grid=smoke", "N=16,x"], "N must be an integer, got 'x'"),
+        (["grid=smoke", "secret=99"], "secret must lie in 0 .. 15, got 99"),
+        (["grid=smoke", "reward_type=binned_distance", "reward_bins=none"], "reward_bins must be set for"),
+        (["grid=smoke", "reward_bins=1"], "reward_bins must lie in 2 .. N="),
+        (["grid=smoke", "reward_bins=32", "N=16"], "reward_bins must lie in 2 .. N=16, got 32"),
+        (["grid=smoke", "reward_type=per_bit", "env_type=single_step"], "reward_type must not be per_bit on"),
+        (["grid=smoke", "group_size=1"], "group_size must be at least 2 for advantage=group_centered"),
+        (["grid=smoke", "lora_rank=0"], "lora_rank must be at least 1, got 0"),
+        (["grid=smoke", "lora_rank=-1"], "lora_rank must be at least 1, got -1"),
+        (["grid=smoke", "model=./missing"], "model must be embedded, a folder or a Hugging Face name"),
+        (["grid=smoke", "seeds=0"], "seeds must be a count from 1 or a list of integers from 0, got 0"),
+        (["grid=smoke", "results=gopher://x"], "results must be a folder or an address such as s3://"),
+        (["grid=smoke", "reward_type=nowhere:f"], "reward_type must name an importable function"),
+        (["grid=smoke", "device=cuda"], "device must be cpu or auto where there is no GPU, got cuda"),
+        (["smoke"], "arguments must have the form key=value, got 'smoke'"),
+    ],
+)
+def test_bad_input_is_one_line_with_exit_code_2(words, message, tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    result = launch(*words, folder=tmp_path)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1
+    assert message in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_shows_every_kind_of_field():
+    result = launch("--help")
+    assert result.returncode == 0
+    assert result.stdout.startswith("usage: python sweeps/launch.py grid=NAME")
+    for word in ("grid=", "seeds=", "pack_size=", "dry_run=False", "learning_rate=0.003"):
+        assert f"  {word}" in result.stdout
+
+
+def test_a_dry_run_counts_and_writes_nothing(tmp_path):
+    words = ["grid=smoke", "N=16,64,100", "reward_type=binary", "learning_rate=1e-3,3e-3", "seeds=5", "pack_size=16"]
+    result = launch(*words, "dry_run=True", folder=tmp_path)
+    assert result.returncode == 0, result.stderr
+    # Three N, two binary channels (single_step and multi_step), two learning rates, five seeds.
+    assert result.stdout.startswith("smoke: 60 cells, 0 of them finished\nto run: 60 cells in 4 packs of up to 15, on ")
+    assert "tables: results/smoke/episodes_to_memorize" in result.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("words", [["grid=smoke", "N=1"], ["--help"], ["grid=smoke", "dry_run=True"]])
+def test_neither_ray_nor_torch_is_loaded_for_an_answer_without_them(words, tmp_path):
+    program = f"""
+import runpy, sys
+sys.argv = ["launch.py", *{words!r}]
+try:
+    runpy.run_path({str(ROOT / "sweeps" / "launch.py")!r}, run_name="__main__")
+except SystemExit:
+    print("loaded", sorted({{"ray", "torch", "pandas", "transformers"}} & set(sys.modules)))
+"""
+    command = [sys.executable, "-c", program]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=tmp_path, check=True)
+    assert result.stdout.endswith("loaded []\n")
