@@ -72,7 +72,6 @@ class CellProgress:
 
     def to_row(self, versions: str, revision: str | None) -> dict[str, Any]:
         """The cell's row of the table episodes_to_memorize."""
-        capacity = channel_capacity(self.channel)
         fields = chz.asdict(self.config) | self.config.identity()
         return {
             **fields,
@@ -81,10 +80,7 @@ class CellProgress:
             "channel": self.config.channel_name,
             "secret": self.secret,
             "signal_bits": math.log2(self.config.N),
-            "capacity_nominal_bits": capacity.nominal_bits,
-            "capacity_uniform_bits": capacity.uniform_guess_bits,
-            "capacity_best_bits": capacity.best_guess_bits,
-            "identifiable": capacity.identifiable,
+            **self._capacity_columns(),
             "prior_kl_bits": self.prior.kl_bits,
             "prior_well_formed": self.prior.well_formed_mass,
             **self._reach_columns("e50", 0.5),
@@ -101,6 +97,16 @@ class CellProgress:
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "versions": versions,
             "revision": revision,
+        }
+
+    def _capacity_columns(self) -> dict[str, Any]:
+        """Null for a failed cell: what failed may be the channel's own function."""
+        capacity = None if self.status == "failed" else channel_capacity(self.channel)
+        return {
+            "capacity_nominal_bits": capacity and capacity.nominal_bits,
+            "capacity_uniform_bits": capacity and capacity.uniform_guess_bits,
+            "capacity_best_bits": capacity and capacity.best_guess_bits,
+            "identifiable": capacity and capacity.identifiable,
         }
 
     def _reach_columns(self, name: str, probability: float) -> dict[str, Any]:

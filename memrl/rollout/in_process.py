@@ -27,6 +27,7 @@ class InProcessSampler:
     def split(self, level: Level, legal: np.ndarray, illegal: np.ndarray) -> np.ndarray:
         """Splits episodes over tokens by one multinomial draw a node; see `Splitter.split`."""
         weights = np.concatenate([legal, illegal[:, None]], axis=1)
+        self._mend_diverged(level, weights)
         weights /= weights.sum(1, keepdims=True)
         counts = np.zeros((len(level.cell), level.counts.shape[1], weights.shape[1]), dtype=np.int64)
         for cell, rows in level.cell_slices():
@@ -38,6 +39,14 @@ class InProcessSampler:
             symbol = (self._forest.child[level.node[told]] == secret_child[:, None]).argmax(1)
             counts[told, :, symbol] = level.counts[told]
         return counts
+
+    def _mend_diverged(self, level: Level, weights: np.ndarray) -> None:
+        """Lets a diverged policy write any legal token: its cell fails by its P(secret), and its neighbors go on."""
+        diverged = np.nonzero(~np.isfinite(weights).all(axis=1))[0]
+        if len(diverged):
+            some_legal = (self._forest.child[level.node[diverged]] >= 0).argmax(axis=1)
+            weights[diverged] = 0.0
+            weights[diverged, some_legal] = 1.0
 
     def pick_illegal(self, cell: int, probabilities: np.ndarray, count: int) -> np.ndarray:
         """Draws the tokens of episodes that left the trie; see `Splitter.pick_illegal`."""
