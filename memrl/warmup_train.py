@@ -158,13 +158,14 @@ def make_recipe(config: WarmupConfig, method: Method) -> "WarmupRecipe":
     from memrl.policy.warmup import WarmupRecipe
 
     scratch = config.model == "scratch"
-    steps, learning_rate = (4000, 2e-3) if scratch else (2000, 1e-3)
+    steps, learning_rate = (5000, 2e-3) if scratch else (2000, 1e-3)
     return WarmupRecipe(
         steps=config.steps or steps,
         learning_rate=config.learning_rate or learning_rate,
         seed=config.seed,
         prompts_per_step=config.prompts_per_step,
         nodes_per_prompt=config.nodes_per_prompt,
+        probe_weight=0.1 if scratch else 0.0,
         measure_every=200 if scratch else 100,
         stop_early=not scratch,
     )

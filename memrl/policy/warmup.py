@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
+    from memrl.policy.probes import Probes
+
 
 @dataclass(frozen=True)
 class WarmupRecipe:
@@ -42,6 +44,7 @@ class WarmupRecipe:
         prompts_per_step: rows of a batch.
         nodes_per_prompt: about how many nodes of its trie a row holds.
         ratio_weight: weight of the squared log-ratio beside the KL.
+        probe_weight: weight of the probes' loss beside it; 0: no probes.
         measure_every: steps between two exact measurements of every prompt.
         stop_early: whether to stop at a measurement that meets the targets.
     """
@@ -52,6 +55,7 @@ class WarmupRecipe:
     prompts_per_step: int = 16
     nodes_per_prompt: int = 96
     ratio_weight: float = 0.1
+    probe_weight: float = 0.0
     measure_every: int = 250
     stop_early: bool = False
 
@@ -126,7 +130,12 @@ class AnswerSampler:
 
 
 def compute_warmup_loss(
-    model: "PreTrainedModel", tasks: Sequence[EncodedTask], answers: Sequence[np.ndarray], ratio_weight: float
+    model: "PreTrainedModel",
+    tasks: Sequence[EncodedTask],
+    answers: Sequence[np.ndarray],
+    ratio_weight: float,
+    probes: "Probes | None" = None,
+    probe_weight: float = 0.0,
 ) -> "torch.Tensor":
     """Computes the loss of some answers, nats, averaged over answers and then over prompts.
 
@@ -138,6 +147,8 @@ def compute_warmup_loss(
         tasks: prompts.
         answers: for each of them the integers whose paths count, int64 (answers,).
         ratio_weight: weight of the squared log-ratio.
+        probes: readers of the model's states, whose loss is added.
+        probe_weight: weight of that.
 
     Returns:
         Scalar with gradient, at least 0.
@@ -156,7 +167,8 @@ def compute_warmup_loss(
         divergence = -(log_p.exp() * log_ratio).sum(dim=1)
         squared = (log_ratio**2).sum(dim=1) / allowed.sum(dim=1)
         losses.append(weight @ (divergence + ratio_weight * squared))
-    return torch.stack(losses).mean()
+    loss = torch.stack(losses).mean()
+    return loss if probes is None else loss + probe_weight * probes.compute_loss(list(tasks), batch)
 
 
 def _weigh_nodes(task: EncodedTask, answers: np.ndarray, nodes: np.ndarray) -> np.ndarray:
@@ -185,7 +197,10 @@ def warm_up(
     """
     import torch
 
-    parameters = [p for p in model.parameters() if p.requires_grad]
+    from memrl.policy.probes import Probes
+
+    probes = Probes(model, recipe.seed) if recipe.probe_weight else None
+    parameters = [p for module in (model, probes) if module for p in module.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=recipe.learning_rate, betas=(0.9, 0.99), weight_decay=0.0)
     sampler = AnswerSampler(tasks, np.random.default_rng(recipe.seed))
     losses: list[float] = []
@@ -194,7 +209,8 @@ def warm_up(
             group["lr"] = recipe.learning_rate * learning_rate_share(step, recipe.steps)
         rows = sampler.draw_prompts(recipe.prompts_per_step)
         answers = [sampler.draw_answers(row, recipe.nodes_per_prompt) for row in rows]
-        loss = compute_warmup_loss(model, [tasks[row] for row in rows], answers, recipe.ratio_weight)
+        chosen = [tasks[row] for row in rows]
+        loss = compute_warmup_loss(model, chosen, answers, recipe.ratio_weight, probes, recipe.probe_weight)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -205,6 +221,8 @@ def warm_up(
         report(WarmupProgress(step + 1, losses[-1], priors))
         if recipe.stop_early and priors is not None and all(meets_targets(prior) for prior in priors):
             break
+    if probes is not None:
+        probes.close()
     return losses
 
 
