@@ -106,7 +106,7 @@ class TrainConfig:
         # Stands before the other rules, which compare numbers with numbers.
         for name, annotation in TrainConfig.__annotations__.items():
             value = getattr(self, name)
-            if not is_subtype_instance(value, annotation):
+            if type(value) is not annotation and not is_subtype_instance(value, annotation):
                 choices = literal_choices(name)
                 rule = f"be one of {', '.join(choices)}" if choices else f"be of type {_type_name(annotation)}"
                 raise ValueError(f"{name} must {rule}, got {value!r}{_suggest_close(value, choices)}")
