@@ -73,7 +73,7 @@ def ledger_figure(summary: Summary) -> Figure:
         "Where the bits of an episode go",
         "First: each bar is what one episode of the channel could tell (its effective capacity, the best single "
         "guess), cut into what the policy's guesses never asked (exploration loss), what an ideal observer of the "
-        "same rewards knew but the policy did not take up (absorption loss), and what the policy absorbed. Right: "
+        "same rewards knew but the policy did not take up (absorption loss), and what the policy absorbed. Second: "
         "the same three levels in bits per episode on a logarithmic axis, with 95 % intervals over secrets. The "
         "observer's rate counts the episodes until it was one bit short of the secret, the policy's all of them.",
         _in_channel_order(data),
@@ -83,8 +83,8 @@ def ledger_figure(summary: Summary) -> Figure:
 def episodes_figure(summary: Summary) -> Figure:
     """E50 against N: trained policies, agents, and published numbers."""
     columns = ["agent", "channel", "N", "model", "num_cells", "num_reached", "e50", "e50_lower", "e50_upper"]
-    extra = ["bits_per_episode", "e50_vs_optimal", "e50_vs_tabular_pg", "reference_agent", "learning_rates"]
-    own = summary.estimates[[*columns, *extra]]
+    ratios = [f"{name}{end}" for name in ("e50_vs_optimal", "e50_vs_tabular_pg") for end in ("", "_lower", "_upper")]
+    own = summary.estimates[[*columns, *ratios, "reference_agent", "learning_rates"]]
     own = own.assign(reached=np.isfinite(own["e50"].to_numpy(dtype=float)))
     shown = own.loc[own["agent"] == "lora", "channel"].unique()
     published = published_episodes().rename(columns={"episodes": "e50"}).assign(agent="published")

@@ -22,7 +22,7 @@ from memrl.analysis.style import (
     channel_looks,
     order_channels,
 )
-from memrl.analysis.verdicts import format_estimate, format_number
+from memrl.analysis.wording import format_estimate, format_number
 
 _PATTERNS = {"absorbed": "", "absorption_loss": ".", "exploration_loss": "/"}
 
@@ -120,7 +120,15 @@ def _bars(x_axis: dict[str, Any], num_rows: int) -> dict[str, Any]:
     return {"barmode": "stack", "xaxis": x_axis, "yaxis": y_axis, "legend": _LEGEND_BELOW, "showlegend": True}
 
 
-_LEGEND_BELOW = {"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom", "x": 0, "xref": "container"}
+_LEGEND_BELOW = {
+    "orientation": "h",
+    "traceorder": "normal",
+    "yref": "container",
+    "y": 0,
+    "yanchor": "bottom",
+    "x": 0,
+    "xref": "container",
+}
 
 
 def draw_episodes(data: pd.DataFrame) -> list[View]:
@@ -292,7 +300,6 @@ def _map(rows: pd.DataFrame) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         y=y,
         z=[_plain(row) for row in shown],
         text=text,
-        texttemplate="%{text}",
         colorscale=[[0, "#3A3A3A"], [1, "#F4F4F4"]],
         zmin=low - max(0.15, 0.2 * (high - low)),
         zmax=high + max(0.15, 0.1 * (high - low)),
@@ -314,10 +321,26 @@ def _map(rows: pd.DataFrame) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         for row, column in enumerate(best)
         if column >= 0
     ]
+    annotations = [
+        {
+            "x": x[column],
+            "y": y[row],
+            "text": text[row][column],
+            "showarrow": False,
+            "font": {"size": 12, "color": "#FFFFFF" if value < low + 0.35 * (high - low) else "#000000"},
+        }
+        for (row, column), value in np.ndenumerate(np.nan_to_num(shown, nan=high))
+    ]
     axis = {"type": "category", "showgrid": False}
     x_axis = {**axis, "title": {"text": "learning rate"}}
     y_axis = {**axis, "title": {"text": "rank"}, "autorange": "reversed"}
-    return [_trace(heat)], {"xaxis": x_axis, "yaxis": y_axis, "shapes": shapes, "showlegend": False}
+    return [_trace(heat)], {
+        "xaxis": x_axis,
+        "yaxis": y_axis,
+        "shapes": shapes,
+        "annotations": annotations,
+        "showlegend": False,
+    }
 
 
 def draw_prior(data: pd.DataFrame) -> list[View]:

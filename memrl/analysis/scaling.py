@@ -4,7 +4,7 @@ Two models with two parameters each are fitted to log medians: the power law E =
 E = c + a N. On a short range of N an overhead looks like an exponent below 1, so the exponent alone decides nothing.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import pandas as pd
@@ -190,7 +190,8 @@ def estimate_scaling(cells: pd.DataFrame, by: tuple[str, ...] = ("agent", "chann
 
     Returns:
         One row a group with at least two usable N: the columns `by`, num_N, num_left_out, smallest_N, largest_N,
-        exponent with _lower and _upper; with three or more N also the fields of ModelComparison.
+        exponent with _lower and _upper; with three or more N also the fields of ModelComparison, where the
+        conclusion is `flat` if the exponent's interval holds 0 (then neither model has anything to explain).
     """
     point, points = number_groups(cells, [*by, "N"])
     medians, resampled = group_medians(cells, point, len(points))
@@ -216,7 +217,9 @@ def estimate_scaling(cells: pd.DataFrame, by: tuple[str, ...] = ("agent", "chann
         }
         if len(usable) >= 3:
             errors = _log_errors(medians[usable], resampled[usable], size[usable])
-            record |= compare_models(N, medians[usable], errors).__dict__
+            record |= asdict(compare_models(N, medians[usable], errors))
+            if lower <= 0.0 <= upper:
+                record["conclusion"] = "flat"
         records.append(record)
     return pd.DataFrame(records)
 

@@ -28,7 +28,7 @@ from memrl.analysis.style import (
     channel_looks,
     order_channels,
 )
-from memrl.analysis.verdicts import format_number
+from memrl.analysis.wording import format_number
 
 _WIDTH = 8.0
 """Inches; every figure fills a page's width, and its margins are given in inches too."""

@@ -157,7 +157,7 @@ def _trace_provenance(trained: pd.DataFrame) -> Provenance:
             versions.setdefault(name, []).append(str(version))
     fields = (*TUNED, "model", "env_type", "algorithm")
     shared = {
-        name: str(trained[name].iloc[0])
+        name: _to_text(trained[name].iloc[0])
         for name in fields
         if trained[name].nunique(dropna=False) == 1 and pd.notna(trained[name].iloc[0])
     }
@@ -167,6 +167,10 @@ def _trace_provenance(trained: pd.DataFrame) -> Provenance:
         seeds=list_ranges(trained["seed"].unique()),
         shared=shared,
     )
+
+
+def _to_text(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def list_ranges(values: np.ndarray) -> str:

@@ -1,0 +1,102 @@
+"""What reports say of a sweep in words, from its summary."""
+
+import pandas as pd
+
+from memrl.analysis.published import published_episodes
+from memrl.analysis.style import channel_label, order_channels
+from memrl.analysis.summary import Summary
+from memrl.analysis.wording import format_estimate, format_number
+
+
+def describe_scope(summary: Summary) -> str:
+    """How much the sweep covers, in two sentences."""
+    lora = summary.estimates[(summary.estimates["agent"] == "lora").to_numpy()]
+    N = f"N = {lora['N'].min():,} to {lora['N'].max():,}" if lora["N"].nunique() > 1 else f"N = {lora['N'].iloc[0]:,}"
+    return (
+        f"{summary.num_finished:,} policies memorized secrets over {lora['channel'].nunique()} channels, {N}, with "
+        f"{summary.num_secrets:,} independent secrets. Every estimate stands with its 95 % interval."
+    )
+
+
+def list_notices(summary: Summary) -> list[str]:
+    """What a reader must know before the numbers: unfinished, failed, leaking or badly chosen cells."""
+    notices = []
+    planned = summary.num_planned
+    if planned is not None and summary.num_finished < planned:
+        notices.append(
+            f"This sweep is not finished: {summary.num_finished:,} of {planned:,} cells have a row. Numbers will move, "
+            "and cells that finish early are the fast ones of their pack."
+        )
+    if len(summary.failed):
+        first = str(summary.failed["error"].iloc[0])
+        notices.append(f"{len(summary.failed):,} cells failed and are listed below; the first: {first}")
+    leaks = summary.leaks[(summary.leaks["verdict"] == "leak").to_numpy()] if len(summary.leaks) else summary.leaks
+    for row in leaks.to_dict("records"):
+        notices.append(
+            f"{channel_label(row['channel'])} at N = {row['N']}: the policies absorbed more than was observed."
+        )
+    if not summary.estimates["held_out"].all():
+        notices.append("Some settings were chosen on the secrets that are reported, as the other half has not run yet.")
+    return notices
+
+
+def describe_leaks(leaks: pd.DataFrame) -> list[str]:
+    """The outcome of the no-leak check."""
+    counts = leaks["verdict"].value_counts()
+    told = ", ".join(f"{count} × {verdict}" for verdict, count in counts.items())
+    worst = leaks["evidence_bits"].max()
+    return [
+        f"Over {len(leaks)} combinations of channel and N: {told}. The largest evidence for a leak is "
+        f"{format_number(worst)} bits; an honest run exceeds {leaks['evidence_limit_bits'].iloc[0]:.2f} bits at one "
+        "update with probability at most 1 %."
+    ]
+
+
+def list_facts(summary: Summary) -> list[tuple[str, str]]:
+    """What it takes to run the sweep again: names and texts."""
+    made = summary.provenance
+    facts = [
+        ("tables", summary.address),
+        ("seeds", made.seeds),
+        ("revision", ", ".join(made.revisions) or "not a checkout"),
+        (
+            "versions",
+            ", ".join(f"{name} {' or '.join(found)}" for name, found in made.versions.items()) or "not recorded",
+        ),
+    ]
+    if made.shared:
+        facts.append(("shared fields", " ".join(f"{name}={value}" for name, value in made.shared.items())))
+    return facts
+
+
+def compare_with_published(estimates: pd.DataFrame) -> list[str]:
+    """One sentence a channel that others measured too: E50 at their N beside their numbers."""
+    lora = estimates[(estimates["agent"] == "lora").to_numpy()]
+    both = lora.merge(published_episodes(), on=["channel", "N"], suffixes=("", "_published"))
+    sentences = []
+    for channel in order_channels(both["channel"]):
+        rows = both[(both["channel"] == channel).to_numpy()].sort_values("N").to_dict("records")
+        sizes = " / ".join(f"{row['N']}" for row in rows)
+        ours = " / ".join(format_estimate(row["e50"], row["e50_lower"], row["e50_upper"]) for row in rows)
+        theirs = " / ".join(format_number(row["episodes"]) if row["reached"] else "not reached" for row in rows)
+        sentences.append(f"{channel_label(channel)}, N = {sizes}: E50 = {ours} episodes; published (MLP): {theirs}.")
+    return sentences
+
+
+def describe_ledger(ledger: pd.DataFrame, N: int) -> list[str]:
+    """One sentence a channel: what an episode could tell at one N, and where it went."""
+    rows = ledger[(ledger["N"] == N).to_numpy()]
+    by_channel = {row["channel"]: row for row in rows.to_dict("records")}
+    sentences = []
+    for channel in order_channels(by_channel):
+        row = by_channel[channel]
+        numbers = {
+            name: format_estimate(row[name], row[f"{name}_lower"], row[f"{name}_upper"])
+            for name in ("absorbed_rate", "absorption_loss", "exploration_loss")
+        }
+        sentences.append(
+            f"{channel_label(channel)}, N = {N}: of {format_number(row['capacity_bits'])} bits that an episode can "
+            f"tell, {numbers['absorbed_rate']} were absorbed, {numbers['absorption_loss']} were observed and not "
+            f"absorbed, and {numbers['exploration_loss']} were never asked for."
+        )
+    return sentences

@@ -1,0 +1,123 @@
+"""Tables for readers: what they call a column, and how they write its numbers."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from memrl.analysis.style import agent_label, channel_label
+from memrl.analysis.wording import format_estimate, format_number
+
+_MOST_FAILED_ROWS = 200
+_LABELS = {
+    "agent": "agent",
+    "channel": "channel",
+    "num_cells": "runs",
+    "num_reached": "reached 1/2",
+    "num_memorized": "reached 0.9",
+    "e50": "E50",
+    "e90": "E90",
+    "bits_per_episode": "bits/episode",
+    "rate_vs_capacity": "rate / capacity",
+    "e50_vs_optimal": "E50 / best agent",
+    "e50_vs_tabular_pg": "E50 / tabular PG",
+    "learning_rate": "learning rate",
+    "learning_rates": "learning rate",
+    "lora_rank": "rank",
+    "capacity_bits": "capacity",
+    "capacity_best_bits": "capacity",
+    "delta_aic": "ΔAIC",
+    "p_overhead": "p(overhead)",
+    "p_power": "p(power)",
+    "overhead": "c",
+    "per_secret": "a",
+}
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table on the page."""
+
+    label: str
+    is_text: bool
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table on the page: each cell is its text, followed by the number to sort by where the text is none."""
+
+    columns: list[Column]
+    rows: list[list[list[Any]]]
+
+
+def tabulate(data: pd.DataFrame, columns: Sequence[str]) -> Table:
+    """A table for readers: an estimate and its interval become one column, sorted by the estimate.
+
+    >>> frame = pd.DataFrame({"channel": ["sft"], "e50": [2.0], "e50_lower": [1.0], "e50_upper": [2.0]})
+    >>> tabulate(frame, ["channel", "e50"]).rows
+    [[['SFT'], ['2 [1, 2]', 2.0]]]
+    """
+    heads, cells = [], []
+    for name in columns:
+        values = data[name]
+        is_text = not pd.api.types.is_numeric_dtype(values)
+        heads.append(Column(_LABELS.get(name, name.replace("_", " ")), is_text))
+        cells.append(_format_column(data, name, is_text))
+    return Table(heads, [list(row) for row in zip(*cells, strict=True)])
+
+
+def _format_column(data: pd.DataFrame, name: str, is_text: bool) -> list[list[Any]]:
+    values = data[name].tolist()
+    if is_text:
+        words = {"channel": channel_label, "agent": agent_label}.get(name, str)
+        return [[words(value) if isinstance(value, str) else "–"] for value in values]
+    if f"{name}_lower" in data:
+        ends = data[[f"{name}_lower", f"{name}_upper"]].to_numpy(dtype=float)
+        texts = [
+            "–"
+            if math.isnan(value)
+            else format_estimate(value, low, high)
+            if not math.isnan(low)
+            else format_number(value)
+            for value, (low, high) in zip(values, ends, strict=True)
+        ]
+    elif name in ("N", "num_cells", "num_reached", "num_memorized", "seed", "lora_rank", "num_left_out"):
+        texts = [format_number(value, 9).replace(",", "") for value in values]
+    else:
+        texts = [format_number(value) for value in values]
+    return [
+        [text, None if math.isnan(v) else float(np.clip(v, -1e300, 1e300))]
+        for text, v in zip(texts, values, strict=True)
+    ]
+
+
+def tabulate_scaling(scaling: pd.DataFrame) -> Table | None:
+    """Exponents and the test against an overhead; None where there is none."""
+    if scaling.empty:
+        return None
+    data = scaling.assign(
+        range=[f"{a} to {b}" for a, b in zip(scaling["smallest_N"], scaling["largest_N"], strict=True)]
+    )
+    if "conclusion" in data:
+        data["conclusion"] = data["conclusion"].fillna("–")
+    names = ["agent", "channel", "range", "num_left_out", "exponent", "overhead", "per_secret"]
+    names += ["delta_aic", "p_overhead", "p_power", "conclusion"]
+    return tabulate(data, [name for name in names if name in data])
+
+
+def tabulate_failed(failed: pd.DataFrame) -> Table | None:
+    """Failed cells, at most 200; None where there is none."""
+    if failed.empty:
+        return None
+    return tabulate(failed.head(_MOST_FAILED_ROWS), [str(name) for name in failed])
+
+
+def tabulate_settings(conditions: pd.DataFrame) -> Table:
+    """Every setting, with the columns that differ."""
+    start = list(conditions.columns[: conditions.columns.get_loc("num_cells")])
+    constant = {name for name in ("model",) if conditions[name].nunique(dropna=False) == 1}
+    numbers = ["num_cells", "num_memorized", "e50", "e90", "bits_per_episode"]
+    return tabulate(conditions, [*(name for name in start if name not in constant), *numbers])

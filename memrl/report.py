@@ -1,0 +1,103 @@
+"""Writes the report of a sweep: `python -m memrl.report grid=bitrate`."""
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import chz
+
+from memrl.cli import exit_on_bad_input, parse_arguments
+from memrl.config import did_you_mean
+
+GRIDS = Path("sweeps", "grids")
+_MOST_COUNTED = 20_000
+"""Cells of a grid that are expanded to count them; a larger grid is not counted."""
+
+USAGE = """\
+usage: python -m memrl.report grid=NAME [results=ADDRESS] [findings=FILE]
+
+Reads the tables of a sweep, finished or not, and writes report.html and figures/ beside them.
+"""
+
+
+@chz.chz
+class ReportRequest:
+    """Which sweep to report on, and where."""
+
+    grid: str = chz.field(default="", doc="name of the sweep")
+    results: str | None = chz.field(
+        default=None, doc="address of the tables (folder, s3://, gs://); unset: results/<grid>"
+    )
+    findings: str | None = chz.field(default=None, doc="also writes the findings as Markdown to this file")
+
+    @chz.validate
+    def _check_grid(self) -> None:
+        if not self.grid:
+            raise ValueError("grid must name a sweep, got none; write grid=NAME")
+
+    @property
+    def address(self) -> str:
+        """The address of the tables."""
+        return self.results if self.results is not None else f"results/{self.grid}"
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command; returns its exit code."""
+    (request,) = parse_arguments(argv, ReportRequest, usage=USAGE)
+    with exit_on_bad_input():
+        check_results(request)
+        from memrl.analysis.summary import summarize_sweep
+
+        summary = summarize_sweep(request.address, count_planned(request.grid))
+    from memrl.analysis.figure_data import collect_figures
+    from memrl.analysis.page import report_folder, write_page
+
+    folder = report_folder(request.address, request.grid)
+    figures = collect_figures(summary)
+    commands = [f"python sweeps/launch.py grid={request.grid}", f"python -m memrl.report {shlex.join(argv)}"]
+    page = write_page(summary, figures, request.grid, folder, commands)
+    if request.findings is not None:
+        from memrl.analysis.findings import write_findings
+
+        write_findings(summary, figures, Path(request.findings), folder, commands)
+        print(f"findings: {request.findings}")
+    for verdict in summary.verdicts:
+        print(f"{verdict.name} {verdict.outcome}: {verdict.sentence}")
+    print(f"report: {page}")
+    return 0
+
+
+def check_results(request: ReportRequest) -> None:
+    """Refuses a sweep without tables, before anything heavy is imported.
+
+    Raises:
+        ValueError: the address is local, and holds no table.
+    """
+    from memrl.tables.schema import EPISODES_TO_MEMORIZE
+
+    address = request.address
+    if "://" in address or Path(address, EPISODES_TO_MEMORIZE).is_dir():
+        return
+    run = [path.parent.name for path in Path("results").glob(f"*/{EPISODES_TO_MEMORIZE}")]
+    known = sorted({*run, *(path.stem for path in GRIDS.glob("*.yaml"))})
+    if request.results is not None or request.grid in known:
+        raise ValueError(f"results must hold the tables of a sweep, got none in {address}")
+    raise ValueError(f"unknown grid {request.grid!r}{did_you_mean(request.grid, known) if known else ''}")
+
+
+def count_planned(grid: str) -> int | None:
+    """Cells that the grid's file describes; None where there is no such file or it is too large to count."""
+    from math import prod
+
+    from memrl.sweep.grid import load_grid
+
+    if not (GRIDS / f"{grid}.yaml").is_file():
+        return None
+    found = load_grid(grid, GRIDS)
+    most = prod(len(entries) for entries in found.axes.values()) * len(found.seeds)
+    return len(found.cells()) if most <= _MOST_COUNTED else None
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
