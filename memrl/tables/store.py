@@ -87,6 +87,18 @@ class TableStore:
         tail.rows = pa.concat_tables([tail.rows, more])
         self._write_tail(table)
 
+    def write_text(self, name: str, text: str) -> None:
+        """Writes a file beside the tables.
+
+        Args:
+            name: its path below the address, with forward slashes.
+            text: what it holds.
+        """
+        path = f"{self._root}/{name}"
+        self._filesystem.create_dir(path.rpartition("/")[0], recursive=True)
+        with self._filesystem.open_output_stream(path) as file:
+            file.write(text.encode())
+
     def read(self, table: str, columns: Sequence[str] | None = None) -> pa.Table:
         """Reads a table, sorted by its key; of rows with one key, the newest.
 
@@ -168,7 +180,7 @@ class TableStore:
             yield
 
     def _read_parts(self, table: str, columns: list[str]) -> pa.Table:
-        empty = SCHEMAS[table].empty_table().select(columns)
+        empty = _empty(SCHEMAS[table]).select(columns)
         for _ in range(_READ_ATTEMPTS - 1):
             with suppress(FileNotFoundError):
                 # A compaction may take parts away after they were listed; then the merged one is there.
@@ -215,7 +227,7 @@ class _Tail:
 
     def __init__(self, run: str, schema: pa.Schema) -> None:
         self._run, self._schema, self._number = run, schema, 0
-        self.rows = schema.empty_table()
+        self.rows = _empty(schema)
 
     @property
     def name(self) -> str:
@@ -224,7 +236,7 @@ class _Tail:
 
     def begin_next(self) -> None:
         """Goes on to a new, empty part."""
-        self.rows, self._number = self._schema.empty_table(), self._number + 1
+        self.rows, self._number = _empty(self._schema), self._number + 1
 
 
 def _find_filesystem(address: str) -> tuple[fs.FileSystem, str]:
@@ -281,6 +293,11 @@ def _rank(column: pa.ChunkedArray) -> np.ndarray:
     place = np.empty(len(values), dtype=np.int64)
     place[np.argsort(values)] = np.arange(len(values))
     return place[np.asarray(encoded.indices)]
+
+
+def _empty(schema: pa.Schema) -> pa.Table:
+    # Not schema.empty_table(), which loads pandas.
+    return pa.Table.from_batches([], schema)
 
 
 def _to_strings(column: pa.ChunkedArray) -> np.ndarray:

@@ -1,0 +1,89 @@
+"""Whole sweeps on this machine's Ray: to the end, over a finished one, stopped by Ctrl-C, and gone on with."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from memrl.tables.store import TableStore
+
+ROOT = Path(__file__).parents[2]
+DEADLINE_S = 300.0
+
+
+def start(folder: Path, *words: str) -> subprocess.Popen[str]:
+    """Starts the launcher as a terminal would: in a process group of its own, which Ctrl-C reaches as a whole."""
+    command = [sys.executable, str(ROOT / "sweeps" / "launch.py"), "grid=smoke", *words]
+    return subprocess.Popen(
+        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    try:
+        return process.communicate(timeout=DEADLINE_S)[0]
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def read(folder: Path, table: str) -> pd.DataFrame:
+    return pd.read_parquet(folder / "results" / "smoke" / table)
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    # Workers leave nothing of their own here: all that is written is below results/.
+    return tmp_path
+
+
+def test_a_sweep_runs_to_its_end_and_a_second_one_finds_it_finished(folder):
+    words = ["N=8,16", "seeds=2", "learning_rate=3e-3", "pack_size=8", "n_steps=120"]
+    process = start(folder, *words)
+    output = finish(process)
+    assert process.returncode == 0, output
+    cells, curves = read(folder, "episodes_to_memorize"), read(folder, "curves")
+    assert len(cells) == 2 * 7 * 2
+    assert cells["cell_id"].is_unique
+    assert not cells["status"].eq("failed").any()
+    assert (cells["status"] == "memorized").mean() > 0.5
+    assert set(curves["cell_id"]) == set(cells["cell_id"])
+    assert not curves.duplicated(["cell_id", "update"]).any()
+    updates = curves.groupby("cell_id")["update"].max()
+    assert updates.equals(cells.set_index("cell_id")["updates"].sort_index().astype(updates.dtype).rename("update"))
+    for text in ("Episodes to memorize", "per_bit", "multi_step/binary", "results/smoke/curves"):
+        assert text in output
+    assert "Traceback" not in output
+    assert sorted(path.name for path in folder.iterdir()) == ["results"]
+
+    before = cells["created"].tolist()
+    again = start(folder, *words)
+    output = finish(again)
+    assert again.returncode == 0, output
+    assert output.startswith("smoke: all 28 cells were finished already")
+    assert "Episodes to memorize" in output
+    assert read(folder, "episodes_to_memorize")["created"].tolist() == before
+
+
+def test_ctrl_c_keeps_what_has_finished_and_the_same_command_goes_on(folder):
+    # One pack: four cells end within seconds, and four would go on for an hour.
+    words = ["N=4", "seeds=4", "reward_type=binary", "env_type=single_step", "learning_rate=3e-3,1e-9"]
+    process = start(folder, *words, "n_steps=100000", "num_trials=1")
+    store = TableStore(str(folder / "results" / "smoke"))
+    deadline = time.monotonic() + DEADLINE_S
+    while not store.finished_cell_ids() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.2)
+    kept = store.finished_cell_ids()
+    os.killpg(process.pid, signal.SIGINT)
+    output = finish(process)
+    assert process.returncode == 130, output
+    assert 1 <= len(kept) < 8
+    assert "Stopped; what has finished is kept. To go on: python sweeps/launch.py grid=smoke N=4 seeds=4" in output
+    assert "Traceback" not in output
+    assert kept <= store.finished_cell_ids()
+    assert set(read(folder, "curves")["cell_id"]) == set(read(folder, "episodes_to_memorize")["cell_id"])
