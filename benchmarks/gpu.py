@@ -90,11 +90,14 @@ def main() -> None:
     model = build_random_base(size, dtype=gpu.dtype, device=device)
     rows: list[Row] = []
     for cells in read_counts("pack_sizes", gpu.pack_sizes):
-        rows.append(measure_pack(gpu, model, cells, device))
+        try:
+            rows.append(measure_pack(gpu, model, cells, device))
+        except torch.OutOfMemoryError:
+            rows.append({"pack": cells, "ms/update": "out of memory"})
+            break
         rows[-1]["episodes/s / first row's"] = rows[-1]["episodes/s"] / rows[0]["episodes/s"]
-        note = f"{size}, {gpu.dtype}, N={gpu.N}, groups of {gpu.group_size}, rank {gpu.lora_rank}"
-        note += f", prompt of {gpu.prompt_tokens} tokens"
-        report.add(f"{cells} cells and fewer", rows, note)
+    note = f"{size}, {gpu.dtype}, N={gpu.N}, groups of {gpu.group_size}, rank {gpu.lora_rank}"
+    report.add("packs", rows, f"{note}, prompt of {gpu.prompt_tokens} tokens")
 
 
 def measure_pack(gpu: Gpu, model: Any, size: int, device: str) -> Row:

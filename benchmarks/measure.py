@@ -1,6 +1,7 @@
 """How the benchmarks measure and print: arms by turns in one process, medians with their spread, tables and JSON."""
 
 import json
+import math
 import os
 import platform
 import resource
@@ -19,6 +20,9 @@ FOREVER = 1_000_000_000
 
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
 """`cpu` leaves out what other processes took of a busy machine; it is an honest second on one thread alone."""
+
+_BLOCK_FLOPS, _MOST_CALLS = 4e9, 16
+"""torch.mm is timed over a block of calls: about so many operations, but no more calls than these."""
 
 Row = dict[str, Any]
 
@@ -98,7 +102,7 @@ def spread(values: Sequence[float]) -> str:
 def matmul_flops_per_s(
     dtype: str = "float32", device: str = "cpu", *, clock: str = "wall", sizes: Sequence[int] = MATMUL_SIZES
 ) -> float:
-    """The rate of torch.mm on square matrices: floating-point operations a second, the best size's median of five."""
+    """The rate of torch.mm on square matrices: floating-point operations a second, the best size's median of three."""
     import torch
 
     best = 0.0
@@ -109,12 +113,13 @@ def matmul_flops_per_s(
         def multiply(a: Any = a, b: Any = b, out: Any = out) -> None:
             torch.mm(a, b, out=out)
 
-        seconds = [_time_block(multiply, device, clock) for _ in range(6)][1:]
+        calls = min(_MOST_CALLS, math.ceil(_BLOCK_FLOPS / (2 * size**3)))
+        seconds = [_time_block(multiply, device, clock, calls) for _ in range(4)][1:]
         best = max(best, 2.0 * size**3 / median(seconds))
     return best
 
 
-def _time_block(work: Callable[[], None], device: str, clock: str, calls: int = 4) -> float:
+def _time_block(work: Callable[[], None], device: str, clock: str, calls: int) -> float:
     now = CLOCKS[clock]
     synchronize(device)
     start = now()

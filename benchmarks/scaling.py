@@ -267,7 +267,7 @@ def measure_launcher(scaling: Scaling) -> tuple[list[Row], str]:
         return result
 
     grid = parse_grid("scaling", {"base": {"N": scaling.N}, "seeds": num_cells})
-    cells = clock("expand the grid", grid.cells)
+    cells = clock("expand the grid", lambda: list(grid.cells().values()))
     packs = clock("pack the cells", lambda: pack_cells(cells, MOST_CELLS))
     with tempfile.TemporaryDirectory(prefix="memrl-launcher-") as folder:
         store = TableStore(f"{folder}/results")

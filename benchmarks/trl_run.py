@@ -1,9 +1,9 @@
 """The same job by TRL's GRPOTrainer, in the leanest settings that it has on a CPU.
 
 What is switched off: bf16, gradient checkpointing, logging, evaluation, saving, gradient clipping, the reference model.
-One generation serves one update, and the batch is the group. The objective is memrl's: advantages centered by the group
-and not divided by its deviation; dr_grpo's loss is a sum over tokens, divided by the most tokens of an answer, which the
-reward is multiplied by. PEFT starts A from U(±1/sqrt(d_in)) and B from 0, as memrl does.
+One generation serves one update, and the batch is the group. The objective is memrl's: advantages are centered by the
+group and not divided by its deviation; dr_grpo's loss is a sum over tokens, divided by the most tokens of an answer,
+and the reward is multiplied by those. PEFT starts A from U(±1/sqrt(d_in)) and B from 0, as memrl does.
 """
 
 import logging
@@ -14,17 +14,24 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
-from datasets import Dataset
+from datasets import Dataset  # pyright: ignore[reportMissingImports]
 from measure import CLOCKS
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model_state_dict
 from transformers import TrainerCallback
-from trl import GRPOConfig, GRPOTrainer
+from trl import GRPOConfig, GRPOTrainer  # pyright: ignore[reportMissingImports]
 
 from memrl.config import TrainConfig
+from memrl.learning.learner import Learner, reward_walk
 from memrl.policy.adapter_pack import find_linears
 from memrl.policy.base_model import encode_task, load_base_model
+from memrl.policy.packed import build_network
+from memrl.policy.trie_walk import Forest, walk_tries
+from memrl.rollout.backend import SampledEpisodes
+from memrl.rollout.replay import Replay
 from memrl.task.prompt import prompt_text
+from memrl.task.reward import build_channel
 from memrl.task.secret import draw_secret
 
 
@@ -39,12 +46,14 @@ class TrlCell:
     Attributes:
         updates: updates made.
         mean_reward: of the last group, in memrl's units.
+        completions: token ids of the last group's answers, stop token included.
     """
 
     config: TrainConfig
     after_update: Callable[["TrlCell"], bool]
     updates: int = 0
     mean_reward: float = 0.0
+    completions: list[list[int]] = field(default_factory=list)
     _trainer: Any = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
@@ -64,7 +73,10 @@ class TrlCell:
             args=arguments,
             train_dataset=Dataset.from_dict({"prompt": prompts}),
             peft_config=LoraConfig(
-                r=self.config.lora_rank, lora_alpha=self.config.lora_alpha, lora_dropout=0.0, target_modules=layers
+                r=self.config.lora_rank,
+                lora_alpha=self.config.lora_alpha,  # pyright: ignore[reportArgumentType] (a float works)
+                lora_dropout=0.0,
+                target_modules=layers,
             ),
             callbacks=[_AfterUpdate(self)],
         )
@@ -78,6 +90,10 @@ class TrlCell:
             warnings.simplefilter("ignore")
             self._trainer.train()
         self._folder.cleanup()
+
+    def adapter(self) -> dict[str, torch.Tensor]:
+        """A copy of the adapter under PEFT's names."""
+        return {name: t.detach().clone() for name, t in get_peft_model_state_dict(self._trainer.model).items()}
 
     def secret_log2(self) -> float:
         """log2 P(secret), exact, stop token included."""
@@ -97,6 +113,7 @@ class TrlCell:
     def _reward(self, completion_ids: list[list[int]], **columns: Any) -> list[float]:
         path = self._task.trie.paths[self.secret]
         right = [self._token_into(int(node)) for node in path[path >= 0]]
+        self.completions = completion_ids
         hits = [ids == right for ids in completion_ids]
         self.mean_reward = sum(hits) / len(hits)
         # dr_grpo divides by the most tokens of an answer; memrl's loss does not.
@@ -154,6 +171,42 @@ def lean_arguments(config: TrainConfig, max_tokens: int, folder: str) -> GRPOCon
         dataloader_pin_memory=False,
         seed=config.seed,
     )
+
+
+def compare_one_update(config: TrainConfig) -> float:
+    """How far memrl's update is from TRL's, given the same start and the episodes that TRL sampled.
+
+    Returns:
+        the l2 norm of the difference of the two changes of the adapter, over the norm of TRL's change.
+    """
+    cell = TrlCell(config, lambda _: True)
+    before = cell.adapter()
+    cell.train()
+    theirs, ours = cell.adapter(), replay_update(config, before, cell.completions, cell.secret)
+    difference = torch.cat([(ours[name] - theirs[name]).flatten() for name in theirs])
+    change = torch.cat([(theirs[name] - before[name]).flatten() for name in theirs])
+    return float(difference.norm() / change.norm())
+
+
+def replay_update(
+    config: TrainConfig, adapter: dict[str, torch.Tensor], completions: list[list[int]], secret: int
+) -> dict[str, torch.Tensor]:
+    """One update of an adapter by memrl's learner from given answers, one group."""
+    base, tokenizer = load_base_model(config.model)
+    base.requires_grad_(False)
+    task = encode_task(tokenizer, config.N, config.env_type)
+    network, adapters = build_network(base, [task.prompt_ids], [config])
+    adapters.import_peft(0, adapter)
+    forest = Forest([task.trie], [secret])
+    tokens = np.full((len(completions), task.max_tokens), -1)
+    for row, ids in enumerate(completions):
+        tokens[row, : len(ids)] = ids
+    episodes = SampledEpisodes(config.cell_id, 0, tokens, np.zeros(tokens.shape))
+    replay = Replay(forest, [episodes], np.ones(1, dtype=np.int64))
+    walk = walk_tries(network, forest, np.array([[len(completions)]]), replay)
+    rewards = reward_walk(walk, [build_channel(config)], np.array([secret]), np.ones(1, dtype=np.int64))
+    Learner([config], network, adapters).update(walk, rewards, np.ones(1, dtype=bool))
+    return adapters.export_peft(0)
 
 
 def quieten() -> None:

@@ -1,0 +1,230 @@
+"""The benchmarks run at a tiny size, and their counts agree with what was counted by hand and by torch."""
+
+import json
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+BENCHMARKS = ROOT / "benchmarks"
+
+
+@pytest.fixture
+def benchmarks(monkeypatch):
+    """Makes the scripts importable by the names under which they import each other."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+
+
+def run_script(name, *words):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(BENCHMARKS / name), *words]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, check=False)
+
+
+def read_tables(tmp_path, name, *words):
+    """Runs a script and returns its tables from the JSON that it writes."""
+    output = tmp_path / "numbers.json"
+    done = run_script(name, *words, f"output={output}")
+    assert done.returncode == 0, done.stderr
+    return {table: content["rows"] for table, content in json.loads(output.read_text())["tables"].items()}
+
+
+@pytest.mark.parametrize("name", ["versus_trl.py", "roofline.py", "scaling.py", "gpu.py"])
+def test_help_tells_the_fields(name):
+    done = run_script(name, "--help")
+    assert done.returncode == 0, done.stderr
+    assert "rounds=" in done.stdout
+    assert "output=" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "word", "message"),
+    [
+        ("versus_trl.py", "pack_sizes=1,x", "error: pack_sizes must be integers from 1"),
+        ("roofline.py", "N=1", "error: N must be at least 2"),
+        ("scaling.py", "models=7b", "error: model must be one of"),
+        ("gpu.py", "pack_sizes=0", "error: pack_sizes must be integers from 1"),
+    ],
+)
+def test_a_bad_argument_is_one_line(name, word, message):
+    done = run_script(name, word)
+    assert done.returncode == 2
+    assert done.stderr.startswith(message)
+    assert done.stderr.count("\n") == 1
+
+
+def count_by_hand(shape, prompts, levels, rank):
+    """The needed operations, token by token and layer by layer, as a reader would count them with pen and paper."""
+    base = adapters = attention = head = 0
+    for cell, prompt in enumerate(prompts):
+        tokens = [(position + 1, position == prompt - 1) for position in range(prompt)]
+        for depth, level in enumerate(levels):
+            tokens += [(prompt + depth + 1, True)] * int(level[cell])
+        for seen, is_read in tokens:
+            head += (2 + 2) * shape.hidden * shape.vocabulary if is_read else 0
+            for index, layer in enumerate(shape.layers):
+                is_last = index == len(shape.layers) - 1
+                for name, (d_in, d_out) in layer.items():
+                    if is_last and not is_read and name not in ("k_proj", "v_proj"):
+                        continue
+                    first = index == 0 and name in ("q_proj", "k_proj", "v_proj")
+                    base += 2 * d_in * d_out * (1 if first else 2)
+                    forward = 2 * rank * d_in + 2 * rank * d_out
+                    backward = 2 * rank * d_out * 2 + 2 * rank * d_in * (1 if first else 2)
+                    adapters += forward + backward
+                if is_read or not is_last:
+                    attention += 6 * 2 * seen * shape.attention_width
+    return base, adapters, attention, head
+
+
+def test_needed_operations_as_counted_by_hand(benchmarks):
+    import numpy as np
+    from flops import Fed, Shape, count_operations
+
+    names = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    widths = [(6, 6), (6, 4), (6, 4), (6, 6), (6, 10), (6, 10), (10, 6)]
+    shape = Shape([dict(zip(names, widths, strict=True))] * 3, attention_width=6, hidden=6, vocabulary=11)
+    prompts, levels = np.array([3, 5]), [np.array([2, 4]), np.array([1, 0])]
+    counted = count_operations(shape, Fed(prompts, levels), np.array([2, 2]))
+    expected = count_by_hand(shape, prompts, levels, rank=2)
+    assert (counted.base, counted.adapters, counted.attention, counted.head) == expected
+
+
+def test_torch_counts_no_fewer_operations_than_are_needed(benchmarks):
+    """What a walk and its backward pass really multiply covers what is needed, and without padding hardly more."""
+    import torch
+    from bare_pack import BarePack, build_random_base
+    from flops import Shape, count_operations, watch_walks
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from memrl.config import TrainConfig
+
+    model = build_random_base("0.2m")
+    pack = BarePack(model, [TrainConfig(N=16, group_size=8)], prompt_tokens=2)
+    pack.update()
+    with watch_walks() as walks, FlopCounterMode(display=False) as counter, torch.enable_grad():
+        pack.update()
+    needed = count_operations(Shape.of(model), walks[0], pack.adapters.ranks).total
+    assert walks[0].num_real == walks[0].num_computed
+    assert needed <= counter.get_total_flops() < 1.5 * needed
+
+
+def test_a_walk_feeds_each_distinct_beginning_once(benchmarks):
+    from bare_pack import BarePack, build_random_base
+    from flops import watch_walks
+
+    from memrl.config import TrainConfig
+
+    cells = [TrainConfig(N=100, group_size=4000, seed=0), TrainConfig(N=10, group_size=4000, seed=1)]
+    pack = BarePack(build_random_base("0.2m"), cells, prompt_tokens=4)
+    with watch_walks() as walks:
+        pack.update()
+    # 0 .. 99: ten first digits, then 90 numbers of two; 0 .. 9: ten digits. 4,000 episodes see them all.
+    assert [level.tolist() for level in walks[0].levels] == [[10, 10], [90, 0]]
+    assert walks[0].prompts.tolist() == [4, 4]
+
+
+def test_the_matmul_rate_is_that_of_the_clock(benchmarks, monkeypatch):
+    """With a clock that ticks one second a look, sixteen products of 2·8³ operations take one second."""
+    import itertools
+
+    import measure
+
+    ticks = itertools.count()
+    monkeypatch.setitem(measure.CLOCKS, "ticking", lambda: float(next(ticks)))
+    assert measure.matmul_flops_per_s(clock="ticking", sizes=(8,)) == 16 * 2 * 8**3
+
+
+def test_arms_take_turns(benchmarks):
+    from measure import time_by_turns
+
+    calls = []
+    arms = {name: lambda name=name: calls.append(name) for name in "ab"}
+    seconds = time_by_turns(arms, rounds=3, block_s=0.0, warm_up=1)
+    assert "".join(calls) == "ab" + 3 * "aabb"
+    assert {name: len(times) for name, times in seconds.items()} == {"a": 3, "b": 3}
+
+
+def test_every_named_region_is_a_function_of_memrl(benchmarks):
+    """A part that is renamed would otherwise vanish into `Python, numpy`."""
+    from roofline import _ATTENTION, _WHOLE, list_regions
+
+    regions = list_regions()
+    assert all(callable(getattr(owner, attribute)) for owner, attribute, _ in regions)
+    assert {category for _, _, category in regions} == {*_WHOLE, _ATTENTION}
+
+
+@pytest.mark.slow
+def test_roofline_accounts_for_all_of_the_time(tmp_path):
+    words = ("pack_sizes=1,2", "N=16", "group_size=4", "rounds=1", "block_s=0.05", "profile_s=0.05", "threads=1")
+    tables = read_tables(tmp_path, "roofline.py", *words)
+    one, two = tables["matrix-multiply rate reached"]
+    assert 1.5 < two["MFLOP needed"] / one["MFLOP needed"] < 2.5
+    for row in (one, two):
+        assert sum(row[f"% {part}"] for part in ("base", "adapters", "attention", "head")) == pytest.approx(100)
+        assert row["GFLOP/s"] < row["mm GFLOP/s"]
+    for row in tables["where the time goes"]:
+        shares = {name: share for name, share in row.items() if name.startswith("% ")}
+        assert sum(shares.values()) == pytest.approx(100)
+        assert all(share > 0 for share in shares.values()), shares
+
+
+def test_scaling_times_packs_and_the_launcher(tmp_path):
+    words = ("part=launcher", "launch_cells=200", "curve_rows=3", "threads=1")
+    (rows,) = read_tables(tmp_path, "scaling.py", *words).values()
+    assert rows[-1]["s"] == pytest.approx(sum(row["s"] for row in rows[:-1]))
+
+
+@pytest.mark.slow
+def test_scaling_runs_every_axis(tmp_path):
+    words = ("pack_size=2", "pack_sizes=1,2", "group_sizes=4,8", "Ns=16,64", "models=0.2m", "model_pack_sizes=1")
+    quick = ("threads=1", "rounds=1", "block_s=0.05", "launch_cells=50")
+    tables = read_tables(tmp_path, "scaling.py", *words, *quick)
+    assert list(tables) == ["pack", "group", "N", "model", "startup", "launcher"]
+    assert [row["what"] for row in tables["group"]] == ["group of 4", "group of 8"]
+    assert all(row["peak GiB"] > 0.1 for row in tables["pack"])
+
+
+@pytest.mark.slow
+def test_gpu_runs_small_on_the_cpu(tmp_path):
+    words = (
+        "device=cpu",
+        "model=0.2m",
+        "pack_sizes=1,2",
+        "group_size=4",
+        "N=16",
+        "rounds=1",
+        "block_s=0.05",
+        "threads=1",
+    )
+    (rows,) = read_tables(tmp_path, "gpu.py", *words).values()
+    assert [row["pack"] for row in rows] == [1, 2]
+    assert all(row["tokens/s, as episodes count them"] > row["tokens/s, distinct"] > 0 for row in rows)
+
+
+needs_trl = pytest.mark.skipif(find_spec("trl") is None, reason="needs TRL (uv run --group benchmark)")
+
+
+@pytest.mark.slow
+@needs_trl
+def test_versus_trl_runs_both_in_one_run(tmp_path):
+    words = ("part=steady", "N=16", "group_sizes=4", "pack_sizes=1,2", "rounds=2", "block_s=0.1", "threads=1")
+    ((trl, single, pack),) = read_tables(tmp_path, "versus_trl.py", *words).values()
+    assert trl["who"] == "TRL, one policy"
+    assert 0 < single["ratio"] < pack["ratio"]
+
+
+@pytest.mark.slow
+@needs_trl
+@pytest.mark.filterwarnings("ignore")  # TRL's own
+def test_both_make_the_same_update_of_the_same_episodes(benchmarks):
+    """One group's update by TRL equals memrl's, given the episodes that TRL sampled and the same starting adapter."""
+    from trl_run import compare_one_update
+
+    from memrl.config import TrainConfig
+
+    assert compare_one_update(TrainConfig(N=4, group_size=16, learning_rate=1e-2, lora_rank=2)) < 1e-3
