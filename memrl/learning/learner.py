@@ -67,7 +67,9 @@ class Learner:
         self._network.keep(cells)
         self.adapters.keep(cells)
 
-    def update(self, walk: Walk, rewards: Rewards, learning: np.ndarray, rollout_logprob: Tensor | None = None) -> np.ndarray:
+    def update(
+        self, walk: Walk, rewards: Rewards, learning: np.ndarray, rollout_logprob: Tensor | None = None
+    ) -> np.ndarray:
         """Makes one update of every cell's adapter from its own episodes.
 
         Args:
@@ -125,6 +127,10 @@ class Learner:
             kind, credit, baseline = rule
             signal = assign_credit(rewards.by_step[rows], credit)  # pyright: ignore[reportArgumentType]
             result[rows] = group_advantages(
-                signal, walk.outcome_counts[rows], walk.outcome_cell[rows], kind, baseline  # pyright: ignore[reportArgumentType]
+                signal,
+                walk.outcome_counts[rows],
+                walk.outcome_cell[rows],
+                kind,
+                baseline,  # pyright: ignore[reportArgumentType]
             )
         return result

@@ -45,8 +45,8 @@ def _share_prior(model: str, dtype: Dtype, device: str, task: EncodedTask) -> Pr
 class Pack:
     """K cells over one base model: any mix of N, channel, rank, learning rate, loss and seed.
 
-    Every call of `update` scores each cell's secret, samples its episodes on-policy, and makes one update of its adapter.
-    Cells that have ended leave the pack; the others go on as if nothing had happened.
+    Every call of `update` scores each cell's secret, samples its episodes on-policy, and makes one update of its
+    adapter. Cells that have ended leave the pack; the others go on as if nothing had happened.
 
     Args:
         configs: the cells; they share model, dtype and prompt_format.
@@ -54,7 +54,8 @@ class Pack:
         backend: who samples the episodes; unset: the learner's own weights, in the pass that scores them.
 
     Raises:
-        ValueError: the cells differ in what they must share, the model can't be read, or it is not calibrated for a prompt.
+        ValueError: the cells differ in what they must share, the model can't be read, or it is not calibrated for a
+        prompt.
     """
 
     def __init__(
@@ -88,7 +89,9 @@ class Pack:
         prior = _share_prior(*self._where, task)
         check_calibrated(prior, task, config.model)
         secret = int(draw_secret(config.N, config.seed)[0]) if config.secret is None else config.secret
-        return CellProgress(config, secret, _share_channel(**{name: getattr(config, name) for name in _CHANNEL_FIELDS}), prior)
+        return CellProgress(
+            config, secret, _share_channel(**{name: getattr(config, name) for name in _CHANNEL_FIELDS}), prior
+        )
 
     @property
     def live(self) -> int:

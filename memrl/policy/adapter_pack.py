@@ -1,8 +1,8 @@
 """Many LoRA adapters over one base model: one matmul serves the base, one batched matmul the adapters.
 
-The policy of cell k is base(x) + scale[k] · B[k] A[k] x on every linear layer (LoRA Without Regret: all layers, the MLP above
-all). Ranks differ by zero-padding: where a column of B is zero, the row of A gets no gradient, and where a row of A is zero, the
-column of B gets none, so padding stays zero without a mask.
+The policy of cell k is base(x) + scale[k] · B[k] A[k] x on every linear layer (LoRA Without Regret: all layers, the
+MLP above all). Ranks differ by zero-padding: where a column of B is zero, the row of A gets no gradient, and where a
+row of A is zero, the column of B gets none, so padding stays zero without a mask.
 
 Source: Schulman and Thinking Machines Lab, LoRA Without Regret, 2025, doi 10.64434/tml.20250929.
 """
@@ -93,8 +93,8 @@ class Slot:
 class AdapterPack:
     """The adapters of K cells, with Adam's moments, in flat tensors of shape (cells, parameters).
 
-    Layers that read the same input lie side by side, so that their A's are one matrix. Adam is a few whole-tensor operations,
-    with a learning rate, a step count and moments of each cell's own.
+    Layers that read the same input lie side by side, so that their A's are one matrix. Adam is a few whole-tensor
+    operations, with a learning rate, a step count and moments of each cell's own.
 
     Args:
         groups: the linear layers by path, in groups of layers that read the same input.
@@ -166,7 +166,7 @@ class AdapterPack:
         self.scale = torch.from_numpy(self._alphas / self._ranks).to(self.parameters)[:, None, None]
 
     def view_A(self, flat: Tensor, first: Slot, num_layers: int = 1) -> Tensor:
-        """A of a layer, or of `num_layers` that read the same input, as (cells, num_layers · rank, d_in) of a flat tensor."""
+        """A of `num_layers` layers that read the same input, (cells, num_layers · rank, d_in), as a view of `flat`."""
         rows = num_layers * self.rank
         return flat[:, first.start_A : first.start_A + rows * first.d_in].unflatten(1, (rows, first.d_in))
 
@@ -192,7 +192,9 @@ class AdapterPack:
         tensors = (self.parameters, self.gradient, self._moment1, self._moment2)
         constants = (column.to(self.parameters)[:, None] for column in columns)
         # A few cells at a time, so that the passes over a block find it in the cache.
-        rows = max(1, _BLOCK_ELEMENTS // self._num_parameters) if self.parameters.device.type == "cpu" else self.num_cells
+        rows = (
+            max(1, _BLOCK_ELEMENTS // self._num_parameters) if self.parameters.device.type == "cpu" else self.num_cells
+        )
         for block in zip(*(t.split(rows) for t in (*tensors, *constants)), strict=True):
             _update_block(*block)
 
@@ -210,7 +212,8 @@ class AdapterPack:
     def _narrow(self, flats: list[Tensor], rank: int) -> list[Tensor]:
         """Cuts padded ranks off, and lays the slots out anew."""
         wide = [
-            {s.name: (self.view_A(flat, s)[:, :rank], self.view_B(flat, s)[:, :rank]) for s in self.slots.values()} for flat in flats
+            {s.name: (self.view_A(flat, s)[:, :rank], self.view_B(flat, s)[:, :rank]) for s in self.slots.values()}
+            for flat in flats
         ]
         self._lay_out(rank)
         narrow = []
@@ -228,7 +231,8 @@ class AdapterPack:
         rank, tensors = int(self._ranks[cell]), {}
         for slot in self.slots.values():
             A, B = self.view_A(self.parameters, slot)[cell], self.view_B(self.parameters, slot)[cell]
-            assert not A[rank:].any() and not B[rank:].any(), "padding must stay zero"
+            assert not A[rank:].any(), "padding must stay zero"
+            assert not B[rank:].any(), "padding must stay zero"
             prefix = f"base_model.model.{slot.name}"
             tensors[f"{prefix}.lora_A.weight"] = A[:rank].clone()
             tensors[f"{prefix}.lora_B.weight"] = B[:rank].T.contiguous()

@@ -1,8 +1,8 @@
 """Llama and Qwen3 decoders as the network of a pack, with a backward pass of our own.
 
-Sampling needs one pass a level, but once the answers are known nothing keeps the levels apart: the backward pass runs once over
-the whole tree. The base weights are frozen, so it computes no gradient of theirs. Queries, keys and values share one matmul, as
-do gate and up, and so do their adapters' A.
+Sampling needs one pass a level, but once the answers are known nothing keeps the levels apart: the backward pass
+runs once over the whole tree. The base weights are frozen, so it computes no gradient of theirs. Queries, keys and
+values share one matmul, as do gate and up, and so do their adapters' A.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from memrl.policy.network import PromptTree
 
 
 def is_supported(model: PreTrainedModel) -> bool:
-    """Whether the model is a Llama or Qwen3 decoder without biases or sliding windows, in float32 or float64, on the CPU or a GPU."""
+    """Whether the model is a Llama or Qwen3 decoder without biases or sliding windows, in float32 or float64."""
     config: Any = model.config
     return (
         type(model) in (LlamaForCausalLM, Qwen3ForCausalLM)
@@ -32,7 +32,7 @@ def is_supported(model: PreTrainedModel) -> bool:
 
 
 def group_linears(model: PreTrainedModel) -> list[dict[str, nn.Linear]]:
-    """The linear layers of a supported model, in groups that read the same input: q k v, o, gate up, down of each layer."""
+    """A supported model's linear layers, in groups that read the same input: q k v, o, gate up, down of each layer."""
     groups = []
     parts = (
         ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
@@ -59,7 +59,9 @@ class _Linear:
         """Takes views of the pack's current tensors."""
         slots: list[Slot] = [adapters.slots[name] for name in self.names]
         self.ranks, self.scale = [adapters.rank] * len(slots), adapters.scale
-        self.A, self.grad_A = (adapters.view_A(f, slots[0], len(slots)) for f in (adapters.parameters, adapters.gradient))
+        self.A, self.grad_A = (
+            adapters.view_A(f, slots[0], len(slots)) for f in (adapters.parameters, adapters.gradient)
+        )
         self.B = [adapters.view_B(adapters.parameters, s) for s in slots]
         self.grad_B = [adapters.view_B(adapters.gradient, s) for s in slots]
 
@@ -67,7 +69,9 @@ class _Linear:
         """Returns base(x) + scale · B A x, (cells, tokens, d_out), and scale · A x for the backward pass."""
         out = torch.matmul(x, self.weight.T)
         low = torch.bmm(x, self.A.transpose(1, 2)).mul_(self.scale)
-        for part, part_low, B in zip(out.split_with_sizes(self.widths, 2), low.split_with_sizes(self.ranks, 2), self.B, strict=True):
+        for part, part_low, B in zip(
+            out.split_with_sizes(self.widths, 2), low.split_with_sizes(self.ranks, 2), self.B, strict=True
+        ):
             # In place on these strided views, baddbmm_ would fall back to one call a cell.
             part.add_(torch.bmm(part_low, B))
         return out, low
@@ -93,7 +97,10 @@ class _Linear:
 
 
 class _Norm:
-    """Root-mean-square normalization over the last axis. Source: Zhang and Sennrich, 2019, arXiv 1910.07467, equation 4."""
+    """Root-mean-square normalization over the last axis.
+
+    Source: Zhang and Sennrich, 2019, arXiv 1910.07467, equation 4.
+    """
 
     def __init__(self, norm: Any) -> None:
         self.weight = norm.weight.detach()
@@ -113,7 +120,7 @@ class _Norm:
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary position embedding of (cells, tokens, heads, d_head). Source: Su et al., 2021, arXiv 2104.09864, equation 34."""
+    """Turns (cells, tokens, heads, d_head) by position. Source: Su et al., 2021, arXiv 2104.09864, equation 34."""
     half = x.shape[-1] // 2
     turned = torch.cat([-x[..., half:], x[..., :half]], dim=-1)
     return (x * cos).addcmul_(turned, sin)
@@ -295,7 +302,9 @@ class DecoderNetwork:
         with torch.no_grad():
             x = self._embedding[ids]
             cos, sin = (t[positions][:, :, None, :] for t in (self._cos, self._sin))
-            mask = torch.zeros(visible.shape, dtype=x.dtype, device=x.device).masked_fill_(~visible, -torch.inf)[:, None]
+            mask = torch.zeros(visible.shape, dtype=x.dtype, device=x.device).masked_fill_(~visible, -torch.inf)[
+                :, None
+            ]
             for layer in self._layers:
                 x = layer.forward(x, cos, sin, mask)
             final, inverse = self._norm.forward(x)

@@ -82,7 +82,11 @@ class HuggingFaceNetwork:
         """See PackedNetwork.prefill."""
         for name, layer in self._layers.items():
             slot, pack = self._adapters.slots[name], self._adapters
-            layer.A, layer.B, layer.scale = pack.view_A(pack.parameters, slot), pack.view_B(pack.parameters, slot), pack.scale
+            layer.A, layer.B, layer.scale = (
+                pack.view_A(pack.parameters, slot),
+                pack.view_B(pack.parameters, slot),
+                pack.scale,
+            )
             layer.grad_A, layer.grad_B = pack.view_A(pack.gradient, slot), pack.view_B(pack.gradient, slot)
         self._keys_values = DynamicCache()
         ids, visible, positions = self._tree.start()

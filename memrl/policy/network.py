@@ -1,8 +1,8 @@
 """The network of a pack: every prompt once, then the distinct answers as a tree.
 
-The batch axis is the cells. A cell's sequence is its prompt, then every node of its answer tree in the order they are fed; a node
-sees the prompt, its ancestors and itself. So a prompt is computed once for all episodes of a cell, with gradient, and so is
-every beginning that answers share.
+The batch axis is the cells. A cell's sequence is its prompt, then every node of its answer tree in the order they
+are fed; a node sees the prompt, its ancestors and itself. So a prompt is computed once for all
+episodes of a cell, with gradient, and so is every beginning that answers share.
 """
 
 from collections.abc import Sequence

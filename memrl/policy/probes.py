@@ -1,9 +1,10 @@
 """Probes: linear readers that keep a base model's states apart while it learns to answer uniformly.
 
-Uniform answers alone ask nothing of the hidden states, and the warm-up would let them all become one vector. A low-rank adapter
-could then not raise one bit's probability and lower the next one's, as it can in a model that was trained on text. So, during the
-warm-up, linear readers of the last hidden state must tell how many tokens of the answer are written, and which were the last few.
-They are dropped afterwards; the model keeps the states that made them right.
+Uniform answers alone ask nothing of the hidden states, and the warm-up would let them all become one vector. A
+low-rank adapter could then not raise one bit's probability and lower the next one's, as it can in a model that was
+trained on text. So, during the warm-up, linear readers of the last hidden state must tell how many tokens of the
+answer are written, and which were the last few. They are dropped afterwards; the model keeps the states that made
+them right.
 """
 
 from typing import TYPE_CHECKING, Any

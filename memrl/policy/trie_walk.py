@@ -1,8 +1,9 @@
 """Sampling and scoring in one pass: a walk down every cell's answer trie, with counts instead of episodes.
 
-At each node the episodes that reached it split over its tokens by one multinomial draw, so that the cost follows the distinct
-beginnings of answers and not the episodes, and the draws have exactly the distribution of independent episodes. The pass that
-samples is the forward pass of the update. The path of the secret is always among the nodes, so P(secret) costs nothing more.
+At each node the episodes that reached it split over its tokens by one multinomial draw, so that the cost follows the
+distinct beginnings of answers and not the episodes, and the draws have exactly the distribution of independent
+episodes. The pass that samples is the forward pass of the update. The path of the secret is always among the nodes,
+so P(secret) costs nothing more.
 """
 
 from collections.abc import Sequence
@@ -39,7 +40,8 @@ class Forest:
             block = np.where(trie.child >= 0, trie.child + offset, -1)
             self.child[offset : offset + trie.num_nodes, columns] = block
         self.answer, self.prefix, self.env_step, self.steps_done = (
-            np.concatenate([getattr(t, name) for t in distinct]) for name in ("answer", "prefix", "env_step", "steps_done")
+            np.concatenate([getattr(t, name) for t in distinct])
+            for name in ("answer", "prefix", "env_step", "steps_done")
         )
         offset_of = {id(t): int(o) for t, o in zip(distinct, offsets, strict=False)}
         self.root = np.array([offset_of[id(t)] for t in tries])
@@ -198,7 +200,7 @@ def _visit(
     ledger: _Ledger,
     secret_log2: np.ndarray,
 ) -> tuple[np.ndarray, Level]:
-    """Splits one level's episodes, records its edges and outcomes; returns the next level and its nodes' parents' slots."""
+    """Splits one level's episodes, records edges and outcomes; returns the next level's parents' slots, and it."""
     dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
     device = logits.device
     logprobs = torch.log_softmax(logits.to(dtype), dim=-1)

@@ -59,12 +59,15 @@ class Replay:
         """
         depth = walk.outcome_tokens.shape[1]
         ends = {
-            (int(c), tuple(t[t >= 0])): i for i, (c, t) in enumerate(zip(walk.outcome_cell, walk.outcome_tokens, strict=True))
+            (int(c), tuple(t[t >= 0])): i
+            for i, (c, t) in enumerate(zip(walk.outcome_cell, walk.outcome_tokens, strict=True))
         }
         total, count = np.zeros((2, len(walk.edge_cell)))
         for cell, tokens, logprobs in zip(self.cell, self.tokens, self.rollout_logprobs, strict=True):
             written = tokens[tokens >= 0][:depth]
-            outcome = next(ends[key] for n in range(1, len(written) + 1) if (key := (int(cell), tuple(written[:n]))) in ends)
+            outcome = next(
+                ends[key] for n in range(1, len(written) + 1) if (key := (int(cell), tuple(written[:n]))) in ends
+            )
             edges = walk.outcome_path[outcome]
             edges = edges[edges >= 0]
             total[edges] += logprobs[: len(edges)]

@@ -57,9 +57,10 @@ class Launch:
 
         # A cell that failed before is tried again, so its old row goes.
         self.store.drop_cells(left)
-        num_finished = len(self.cells) - len(left)
-        outcome = run_sweep(self.name, list(left.values()), num_finished, self.execution, self.store, console)
+        cells = list(self.cells.values())
+        outcome = run_sweep(self.name, list(left.values()), cells, self.execution, self.store, console)
         self.store.compact()
+        self._log_to_wandb(left, console)
         self._conclude(console)
         recorder = outcome.recorder
         ended, took = recorder.statuses.total(), format_seconds(outcome.seconds)
@@ -82,6 +83,31 @@ class Launch:
 
         console.print(summarize(self.store, self.cells))
         self._print_addresses(console)
+
+        self._write_report(console)
+
+    def _write_report(self, console: Console) -> None:
+        from memrl.analysis.page import write_report
+
+        try:
+            num_planned = len(self.cells)
+            report = write_report(self.store.address, grid=self.name, num_planned=num_planned, command=self.command)
+        except Exception as error:  # a picture that can't be drawn must not hide that the cells are measured
+            _print_plain(console, f"no report: {type(error).__name__}: {error}")
+        else:
+            _print_plain(console, f"report: {report}")
+
+    def _log_to_wandb(self, cells: Mapping[str, TrainConfig], console: Console) -> None:
+        if self.execution.wandb_project is None:
+            return
+        from memrl.tables.wandb_log import WandbLog
+
+        log = WandbLog(self.execution.wandb_project, self.store.address)
+        if log.notice:
+            _print_plain(console, log.notice)
+        rows = self.store.read(EPISODES_TO_MEMORIZE).to_pylist()
+        ended = [row for row in rows if row["cell_id"] in cells and row["agent"] == "lora"]
+        log.log_cells(ended, self.store.read(CURVES))
 
     def _print_addresses(self, console: Console) -> None:
         for title, table in (("tables: ", EPISODES_TO_MEMORIZE), ("        ", CURVES)):

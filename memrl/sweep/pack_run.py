@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 
 from memrl.config import TrainConfig
 from memrl.learning.provenance import describe_versions, find_revision
+from memrl.learning.timeline import Timeline
 from memrl.rollout.backend import RolloutBackend
 from memrl.tables.schema import CURVES_SCHEMA, EPISODES_TO_MEMORIZE_SCHEMA
 from memrl.task.secret import draw_secret
@@ -46,14 +47,14 @@ class PackRun:
         self, cells: Sequence[TrainConfig], *, device: str = "cpu", backend: RolloutBackend | None = None
     ) -> None:
         self.updates = 0
+        self._timeline = Timeline()
         self._held = CURVES_SCHEMA.empty_table()
         self._failed_rows: list[dict[str, Any]] = []
         self._pack: Any = None
         try:
-            # Imported here, so that a worker that can't import torch says so in its cells' rows.
-            from memrl.learning.pack import Pack
-
-            self._pack = Pack(cells, device=device, backend=backend)
+            self._pack = start_pack(cells, device, backend)
+            # Half-packs record more finely who samples and who updates.
+            self._timeline = getattr(self._pack, "timeline", self._timeline)
         except Exception as error:
             self._failed_rows = [failed_row(cell, describe_error(error)) for cell in cells]
 
@@ -72,6 +73,11 @@ class PackRun:
         """Cells still training."""
         return 0 if self._pack is None else self._pack.live
 
+    @property
+    def trace(self) -> str:
+        """The Chrome trace of sampling and updating so far."""
+        return self._timeline.to_chrome_trace()
+
     def advance(self, seconds: float) -> Parcel:
         """Trains for about this long, or to the end, and returns what ended since the last call.
 
@@ -81,7 +87,8 @@ class PackRun:
         deadline = time.monotonic() + seconds
         try:
             while not self.finished:
-                self._pack.update()
+                with self._timeline.record("round", "pack"):
+                    self._pack.update()
                 self.updates += 1
                 if time.monotonic() >= deadline:
                     break
@@ -100,6 +107,17 @@ class PackRun:
         has_ended = pc.field("cell_id").isin([row["cell_id"] for row in rows])
         ended, self._held = self._held.filter(has_ended), self._held.filter(~has_ended)
         return Parcel(rows, ended)
+
+
+def start_pack(cells: Sequence[TrainConfig], device: str, backend: RolloutBackend | None) -> Any:
+    """A pack, or two halves that alternate where a backend samples and there is more than one cell."""
+    # Imported here, so that a worker that can't import torch says so in its cells' rows.
+    from memrl.learning.half_packs import HalfPacks
+    from memrl.learning.pack import Pack
+
+    if backend is None or len(cells) == 1:
+        return Pack(cells, device=device, backend=backend)
+    return HalfPacks(cells, device=device, backend=backend)
 
 
 def failed_row(cell: TrainConfig, error: str) -> dict[str, Any]:

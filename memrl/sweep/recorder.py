@@ -28,13 +28,15 @@ class Recorder:
         store: the sweep's tables.
         num_cells: cells of the sweep.
         num_finished: those of them that had finished before.
+        traces: whether to write the packs' timelines.
     """
 
-    def __init__(self, store: TableStore, num_cells: int, num_finished: int = 0) -> None:
+    def __init__(self, store: TableStore, num_cells: int, num_finished: int = 0, *, traces: bool = False) -> None:
         self.num_cells, self.num_finished = num_cells, num_finished
         self.statuses: Counter[str] = Counter()
         self.first_error = ""
         self._store = store
+        self._traces = traces
         self._packs: Sequence[Sequence[TrainConfig]] = ()
         self._ended: list[set[str]] = []
         self._weights: list[int] = []
@@ -96,6 +98,15 @@ class Recorder:
             self._keep(pack, parcel)
         if self._parcels and now >= self._next_flush:
             self.flush()
+
+    def take_trace(self, pack: int, trace: str) -> None:
+        """Writes a pack's timeline, if timelines are wanted."""
+        if self._traces:
+            self._store.write_text(f"timeline/pack-{pack:05d}.json", trace)
+
+    def add_agents(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Writes the baseline agents' rows."""
+        self._store.append(EPISODES_TO_MEMORIZE, rows)
 
     def fail(self, pack: int, error: str) -> None:
         """Writes a failed row for each cell of a pack whose trial died."""

@@ -6,10 +6,11 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -19,7 +20,11 @@ from memrl.sweep.pack_run import Parcel
 from memrl.sweep.plan import Plan, count_local_cpus, count_local_gpus, plan_packs
 from memrl.sweep.progress import ProgressLine
 from memrl.sweep.recorder import Recorder
+from memrl.sweep.rollouts import POOL, start_engines, uses_engines
 from memrl.tables.store import TableStore
+
+if TYPE_CHECKING:
+    from memrl.rollout.actor_pool import EngineRecord
 
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -60,7 +65,7 @@ class Outcome:
 def run_sweep(
     name: str,
     cells: Sequence[TrainConfig],
-    num_finished: int,
+    grid_cells: Sequence[TrainConfig],
     execution: Execution,
     store: TableStore,
     console: Console,
@@ -72,21 +77,25 @@ def run_sweep(
     Args:
         name: the grid's name.
         cells: the cells that are left.
-        num_finished: cells of the sweep that had finished before, for the count.
+        grid_cells: all cells of the sweep, those that finished before included; the baseline agents play them.
         execution: where and how.
         store: the tables.
         console: where the live line goes.
     """
     start = time.monotonic()
-    recorder = Recorder(store, len(cells) + num_finished, num_finished)
+    recorder = Recorder(store, len(grid_cells), len(grid_cells) - len(cells), traces=execution.timeline)
     watch = _Watch(recorder, ProgressLine(name, recorder, console))
     with watch.line, _catch_interrupts(watch):
         try:
-            with _start_ray(execution) as (num_cpus, num_gpus):
-                plan = plan_packs(cells, execution, num_cpus, num_gpus)
+            with _start_ray(execution) as (num_cpus, num_gpus), _start_engines(cells, execution, watch.line) as engines:
+                num_cpus -= len(engines) if not num_gpus else 0
+                plan = plan_packs(cells, execution, max(num_cpus, execution.num_threads), num_gpus)
                 recorder.begin(plan.packs)
+                pending = _play_agents(grid_cells)
                 watch.line.phase = "loading the model"
-                _run_trials(plan, watch)
+                _run_trials(plan, watch, engines)
+                if not watch.interrupted:
+                    recorder.add_agents(pending())
         finally:
             recorder.flush()
     return Outcome(recorder, watch.interrupted, time.monotonic() - start)
@@ -106,6 +115,9 @@ class _Watch:
     def take(self, pack: int, parcel: Parcel, *, live: int, episodes: int) -> None:
         self.recorder.take(pack, parcel, live=live, episodes=episodes)
         self.line.phase = "stopping" if self.interrupted else ""
+
+    def take_trace(self, pack: int, trace: str) -> None:
+        self.recorder.take_trace(pack, trace)
 
     def fail(self, pack: int, error: str) -> None:
         self.recorder.fail(pack, error)
@@ -161,8 +173,42 @@ def _start_ray(execution: Execution) -> Iterator[tuple[float, float]]:
         ray.shutdown()
 
 
-def _run_trials(plan: Plan, watch: _Watch) -> None:
+@contextmanager
+def _start_engines(
+    cells: Sequence[TrainConfig], execution: Execution, line: ProgressLine
+) -> "Iterator[Sequence[EngineRecord]]":
+    """Starts the engines that the cells need; yields where they run."""
+    if not uses_engines(cells):
+        yield ()
+        return
+    line.phase = "starting vLLM"
+    rollout = start_engines(cells, execution)
+    try:
+        yield rollout.stats()["engines"]
+    finally:
+        rollout.shut_down()
+
+
+def _play_agents(cells: Sequence[TrainConfig]) -> Callable[[], list[dict[str, Any]]]:
+    """Lets the baseline agents play beside the trials; the result waits for their rows."""
+    import ray
+
+    from memrl.learning.provenance import describe_versions, find_revision
+    from memrl.theory.agents import agent_rows
+
+    provenance = {"versions": describe_versions(), "revision": find_revision()}
+    pending: Any = ray.remote(num_cpus=0)(agent_rows).remote(list(cells), provenance=provenance)
+    return lambda: ray.get(pending)
+
+
+def _run_trials(plan: Plan, watch: _Watch, engines: "Sequence[EngineRecord]") -> None:
     from memrl.sweep.trial import tune_packs
+
+    behind: list[dict[str, float]] = []
+    if engines:
+        from memrl.rollout.actor_pool import rollout_bundles
+
+        behind = rollout_bundles(engines)
 
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     tune_packs(
@@ -170,7 +216,8 @@ def _run_trials(plan: Plan, watch: _Watch) -> None:
         watch,
         watch.should_stop,
         num_trials=plan.num_trials,
-        resources=plan.resources,
+        bundles=[plan.resources, *behind],
         device=plan.device,
         num_threads=plan.num_threads,
+        pool=POOL if engines else "",
     )

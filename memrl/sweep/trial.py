@@ -9,13 +9,25 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import TrialScheduler
 
 from memrl.config import TrainConfig
+from memrl.rollout.backend import RolloutBackend
 from memrl.sweep.pack_run import PackRun, Parcel
+from memrl.sweep.rollouts import uses_engines
 
 REPORT_SECONDS = 1.0
 """A trial reports about this often; what has ended by then is kept, whatever happens next."""
 
 PARCEL = "parcel"
 """The key under which a report carries rows; the sweep takes them out before Tune stores the report."""
+
+
+TRACE = "trace"
+"""The key under which a trial's last report carries its timeline; taken out likewise."""
+
+
+def _connect(pool: str) -> RolloutBackend:
+    from memrl.rollout.actor_pool import VLLMRollout
+
+    return VLLMRollout.connect(pool)
 
 
 class PackTrial(tune.Trainable):
@@ -30,6 +42,7 @@ class PackTrial(tune.Trainable):
         packs: Sequence[Sequence[TrainConfig]] = (),
         device: str = "cpu",
         num_threads: int = 1,
+        pool: str = "",
     ) -> None:
         """Starts the first pack of this actor.
 
@@ -38,16 +51,22 @@ class PackTrial(tune.Trainable):
             packs: all packs of the sweep.
             device: where packs train.
             num_threads: CPU threads that torch may use.
+            pool: the engines that sample cells with rollout=vllm.
         """
         import torch
 
         torch.set_num_threads(num_threads)
+        # Adam's moments of a gradient that has vanished would else be denormal numbers, which CPUs are slow at.
+        torch.set_flush_denormal(True)
+        self._backend = _connect(pool) if pool else None
         self._packs, self._device = packs, device
         self.reset_config(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Goes on to another pack in the same process."""
-        self._run = PackRun(self._packs[new_config["pack"]], device=self._device)
+        cells = self._packs[new_config["pack"]]
+        backend = self._backend if uses_engines(cells) else None
+        self._run = PackRun(cells, device=self._device, backend=backend)
         return True
 
     def step(self) -> dict[str, Any]:
@@ -63,6 +82,7 @@ class PackTrial(tune.Trainable):
             "live": self._run.live,
             "updates": self._run.updates,
             "episodes": self._run.episodes,
+            TRACE: self._run.trace if self._run.finished else "",
             PARCEL: parcel,
         }
 
@@ -72,6 +92,10 @@ class Listener(Protocol):
 
     def take(self, pack: int, parcel: Parcel, *, live: int, episodes: int) -> None:
         """A trial reported: rows that ended, cells still training, and episodes of the pack so far."""
+        ...
+
+    def take_trace(self, pack: int, trace: str) -> None:
+        """A pack has ended: the Chrome trace of who did what when."""
         ...
 
     def fail(self, pack: int, error: str) -> None:
@@ -85,9 +109,10 @@ def tune_packs(
     should_stop: Callable[[], bool],
     *,
     num_trials: int,
-    resources: dict[str, float],
+    bundles: list[dict[str, float]],
     device: str = "cpu",
     num_threads: int = 1,
+    pool: str = "",
     scheduler: TrialScheduler | None = None,
 ) -> None:
     """Runs every pack as a trial and returns when all have ended, or soon after `should_stop` says so.
@@ -97,15 +122,16 @@ def tune_packs(
         listener: is told what trials report, in this process.
         should_stop: asked several times a second.
         num_trials: most trials at once.
-        resources: what Ray reserves for a trial, such as {"CPU": 1}.
+        bundles: the placement group of a trial: the learner's bundle, then those of its engines.
         device: where packs train.
         num_threads: CPU threads of a trial.
+        pool: the engines that sample cells with rollout=vllm.
         scheduler: one of Tune's own, which may stop trials early; with packs of one cell it judges cells.
     """
-    trainable = tune.with_parameters(PackTrial, packs=packs, device=device, num_threads=num_threads)
+    trainable = tune.with_parameters(PackTrial, packs=packs, device=device, num_threads=num_threads, pool=pool)
     with tempfile.TemporaryDirectory(prefix="memrl-tune-") as storage:
         tuner = tune.Tuner(
-            tune.with_resources(trainable, resources),
+            tune.with_resources(trainable, tune.PlacementGroupFactory(bundles)),
             param_space={"pack": tune.grid_search(list(range(len(packs))))},
             tune_config=tune.TuneConfig(max_concurrent_trials=num_trials, reuse_actors=True, scheduler=scheduler),
             run_config=tune.RunConfig(
@@ -138,8 +164,10 @@ class _Relay(_StaysHere, tune.Callback):
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
         """Hands on a report. Tune lets a callback change it in place, so the rows stay out of Tune's own records."""
-        parcel = result.pop(PARCEL)
+        parcel, trace = result.pop(PARCEL), result.pop(TRACE)
         self._listener.take(trial.config["pack"], parcel, live=result["live"], episodes=result["episodes"])
+        if trace:
+            self._listener.take_trace(trial.config["pack"], trace)
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Hands on that a trial's process died."""

@@ -15,13 +15,13 @@ CURVES_SCHEMA = pa.schema(
         _column("cell_id", pa.string(), "the cell"),
         _column("update", pa.int32(), "updates before this row; 0 is the untrained policy"),
         _column("episodes", pa.int64(), "episodes (sft: examples) before this row"),
-        _column("observed_bits", pa.float64(), "bits an ideal Bayes observer of the feedback knows; NaN if unobserved"),
-        _column("absorbed_bits", pa.float64(), "log2 N + log2 P(secret), exact"),
-        _column("mean_reward", pa.float64(), "mean return of this update's episodes; NaN for sft and in the last row"),
-        _column("well_formed", pa.float64(), "share of this update's episodes that answer an integer in range"),
-        _column("entropy_bits", pa.float64(), "mean of -log2 P(answer) over this update's episodes"),
-        _column("gradient_norm", pa.float64(), "l2 norm of the adapter's gradient"),
-        _column("logprob_gap", pa.float64(), "mean |learner - rollout| logprob of a sampled token, nats; 0 in_process"),
+        _column("observed_bits", pa.float32(), "bits an ideal Bayes observer of the feedback knows; NaN if unobserved"),
+        _column("absorbed_bits", pa.float32(), "log2 N + log2 P(secret), exact"),
+        _column("mean_reward", pa.float32(), "mean return of this update's episodes; NaN for sft and in the last row"),
+        _column("well_formed", pa.float32(), "share of this update's episodes that answer an integer in range"),
+        _column("entropy_bits", pa.float32(), "mean of -log2 P(answer) over this update's episodes"),
+        _column("gradient_norm", pa.float32(), "l2 norm of the adapter's gradient"),
+        _column("logprob_gap", pa.float32(), "mean |learner - rollout| logprob of a sampled token, nats; 0 in_process"),
     ]
 )
 """One row a cell and update: the state before the update, and the update's own episodes."""
