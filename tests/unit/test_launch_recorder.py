@@ -1,0 +1,155 @@
+import io
+
+import pyarrow as pa
+import pytest
+from rich.console import Console
+
+from memrl.config import TrainConfig
+from memrl.sweep import recorder as recorder_module
+from memrl.sweep.execution import Execution
+from memrl.sweep.pack_run import Parcel, failed_row
+from memrl.sweep.plan import plan_packs
+from memrl.sweep.progress import ProgressLine, describe_progress
+from memrl.sweep.recorder import Recorder
+from memrl.sweep.summary import summarize, summarize_rows
+from memrl.tables.schema import CURVES, CURVES_SCHEMA, EPISODES_TO_MEMORIZE
+from memrl.tables.store import TableStore
+
+CELLS = [TrainConfig(N=4, seed=seed) for seed in range(6)]
+PACKS = [CELLS[:4], CELLS[4:]]
+
+
+def ended(cell: TrainConfig, e50: int = 32, reached: bool = True, **values) -> dict:
+    """A row as a trained cell leaves it."""
+    measured = {
+        "error": None,
+        "status": "memorized" if reached else "budget_spent",
+        "e50": e50,
+        "e50_censored": not reached,
+        "e90": 2 * e50,
+        "e90_censored": not reached,
+        "episodes": 2 * e50,
+        "updates": 2,
+        "absorbed_bits": 1.9,
+        "capacity_best_bits": 0.8,
+        "capacity_uniform_bits": 0.8,
+        "capacity_nominal_bits": 1.0,
+        "prior_kl_bits": 0.0,
+        "prior_well_formed": 1.0,
+    }
+    return failed_row(cell, "") | measured | values
+
+
+def parcel(*rows: dict) -> Parcel:
+    numbers = dict.fromkeys(CURVES_SCHEMA.names, 0)
+    curves = [numbers | {"cell_id": row["cell_id"], "update": update} for row in rows for update in range(3)]
+    return Parcel(list(rows), pa.Table.from_pylist(curves, schema=CURVES_SCHEMA))
+
+
+@pytest.fixture
+def store(tmp_path) -> TableStore:
+    store = TableStore(str(tmp_path))
+    store.create()
+    return store
+
+
+@pytest.fixture
+def recorder(store) -> Recorder:
+    recorder = Recorder(store, num_cells=8, num_finished=2)
+    recorder.begin(PACKS)
+    return recorder
+
+
+def test_what_has_ended_is_counted_and_written(recorder, store):
+    recorder.take(0, parcel(ended(CELLS[0]), ended(CELLS[1], reached=False)), live=2, episodes=256)
+    recorder.take(1, Parcel(), live=2, episodes=64)
+    recorder.flush()
+    assert (recorder.num_done, recorder.num_cells, recorder.episodes) == (4, 8, 320)
+    assert dict(recorder.statuses) == {"memorized": 1, "budget_spent": 1}
+    assert store.finished_cell_ids() == {CELLS[0].cell_id, CELLS[1].cell_id}
+    assert store.read(CURVES).num_rows == 6
+
+
+def test_a_trial_that_dies_leaves_a_failed_row_for_each_cell_that_had_not_ended(recorder, store):
+    recorder.take(0, parcel(ended(CELLS[1])), live=3, episodes=128)
+    recorder.fail(0, "out of memory")
+    rows = store.read(EPISODES_TO_MEMORIZE, ["cell_id", "status", "error", "N", "secret"]).to_pylist()
+    failed = {row["cell_id"] for row in rows if row["status"] == "failed"}
+    assert failed == {cell.cell_id for cell in CELLS[:4]} - {CELLS[1].cell_id}
+    assert {row["error"] for row in rows if row["status"] == "failed"} == {"the trial died: out of memory"}
+    assert all(row["N"] == 4 and 0 <= row["secret"] < 4 for row in rows)
+    assert recorder.first_error == "binary N=4: the trial died: out of memory"
+
+
+def test_time_left_follows_the_share_of_the_work_that_is_done(recorder, monkeypatch):
+    now = 100.0
+    monkeypatch.setattr(recorder_module.time, "monotonic", lambda: now)
+    recorder.take(0, Parcel(), live=4, episodes=0)
+    assert recorder.seconds_left() is None
+    now = 110.0
+    recorder.take(0, parcel(*map(ended, CELLS[:4])), live=0, episodes=1000)
+    # Four of six equal cells took ten seconds, so two more take five.
+    assert recorder.seconds_left() == pytest.approx(5.0)
+    assert recorder.episodes_per_s() == pytest.approx(100.0)
+
+
+def test_the_live_line_tells_counts_rate_and_time(recorder, monkeypatch):
+    now = 100.0
+    monkeypatch.setattr(recorder_module.time, "monotonic", lambda: now)
+    assert describe_progress("smoke", recorder, "starting Ray") == "smoke  2/8 cells  starting Ray ..."
+    recorder.take(0, Parcel(), live=4, episodes=0)
+    now = 104.0
+    recorder.take(0, parcel(ended(CELLS[0])), live=3, episodes=8000)
+    recorder.fail(1, "lost")
+    line = describe_progress("smoke", recorder)
+    assert line == "smoke  5/8 cells  1 memorized  2 failed  2,000 episodes/s  0:04 min left"
+
+
+def test_without_a_terminal_lines_are_printed_now_and_then(recorder, monkeypatch):
+    output = io.StringIO()
+    now = 0.0
+    monkeypatch.setattr("memrl.sweep.progress.time.monotonic", lambda: now)
+    with ProgressLine("smoke", recorder, Console(file=output)) as line:
+        for second in range(1, 26):
+            now = float(second)
+            line.tick()
+    assert output.getvalue().splitlines() == ["smoke  2/8 cells  starting Ray ..."] * 2
+
+
+def test_the_summary_chooses_the_setting_on_the_other_seeds(store):
+    slow = [TrainConfig(N=16, seed=seed, learning_rate=1e-4) for seed in range(8)]
+    fast = [TrainConfig(N=16, seed=seed, learning_rate=1e-2) for seed in range(8)]
+    sft = [TrainConfig(N=16, seed=seed, algorithm="sft") for seed in range(2)]
+    store.append(EPISODES_TO_MEMORIZE, [ended(cell, e50=3000) for cell in slow])
+    store.append(EPISODES_TO_MEMORIZE, [ended(cell, e50=64, reached=cell.seed != 3) for cell in fast])
+    store.append(EPISODES_TO_MEMORIZE, [ended(sft[0], e50=9, reached=False), failed_row(sft[1], "diverged")])
+    store.append(EPISODES_TO_MEMORIZE, [ended(fast[0], agent="greedy", e50=1)])
+    frame = store.read(EPISODES_TO_MEMORIZE).to_pandas()
+    binary, supervised = summarize_rows(frame[frame["agent"] == "lora"]).to_dict("records")
+    assert binary["memorized"] == "15/16"
+    assert (binary["E50"], binary["E90"], binary["rate"], binary["rank"]) == ("64", "128", "0.01", "8")
+    assert (supervised["memorized"], supervised["failed"]) == ("0/2", "1")
+    assert supervised["E50"] == "> 18"
+
+
+def test_the_summary_of_failed_cells_alone_counts_them(store):
+    store.append(EPISODES_TO_MEMORIZE, [failed_row(cell, "no model") for cell in CELLS])
+    output = io.StringIO()
+    Console(file=output, width=100).print(summarize(store, [cell.cell_id for cell in CELLS[:2]]))
+    assert output.getvalue().splitlines()[-1].split() == ["4", "binary", "0/2", "2"]
+
+
+def test_a_plan_gives_each_core_a_pack_and_each_gpu_a_trial():
+    cells = [TrainConfig(seed=seed) for seed in range(40)]
+    plan = plan_packs(cells, Execution(), num_cpus=4, num_gpus=0)
+    assert (len(plan.packs), plan.num_trials, plan.device, plan.resources) == (4, 4, "cpu", {"CPU": 1.0})
+    plan = plan_packs(cells, Execution(num_threads=2, pack_size=5), num_cpus=4, num_gpus=0)
+    assert (len(plan.packs), plan.num_trials, plan.resources) == (8, 2, {"CPU": 2.0})
+    plan = plan_packs(cells, Execution(), num_cpus=16, num_gpus=2)
+    assert (plan.num_trials, plan.device, plan.resources) == (2, "cuda", {"CPU": 1.0, "GPU": 1.0})
+    assert plan_packs(cells, Execution(device="cpu"), num_cpus=3, num_gpus=2).num_trials == 3
+    assert (
+        plan_packs(cells, Execution(pack_size=1), num_cpus=2, num_gpus=0)
+        .describe()
+        .startswith("40 cells in 40 packs of up to 1, on 2 cpu trials at once")
+    )
