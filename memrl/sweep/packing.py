@@ -39,8 +39,8 @@ def choose_pack_size(num_cells: int, num_trials: int) -> int:
 def pack_cells(cells: Sequence[TrainConfig], pack_size: int) -> list[list[TrainConfig]]:
     """Cuts cells into packs of at most `pack_size`, the longest first.
 
-    Cells of one pack share what a base model's pass must share. Within that, cells that will end at about the same time
-    go together, so that packs shrink evenly, and among these cells of like env_type and N, so that little is padded.
+    Cells of one pack share what a base model's pass must share. Within that, cells of one rank that will end at about
+    the same time go together, so that packs shrink evenly, and among these cells of like env_type and N, so that little is padded.
     The packs of one base model are of almost equal size. Same cells in the same order, same packs.
 
     Args:
@@ -71,4 +71,6 @@ def _shared(cell: TrainConfig) -> tuple[str, ...]:
 def _likeness(cell: TrainConfig) -> tuple[object, ...]:
     # The logarithm's whole part: guesses closer than that are no reason to tear cells of one N apart.
     length = int(math.log2(estimate_updates(cell)))
-    return (length, cell.env_type, cell.N, cell.channel_name, cell.episodes_per_update, cell.learning_rate, cell.seed)
+    likeness = (length, cell.env_type, cell.N, cell.channel_name, cell.episodes_per_update, cell.learning_rate)
+    # Rank first: a pack pads every adapter to its largest one.
+    return (cell.lora_rank, *likeness, cell.seed)
