@@ -201,7 +201,7 @@ class TrainConfig:
 
     def identity(self) -> dict[str, Any]:
         """Every field in a form in which equal cells are equal: what a cell does not use is None."""
-        fields: dict[str, Any] = chz.asdict(self)
+        fields: dict[str, Any] = {name: getattr(self, name) for name in TrainConfig.__annotations__}
         # 32 and 32.0 are one number, but not one text.
         fields.update(
             {name: float(fields[name]) for name, type_ in TrainConfig.__annotations__.items() if type_ is float}
@@ -221,7 +221,7 @@ class TrainConfig:
             fields["clip_range"] = None
         return fields
 
-    @property
+    @chz.init_property
     def cell_id(self) -> str:
         """The cell's name in every table: 16 hex digits, a hash of `identity()`."""
         text = json.dumps({"result_version": RESULT_VERSION, **self.identity()}, sort_keys=True)

@@ -270,6 +270,7 @@ class DecoderNetwork:
         self._tree = PromptTree(prompts, model.device)
         positions = torch.arange(model.config.max_position_embeddings, device=model.device)[None]
         self._cos, self._sin = (t[0] for t in body.rotary_emb(self._embedding, positions))
+        self._attached: Tensor | None = None
         self._begin()
 
     def _begin(self) -> None:
@@ -282,9 +283,12 @@ class DecoderNetwork:
     def prefill(self) -> Tensor:
         """See PackedNetwork.prefill."""
         self._begin()
-        for layer in self._layers:
-            for linear in layer.linears:
-                linear.attach(self._adapters)
+        if self._attached is not self._adapters.parameters:
+            # The pack has shrunk, or it is the first walk.
+            self._attached = self._adapters.parameters
+            for layer in self._layers:
+                for linear in layer.linears:
+                    linear.attach(self._adapters)
         ids, visible, positions = self._tree.start()
         cell = torch.arange(len(ids), device=ids.device)
         return self._forward(ids, visible, positions, cell, torch.full_like(cell, ids.shape[1] - 1))
