@@ -4,6 +4,7 @@ import math
 import time
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -51,12 +52,9 @@ class PackRun:
         self._held = CURVES_SCHEMA.empty_table()
         self._failed_rows: list[dict[str, Any]] = []
         self._pack: Any = None
-        try:
-            self._pack = start_pack(cells, device, backend)
-            # Half-packs record more finely who samples and who updates.
-            self._timeline = getattr(self._pack, "timeline", self._timeline)
-        except Exception as error:
-            self._failed_rows = [failed_row(cell, describe_error(error)) for cell in cells]
+        self._start(cells, device, backend)
+        # Half-packs record more finely who samples and who updates.
+        self._timeline = getattr(self._pack, "timeline", self._timeline)
 
     @property
     def finished(self) -> bool:
@@ -96,17 +94,41 @@ class PackRun:
             self._pack.fail(describe_error(error))
         return self._take()
 
+    def _start(self, cells: Sequence[TrainConfig], device: str, backend: RolloutBackend | None) -> None:
+        try:
+            self._pack = start_pack(cells, device, backend)
+        except Exception as error:
+            sound = _cells_that_start(cells, device, backend)
+            if 0 < len(sound) < len(cells):
+                self._start(sound, device, backend)
+            else:
+                sound = []
+            self._failed_rows += [failed_row(cell, describe_error(error)) for cell in cells if cell not in sound]
+
     def _take(self) -> Parcel:
+        failed, self._failed_rows = self._failed_rows, []
         if self._pack is None:
-            rows, self._failed_rows = self._failed_rows, []
-            return Parcel(rows)
+            return Parcel(failed)
         rows, curves = self._pack.drain()
         self._held = pa.concat_tables([self._held, curves])
         if not rows:
-            return Parcel()
+            return Parcel(failed)
         has_ended = pc.field("cell_id").isin([row["cell_id"] for row in rows])
         ended, self._held = self._held.filter(has_ended), self._held.filter(~has_ended)
-        return Parcel(rows, ended)
+        return Parcel(failed + rows, ended)
+
+
+def _cells_that_start(cells: Sequence[TrainConfig], device: str, backend: RolloutBackend | None) -> list[TrainConfig]:
+    """The cells of those prompts and channels for which one cell alone makes a pack."""
+    groups: dict[tuple[object, ...], list[TrainConfig]] = {}
+    for cell in cells:
+        groups.setdefault((cell.N, cell.env_type, cell.channel_name), []).append(cell)
+    sound: list[TrainConfig] = []
+    for group in groups.values():
+        with suppress(Exception):
+            start_pack(group[:1], device, backend)
+            sound += group
+    return sound
 
 
 def start_pack(cells: Sequence[TrainConfig], device: str, backend: RolloutBackend | None) -> Any:
