@@ -101,17 +101,8 @@ def _run_sshd(folder: Path) -> Iterator[None]:
     sshd = shutil.which("sshd", path=search)
     assert sshd, "openssh-server must be installed"
     rights = [] if os.getuid() == 0 else ["--user", "--map-current-user"]
-    namespace = [
-        "setpriv",
-        "--pdeathsig",
-        "KILL",
-        "unshare",
-        *rights,
-        "--pid",
-        "--fork",
-        "--mount-proc",
-        "--kill-child",
-    ]
+    dies_with_us = ["setpriv", "--pdeathsig", "KILL"]
+    namespace = ["unshare", *rights, "--pid", "--fork", "--mount-proc", "--kill-child"]
     with (folder / "sshd.log").open("w") as log:
         command = [*dies_with_us, *namespace, sshd, "-D", "-e", "-f", str(folder / "sshd_config")]
         process = subprocess.Popen(command, stdout=log, stderr=log)
