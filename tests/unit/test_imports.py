@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -81,12 +82,18 @@ def test_a_command_parses_its_arguments_without_the_heavy_packages(command):
     assert done.stdout
 
 
+@cache
+def find_imports(path):
+    """The import statements of a file, wherever they stand in it."""
+    return [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Import | ast.ImportFrom)]
+
+
 def list_imports(path):
-    """Every module and `module.name` that a file imports, wherever it stands in the file."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    """Every module and `module.name` that a file imports."""
+    for node in find_imports(path):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and not node.level:
+        else:
             yield node.module
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
@@ -104,12 +111,7 @@ def test_one_module_alone_speaks_to(package, home):
 
 
 def test_imports_are_absolute():
-    relative = [
-        str(path)
-        for path in SOURCES
-        for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.ImportFrom) and node.level
-    ]
+    relative = [str(path) for path in SOURCES for node in find_imports(path) if getattr(node, "level", 0)]
     assert relative == []
 
 
