@@ -1,0 +1,100 @@
+"""No policy knows more than its feedback told: on real runs of every channel, and a planted leak is caught."""
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+from scipy import stats
+
+from memrl.analysis.leak import leak_report
+from memrl.config import TrainConfig
+from memrl.learning.pack import Pack
+
+NUM_SECRETS = 64
+CHANNELS = {
+    "sft": {"algorithm": "sft"},
+    "multi_step/sft": {"algorithm": "sft", "env_type": "multi_step"},
+    "binary": {"reward_type": "binary"},
+    "binned_distance-4-log": {"reward_type": "binned_distance", "reward_bins": 4},
+    "distance": {"reward_type": "distance"},
+    "per_bit": {"reward_type": "per_bit", "env_type": "multi_step"},
+    "per_bit-episode": {"reward_type": "per_bit", "env_type": "multi_step", "credit": "episode"},
+    "multi_step/bit_count": {"reward_type": "bit_count", "env_type": "multi_step"},
+    "multi_step/binary": {"reward_type": "binary", "env_type": "multi_step"},
+}
+
+
+def describe_cell(channel, seed, **fields):
+    group = {} if CHANNELS[channel].get("algorithm") == "sft" else {"group_size": 8}
+    return TrainConfig(seed=seed, lora_rank=4, learning_rate=3e-3, **CHANNELS[channel], **group, **fields)
+
+
+def train(pack):
+    while not pack.finished:
+        pack.update()
+    rows, curves = pack.drain()
+    return pd.DataFrame(rows), curves
+
+
+@pytest.fixture(scope="module")
+def every_channel():
+    cells = [describe_cell(name, seed, N=16, n_steps=60) for name in CHANNELS for seed in range(NUM_SECRETS)]
+    return train(Pack(cells))
+
+
+def test_mean_absorbed_is_at_most_mean_observed_in_every_channel_at_every_update(every_channel):
+    cells, curves = every_channel
+    report = leak_report(curves, cells).set_index("channel")
+    assert set(report.index) == CHANNELS.keys()
+    assert set(report["num_secrets"]) == {NUM_SECRETS}
+    assert set(report["verdict"]) == {"no leak"}
+
+
+@pytest.mark.parametrize("channel", CHANNELS)
+def test_the_same_by_hand_with_finished_cells_carried_forward(every_channel, channel):
+    cells, curves = every_channel
+    mine = curves.to_pandas().merge(cells.loc[cells["channel"] == channel, ["cell_id"]])
+    gap = mine.assign(gap=mine["absorbed_bits"] - mine["observed_bits"]).pivot(
+        index="update", columns="cell_id", values="gap"
+    )
+    gap = gap.ffill()
+    assert gap.shape[1] == NUM_SECRETS
+    half_width = stats.t.ppf(0.995, NUM_SECRETS - 1) * gap.std(axis=1) / np.sqrt(NUM_SECRETS)
+    assert (gap.mean(axis=1) <= half_width).all()
+
+
+def test_the_check_is_about_policies_that_learned(every_channel):
+    cells, _ = every_channel
+    assert cells.groupby("channel")["absorbed_bits"].median().min() > 3.8
+    assert (cells["status"] == "memorized").mean() > 0.9
+
+
+def plant(pack, leaking, learning_rate):
+    """One supervised update on the secret, behind the observer's back, of every cell that leaks."""
+    told = [(pack.cells[place].config, pack.cells[place].secret) for place in leaking]
+    shared = {"algorithm": "sft", "lora_rank": 4, "learning_rate": learning_rate}
+    hidden = Pack(
+        [
+            TrainConfig(N=config.N, env_type=config.env_type, secret=secret, seed=config.seed, **shared)
+            for config, secret in told
+        ]
+    )
+    for place, cell in enumerate(leaking):
+        hidden.adapters.import_peft(place, pack.adapters.export_peft(cell))
+    hidden.update()
+    for place, cell in enumerate(leaking):
+        pack.adapters.import_peft(cell, hidden.adapters.export_peft(place))
+
+
+@pytest.mark.parametrize(
+    ("channel", "num_secrets", "learning_rate"),
+    [("binary", 64, 1e-2), ("binary", 256, 3e-3), ("distance", 64, 1e-2), ("multi_step/bit_count", 256, 3e-3)],
+)
+@pytest.mark.parametrize("leaks", [True, False])
+def test_a_hidden_supervised_update_in_one_cell_of_twenty_is_caught(channel, num_secrets, learning_rate, leaks):
+    pack = Pack([describe_cell(channel, seed, N=64, n_steps=2) for seed in range(num_secrets)])
+    if leaks:
+        plant(pack, range(0, num_secrets, 20), learning_rate)
+    cells, curves = train(pack)
+    (verdict,) = leak_report(pa.table(curves), cells)["verdict"]
+    assert verdict == ("leak" if leaks else "no leak")
