@@ -70,7 +70,9 @@ def simulate_sweep(
         process = PROCESSES[name]
         for N in Ns:
             base = TrainConfig(
-                N=N, max_episodes=max_episodes, **({"group_size": group_size} | process.fields)  # pyright: ignore
+                N=N,
+                max_episodes=max_episodes,
+                **({"group_size": group_size} | process.fields),  # pyright: ignore
             )
             for rank in ranks:
                 for rate in rates:
@@ -173,7 +175,12 @@ def simulate_agents(Ns: Sequence[int] = (16, 64, 256), num_seeds: int = 200) -> 
                 cell = TrainConfig(N=N, seed=seed)
                 known = np.log2(N)
                 row, _ = _table_rows(
-                    cell, PROCESSES["binary"], known, np.array([0, int(hit)]), np.array([0, known]), np.array([0.0, known])
+                    cell,
+                    PROCESSES["binary"],
+                    known,
+                    np.array([0, int(hit)]),
+                    np.array([0, known]),
+                    np.array([0.0, known]),
                 )
                 rows.append(row | {"agent": agent, "learning_rate": None, "lora_rank": None})
     return pa.Table.from_pylist(rows, schema=EPISODES_TO_MEMORIZE_SCHEMA)

@@ -42,8 +42,8 @@ def estimate_groups(cells: pd.DataFrame, by: Sequence[str] = IDENTITY) -> pd.Dat
 
     Returns:
         One row a combination: the columns `by`; num_cells, num_reached (P(secret) reached 1/2), num_memorized (0.9);
-        e50 and e90, Kaplan-Meier medians in episodes; bits_per_episode, absorbed bits over episodes of all runs; each
-        with _lower and _upper; signal, capacities and prior of the group, in bits.
+        e50 and e90, Kaplan-Meier medians in episodes; bits_per_episode, what the median run has absorbed when
+        P(secret) reaches 0.9, over its episodes, 0 where the median is not reached; each with _lower and _upper; signal, capacities and prior of the group, in bits.
     """
     group, table = number_groups(cells, by)
     num = len(table)
@@ -53,11 +53,14 @@ def estimate_groups(cells: pd.DataFrame, by: Sequence[str] = IDENTITY) -> pd.Dat
     for name in ("e50", "e90"):
         censored = pad_rows(cells[f"{name}_censored"].to_numpy(), group, num, fill=1.0) > 0
         table = put_estimates(table, name, estimate_quantile(pad_rows(cells[name], group, num, PADDING), censored))
-    episodes = pad_rows(cells["episodes"], group, num, fill=0.0)
-    absorbed = pad_rows(cells["absorbed_bits"], group, num, fill=0.0)
-    table = put_estimates(table, "bits_per_episode", estimate_ratio(absorbed, episodes, episodes > 0))
     means = cells.groupby(group, sort=True)[list(_CONSTANTS)].mean()
-    return pd.concat([table, means.reset_index(drop=True)], axis=1)
+    table = pd.concat([table, means.reset_index(drop=True)], axis=1)
+    # Not the mean of absorbed bits over episodes: a policy that collapsed on another answer has absorbed minus dozens of
+    # bits, so that one run in ten would set the sign of the mean.
+    bits = table["signal_bits"] + np.log2(0.9)
+    for ours, theirs in (("", ""), ("_lower", "_upper"), ("_upper", "_lower")):
+        table[f"bits_per_episode{ours}"] = bits / table[f"e90{theirs}"]
+    return table
 
 
 def describe_choices(chosen: pd.DataFrame, by: Sequence[str] = IDENTITY) -> pd.DataFrame:

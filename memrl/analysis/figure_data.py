@@ -128,7 +128,8 @@ def learning_figure(summary: Summary) -> Figure:
         "Learning curves in bits",
         "Dashed: what an ideal Bayes observer of the policy's own rewards knows; solid: what the policy absorbed, "
         "log₂ N + log₂ P(secret). Means over secrets with 95 % bands; a finished run keeps its last value. The area"
-        " between the curves is absorption still to be done; the dotted line is all there is to know, log₂ N.",
+        " between the curves is absorption still to be done; the dotted line is all there is to know, log₂ N. "
+        "Below 0 a policy is surer of a wrong answer; the axes end at −log₂ N.",
         _in_channel_order(data),
     )
 
@@ -177,6 +178,18 @@ def leak_figure(summary: Summary) -> Figure:
         " 99 % half-width over secrets. A band that lies above 0 as a whole would mean that the secret leaks.",
         _in_channel_order(data),
     )
+
+
+def level_range(ledger: pd.DataFrame) -> tuple[float, float]:
+    """Ends of a logarithmic axis of bits per episode that shows every level, but not every interval near 0."""
+    levels = ledger[["capacity_bits", "observed_rate", "absorbed_rate"]].to_numpy(dtype=float)
+    levels = levels[levels > 0]
+    return float(levels.min()) / 3, float(levels.max()) * 2
+
+
+def lowest_bits(absorbed: pd.Series, N: int) -> float:
+    """Lower end of an axis of absorbed bits: what is needed, down to -log2 N."""
+    return max(min(0.0, float(absorbed.min()) * 1.05), -float(np.log2(N)))
 
 
 def _is_spread_out(updates: pd.Series, per_octave: int = 4) -> pd.Series:

@@ -83,7 +83,7 @@ def _list_parts(summary: Summary, figures: dict[str, Figure]) -> list[Part]:
         Part(
             "episodes",
             "Episodes to memorize",
-            compare_with_published(summary.estimates),
+            published,
             _tabulate_lora(figures["episodes"], _EPISODE_COLUMNS),
         ),
         Part("rate", "Bits per episode", [], _tabulate_lora(figures["rate"], _RATE_COLUMNS)),

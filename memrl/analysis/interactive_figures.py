@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from memrl.analysis.figure_data import CALIBRATED_KL_BITS, MALFORMED_LIMIT, Figure
+from memrl.analysis.figure_data import CALIBRATED_KL_BITS, MALFORMED_LIMIT, Figure, level_range, lowest_bits
 from memrl.analysis.style import (
     GRAY,
     INK,
@@ -110,7 +110,7 @@ def _ledger_levels(rows: pd.DataFrame) -> Plot:
         values = _positive(rows[column])
         scatter = go.Scatter(y=names, x=values, name=name, mode="markers", marker=marker, hovertemplate=hover, **bars)
         traces.append(_trace(scatter))
-    axis = {"type": "log", "title": {"text": "bits per episode"}, "dtick": 1}
+    axis = _log_axis("bits per episode", limits=[math.log10(end) for end in level_range(rows)])
     return Plot("Bits per episode, 95 % intervals", traces, _bars(axis, len(rows)), 160 + 34 * len(rows), is_wide=True)
 
 
@@ -248,7 +248,7 @@ def draw_learning(data: pd.DataFrame) -> list[View]:
                 {"color": INK, "dash": "dot", "width": 1},
             )
             traces.append(_trace(go.Scatter(x=ends, y=[signal] * 2, mode="lines", line=line, hoverinfo="skip")))
-            low = min(0.0, float(rows["absorbed_bits"].min()) * 1.05)
+            low = lowest_bits(rows["absorbed_bits"], N)
             axes = {
                 "xaxis": _log_axis("episodes", rows["episodes"]),
                 "yaxis": {"title": {"text": "bits"}, "range": [low, signal * 1.08]},

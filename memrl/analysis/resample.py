@@ -161,7 +161,8 @@ def divide_estimates(top: Estimates, bottom: Estimates) -> Estimates:
     """The ratio of two independent positive estimates, from their intervals on the log scale (MOVER).
 
     With l, u the ends of log top and l', u' those of log bottom, the interval of the log ratio is
-    d - sqrt((log top - l)^2 + (u' - log bottom)^2) to d + sqrt((u - log top)^2 + (log bottom - l')^2).
+    d - sqrt((log top - l)^2 + (u' - log bottom)^2) to d + sqrt((u - log top)^2 + (log bottom - l')^2). Where both come
+    from few secrets it is somewhat too wide (97 to 98 % for two medians of 16).
 
     >>> one = Estimates(np.array([8.0]), np.array([4.0]), np.array([16.0]))
     >>> exact = Estimates(np.array([2.0]), np.array([2.0]), np.array([2.0]))

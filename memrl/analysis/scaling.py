@@ -18,6 +18,7 @@ _SMALLEST_ERROR = 0.02
 
 _NUM_SIMULATIONS = 999
 _LEVEL = 0.05
+_ROUNDING = 1e-9
 _CONCLUSIONS = {
     (True, False): "exponent",
     (False, True): "overhead",
@@ -218,7 +219,7 @@ def estimate_scaling(cells: pd.DataFrame, by: tuple[str, ...] = ("agent", "chann
         if len(usable) >= 3:
             errors = _log_errors(medians[usable], resampled[usable], size[usable])
             record |= asdict(compare_models(N, medians[usable], errors))
-            if lower <= 0.0 <= upper:
+            if lower <= _ROUNDING and upper >= -_ROUNDING:
                 record["conclusion"] = "flat"
         records.append(record)
     return pd.DataFrame(records)

@@ -14,7 +14,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from memrl.analysis.figure_data import CALIBRATED_KL_BITS, MALFORMED_LIMIT, Figure
+from memrl.analysis.figure_data import CALIBRATED_KL_BITS, MALFORMED_LIMIT, Figure, level_range, lowest_bits
 from memrl.analysis.style import (
     GRAY,
     INK,
@@ -123,12 +123,13 @@ def _draw_levels(axes: Axes, rows: pd.DataFrame, y: np.ndarray) -> None:
         style: Style = {"markerfacecolor": fill, "markeredgecolor": INK, "markersize": 6, "linestyle": "", "zorder": 3}
         axes.plot(rows[column].where(rows[column] > 0), y, marker=marker, label=label, **style)
     axes.set_title("Bits per episode, 95 % intervals")
+    axes.set_xlim(*level_range(rows))
     _use_log(axes, "x")
 
 
 def draw_episodes(data: pd.DataFrame, first_N: int) -> Canvas:
     """One panel a channel: E50 against N."""
-    canvas, panels = _panels(order_channels(data["channel"]), "N", "episodes to P(secret) = 1/2", height=1.55)
+    canvas, panels = _panels(order_channels(data["channel"]), "N", "episodes to P(secret) = 1/2", height=1.55, left=0.9)
     N_range = np.array([data["N"].min(), data["N"].max()], dtype=float)
     known = data.loc[np.isfinite(data["e50"]) & (data["e50"] > 0), "e50"]
     for place, (channel, axes) in enumerate(panels):
@@ -223,7 +224,7 @@ def draw_learning(data: pd.DataFrame, first_N: int) -> Canvas:
             axes.fill_between(rows["episodes"], mean - half, mean + half, **band)
             axes.plot(rows["episodes"], mean, color=look.color, linestyle=line, linewidth=1.5, drawstyle="steps-post")
         axes.axhline(math.log2(first_N), color=INK, linestyle=":", linewidth=1)
-        axes.set_ylim(min(0.0, float(rows["absorbed_bits"].min()) * 1.05), math.log2(first_N) * 1.08)
+        axes.set_ylim(lowest_bits(rows["absorbed_bits"], first_N), math.log2(first_N) * 1.08)
         _use_log(axes, "x")
     handles = [
         Line2D([], [], color=INK, linestyle="--", label="observed"),

@@ -85,10 +85,12 @@ def survival_steps(times: np.ndarray, censored: np.ndarray) -> tuple[np.ndarray,
 def estimate_quantile(
     times: np.ndarray, censored: np.ndarray, quantile: float = 0.5, confidence: float = 0.95
 ) -> Estimates:
-    """Kaplan-Meier quantile of a right-censored time, with the interval of Brookmeyer and Crowley.
+    """Kaplan-Meier quantile of a right-censored time, with an interval by inversion of the score test.
 
-    The estimate is the first time at which S falls to 1 - quantile (the middle of the step where S equals it). The
-    interval holds every t at which the pointwise log(-log S) interval contains 1 - quantile.
+    The estimate is the first time at which S falls to p = 1 - quantile (the middle of the step where S equals it). The
+    interval holds every t with |S(t) - p| <= z sqrt(p (1 - p) / n(t)), where n(t) = S (1 - S) / var(S) is the number of
+    uncensored runs that would estimate S as well. S is read in the middle of its steps, and the ends are interpolated
+    between events in log(1 + t), so that coverage does not jump with the number of runs.
 
     >>> fit = estimate_quantile(np.array([[1.0, 2, 3, 4, 5]]), np.array([[False, False, False, True, True]]))
     >>> fit.value.tolist(), fit.upper.tolist()
@@ -106,23 +108,48 @@ def estimate_quantile(
     Raises:
         ValueError: the quantile does not lie strictly between 0 and 1.
 
-    Source: Brookmeyer and Crowley 1982, with the log-log transform of Kalbfleisch and Prentice.
+    Source: Brookmeyer and Crowley 1982 (inverting a test of S(t) = p), Cutler and Ederer 1958 (effective sample size),
+    Hettmansperger and Sheather 1986 (interpolation).
     """
     if not 0.0 < quantile < 1.0:
         raise ValueError(f"quantile must lie strictly between 0 and 1, got {quantile}")
-    censored = np.asarray(censored, dtype=bool)
-    ordered, survival, greenwood = survival_steps(np.asarray(times, dtype=np.float64), censored)
-    target, z = 1.0 - quantile, float(stats.norm.ppf(0.5 + confidence / 2))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        height = np.log(-np.log(survival)) - np.log(-np.log(target))
-        half_width = z * np.sqrt(greenwood) / np.abs(np.log(survival))
-        reaches = (survival <= 0) | (height + half_width >= 0)
-        passes = (survival > 0) & (height - half_width > 0)
-    value = _first_step(ordered, survival, target)
-    lower = _time_where(ordered, reaches & (survival < 1))
-    upper = _time_where(ordered, passes & (survival < 1))
+    times, censored = np.asarray(times, dtype=np.float64), np.asarray(censored, dtype=bool)
+    ordered, survival, greenwood = survival_steps(times, censored)
+    value = _first_step(ordered, survival, 1.0 - quantile)
+    scores = _score_steps(survival, greenwood, (ordered > PADDING).sum(axis=-1), 1.0 - quantile)
+    z = float(stats.norm.ppf(0.5 + confidence / 2))
+    lower, upper = _crossing_time(ordered, scores, -z), _crossing_time(ordered, scores, z)
     empty = (ordered > PADDING).sum(axis=-1) == 0
     return Estimates(*(np.where(empty, np.nan, x) for x in (value, np.minimum(lower, value), np.maximum(upper, value))))
+
+
+def _score_steps(survival: np.ndarray, greenwood: np.ndarray, num_runs: np.ndarray, target: float) -> np.ndarray:
+    """(p - S) / sqrt(p (1 - p) / n) in the middle of each step of S, NaN where S does not step; (..., n)."""
+    before = np.concatenate([np.ones((*survival.shape[:-1], 1)), survival[..., :-1]], axis=-1)
+    before_greenwood = np.concatenate([np.zeros((*survival.shape[:-1], 1)), greenwood[..., :-1]], axis=-1)
+    # Where the last run leaves, S = 0 has no variance of its own: the step before it stands in.
+    last = survival <= 0
+    height, spread = np.where(last, before, survival), np.where(last, before_greenwood, greenwood)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        effective = np.where(spread > 0, (1.0 - height) / (height * spread), np.maximum(num_runs[..., None], 1))
+    scores = (target - (before + survival) / 2) / np.sqrt(target * (1.0 - target) / effective)
+    return np.where(survival < before, scores, np.nan)
+
+
+def _crossing_time(ordered: np.ndarray, scores: np.ndarray, level: float) -> np.ndarray:
+    """When the scores first reach a level, interpolated in log(1 + t) from the event before; inf where never."""
+    logs = np.log1p(np.maximum(ordered, 0.0))
+    crossing = np.full(ordered.shape[:-1], np.inf)
+    log_before, score_before = np.zeros_like(crossing), np.full_like(crossing, np.nan)
+    for i in range(ordered.shape[-1]):
+        score, log_time = scores[..., i], logs[..., i]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            share = np.where(np.isnan(score_before), 1.0, (level - score_before) / (score - score_before))
+        here = np.expm1(log_before + np.clip(share, 0.0, 1.0) * (log_time - log_before))
+        crossing = np.where((score >= level) & np.isinf(crossing), here, crossing)
+        steps = ~np.isnan(score)
+        log_before, score_before = np.where(steps, log_time, log_before), np.where(steps, score, score_before)
+    return crossing
 
 
 def resample_medians(times: np.ndarray, censored: np.ndarray, weights: np.ndarray) -> np.ndarray:
