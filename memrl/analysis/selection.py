@@ -16,9 +16,10 @@ def hold_out_settings(cells: pd.DataFrame, within: Sequence[str] = IDENTITY, qua
     """Keeps each cell whose setting was chosen by the other half of the seeds.
 
     Even seeds choose the setting at which odd seeds are reported, and odd seeds the one for even seeds, so that every
-    secret is reported and none had a say in its own setting. A half chooses the setting with the smallest Kaplan-Meier
-    median; then, for ties and where no setting reaches its median, the smallest mean of episodes used; then the
-    smallest learning rate, and the order of TUNED. Where there is only one setting, nothing is chosen. Where the other
+    secret is reported and none had a say in its own setting. A half chooses the setting with the smallest mean of the
+    quantity, where a censored run counts with all episodes that it used, so that a setting at which some policies
+    collapse pays for them; then, for ties, the smallest Kaplan-Meier median; then the smallest learning rate, and the
+    order of TUNED. Where there is only one setting, nothing is chosen. Where the other
     half has no run yet, the cell's own half chooses, and `held_out` is False.
 
     Args:
@@ -62,7 +63,7 @@ def _best_settings(
     fullest = np.zeros(num_groups)
     np.maximum.at(fullest, owner, count)
     sparse = count < _FEWEST * fullest[owner]
-    order = np.lexsort((present, np.nan_to_num(rate, nan=0.0), mean, median, sparse, owner))
+    order = np.lexsort((present, np.nan_to_num(rate, nan=0.0), median, mean, sparse, owner))
     leader = order[np.unique(owner[order], return_index=True)[1]]
     best[owner[leader]] = present[leader]
     return best

@@ -7,7 +7,7 @@ import pandas as pd
 from rich.table import Table
 
 from memrl.analysis.cells import measured_cells
-from memrl.analysis.estimate import describe_choices, estimate_groups
+from memrl.analysis.estimate import estimate_groups
 from memrl.analysis.selection import hold_out_settings
 from memrl.tables.schema import EPISODES_TO_MEMORIZE
 from memrl.tables.store import TableStore
@@ -37,13 +37,13 @@ def summarize_rows(rows: pd.DataFrame) -> pd.DataFrame:
 
     `memorized` counts the cells of all settings. What follows is of the setting (learning rate, rank, ...) that was
     chosen on the other half of the seeds: Kaplan-Meier medians of the episodes to P(secret) = 0.5 and 0.9, where `>`
-    says that too few runs got there; absorbed bits over episodes; and the setting's learning rate and rank.
+    says that too few runs got there; and the bits that the median run has absorbed at 0.9, over its episodes.
 
     Args:
         rows: of episodes_to_memorize, of trained policies.
 
     Returns:
-        Columns N, channel, memorized, failed (if any did), E50, E90, bits/ep., rate and rank.
+        Columns N, channel, memorized, failed (if any did), E50, E90 and bits/episode.
     """
     counts = rows.assign(memorized=rows["status"] == "memorized", failed=rows["status"] == "failed").groupby(_GROUP)
     table = pd.DataFrame({"memorized": counts["memorized"].sum(), "failed": counts["failed"].sum()})
@@ -59,15 +59,13 @@ def summarize_rows(rows: pd.DataFrame) -> pd.DataFrame:
 
 def _describe_chosen(measured: pd.DataFrame) -> pd.DataFrame:
     chosen = hold_out_settings(measured, within=["agent", *_GROUP, "model"])
-    estimates = pd.concat([estimate_groups(chosen, _GROUP), describe_choices(chosen, _GROUP)], axis=1)
+    estimates = estimate_groups(chosen, _GROUP)
     longest = chosen.groupby(_GROUP, as_index=False).agg(longest=("episodes", "max"))
     estimates = estimates.merge(longest, on=_GROUP)
     columns = {
         "E50": [_format_median(*pair) for pair in zip(estimates["e50"], estimates["longest"], strict=True)],
         "E90": [_format_median(*pair) for pair in zip(estimates["e90"], estimates["longest"], strict=True)],
-        "bits/ep.": [f"{value:.2g}" for value in estimates["bits_per_episode"]],
-        "rate": estimates["learning_rates"].tolist(),
-        "rank": estimates["lora_ranks"].tolist(),
+        "bits/episode": [f"{value:.2g}" for value in estimates["bits_per_episode"]],
     }
     return pd.DataFrame(columns, index=pd.MultiIndex.from_frame(estimates[_GROUP]))
 
