@@ -115,9 +115,9 @@ def _difference_curve(curves: Curves, rows: np.ndarray, seeds: np.ndarray) -> pd
 
 def _evidence_bits(odds: np.ndarray) -> np.ndarray:
     """log2 of the weighted mean of the bets on 2^d; odds (secrets, updates), result (updates,)."""
-    with np.errstate(divide="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore"):
         bets = [np.log2(weight) + np.log2(1.0 - stake + stake * odds).sum(axis=0) for stake, weight in _BETS]
-    return np.logaddexp2.reduce(bets)
+        return np.logaddexp2.reduce(bets)
 
 
 def _judge(curve: pd.DataFrame) -> dict[str, object]:

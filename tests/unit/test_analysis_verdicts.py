@@ -1,0 +1,147 @@
+"""Verdicts: the rule, and each hypothesis on processes that were made to support, refute or leave it open."""
+
+import numpy as np
+import pytest
+from simulated_sweep import simulate_sweep
+
+from memrl.analysis.cells import measured_cells
+from memrl.analysis.curves import collect_curves, when_observer_knew
+from memrl.analysis.selection import hold_out_settings
+from memrl.analysis.verdicts import (
+    decide,
+    judge_binary,
+    judge_bins,
+    judge_learning_rate,
+    judge_per_step,
+    judge_rank,
+    pooled_slope,
+)
+
+
+def measure(**grid):
+    """Cells, those at held-out settings, and when their observers knew, of a simulated sweep."""
+    table, curves = simulate_sweep(**grid)
+    cells = measured_cells(table.to_pandas())
+    chosen = hold_out_settings(cells)
+    return cells, chosen, when_observer_knew(collect_curves(curves, chosen), chosen["signal_bits"].to_numpy())
+
+
+@pytest.mark.parametrize(
+    ("interval", "outcome"),
+    [
+        ((0.8, 1.2), "supported"),
+        ((0.75, 1.25), "supported"),
+        ((1.3, 2.0), "refuted"),
+        ((0.1, 0.7), "refuted"),
+        ((0.7, 1.0), "undecided"),
+        ((0.0, np.inf), "undecided"),
+        ((1.3, np.inf), "refuted"),
+        ((np.nan, 1.0), "undecided"),
+    ],
+)
+def test_rule(interval, outcome):
+    assert decide(*interval, (0.75, 1.25)) == outcome
+
+
+def test_binary_guessing_supports_h1():
+    _, chosen, known = measure(Ns=(64, 256), processes=("binary",), ranks=(8,), rates=(3e-3,))
+    verdict = judge_binary(chosen, known)
+    assert verdict.outcome == "supported"
+    assert "N = 256" in verdict.sentence
+    assert verdict.lower <= verdict.value <= verdict.upper <= 0.1
+
+
+def test_a_rate_near_a_bit_refutes_h1():
+    _, chosen, known = measure(Ns=(16,), processes=("sft",), ranks=(8,), rates=(3e-3,))
+    assert judge_binary(chosen.assign(channel="binary"), known).outcome == "refuted"
+
+
+def test_slow_absorption_refutes_that_exploration_is_to_blame():
+    _, chosen, known = measure(Ns=(16,), processes=("per_bit",), ranks=(8,), rates=(3e-3,), group_size=4)
+    # The observer gains 4 bits in one group of 4 episodes: nothing is missing to 1 bit until then.
+    verdict = judge_binary(chosen.assign(channel="binary"), known)
+    assert verdict.outcome == "refuted"
+    assert verdict.upper < 0.1
+
+
+def test_bins_that_learn_in_proportion_support_h2():
+    grid = {"Ns": (64, 256), "processes": ("binned-2", "binned-4", "binned-8"), "ranks": (8,), "rates": (3e-3,)}
+    _, chosen, _ = measure(**grid, num_seeds=32)
+    verdict = judge_bins(chosen)
+    assert verdict.outcome == "supported"
+    assert verdict.lower <= 1.08 <= verdict.upper
+    assert judge_bins(chosen[chosen["reward_bins"] != 4].reset_index(drop=True)).outcome == "undecided"
+
+
+def test_bins_that_make_no_difference_refute_h2():
+    grid = {"Ns": (64,), "processes": ("binned-2", "binned-4", "binned-8"), "ranks": (8,), "rates": (3e-3,)}
+    _, chosen, _ = measure(**grid)
+    same = chosen.assign(episodes=chosen.groupby("seed")["episodes"].transform("mean"))
+    verdict = judge_bins(same)
+    assert verdict.outcome == "refuted"
+    assert abs(verdict.value) < 0.1
+
+
+def test_per_bit_against_sft():
+    _, chosen, _ = measure(Ns=(16, 64), processes=("sft", "per_bit"), ranks=(8,), rates=(3e-3,))
+    assert judge_per_step(chosen).outcome == "refuted"
+    fast = chosen.assign(e50=chosen["e50"].where(chosen["channel"] != "per_bit", 2.0))
+    verdict = judge_per_step(fast)
+    assert verdict.outcome == "supported"
+    assert verdict.upper <= 2.0
+    assert judge_per_step(chosen[(chosen["channel"] == "sft").to_numpy()]).outcome == "undecided"
+
+
+@pytest.mark.parametrize(("slope", "outcome"), [(0.0, "supported"), (0.5, "refuted")])
+def test_rank(slope, outcome):
+    cells, _, _ = measure(Ns=(16, 64), processes=("per_bit", "binned-8"), rates=(3e-3,), rank_slope=slope)
+    verdict = judge_rank(cells)
+    assert verdict.outcome == outcome
+    # E grows as rank^slope on top of the observer's first episodes: a little less than 64^-slope from 1 to 64.
+    assert verdict.value == pytest.approx(64.0**-slope, rel=0.15)
+
+
+def test_rank_is_undecided_where_ranks_do_not_arrive():
+    cells, _, _ = measure(Ns=(16,), processes=("per_bit",), rates=(3e-3,), rank_slope=0.8, max_episodes=400)
+    verdict = judge_rank(cells)
+    assert verdict.outcome == "undecided"
+    assert "1 of 1" in verdict.sentence
+
+
+def test_equal_best_rates_support_h5():
+    cells, _, _ = measure(Ns=(16, 64), processes=("per_bit", "binned-8"), rates=(1e-3, 3e-3, 1e-2))
+    verdict = judge_learning_rate(cells)
+    assert verdict.outcome == "supported"
+    assert verdict.value == pytest.approx(1.0)
+
+
+def test_best_rates_that_follow_the_rank_refute_h5():
+    cells, _, _ = measure(Ns=(16, 64), processes=("per_bit",), ranks=(1, 8), rates=(3e-4, 1e-3, 3e-3, 1e-2, 3e-2))
+    # At rank 8 every rate works as a rate 3 times as large did.
+    moved = cells.assign(
+        learning_rate=np.where(cells["lora_rank"] == 8, cells["learning_rate"] / 3, cells["learning_rate"])
+    )
+    verdict = judge_learning_rate(moved)
+    assert verdict.outcome == "refuted"
+    assert verdict.value == pytest.approx(3.0)
+
+
+def test_best_rates_at_the_edge_leave_h5_open():
+    cells, _, _ = measure(Ns=(16,), processes=("per_bit",), rates=(3e-3, 1e-2, 3e-2))
+    verdict = judge_learning_rate(cells)
+    assert verdict.outcome == "undecided"
+    assert "smallest or largest" in verdict.sentence
+
+
+def test_nothing_to_judge_is_undecided():
+    _, chosen, known = measure(Ns=(16,), processes=("sft",), ranks=(8,), rates=(3e-3,))
+    for verdict in (judge_binary(chosen, known), judge_bins(chosen), judge_rank(chosen), judge_learning_rate(chosen)):
+        assert verdict.outcome == "undecided"
+        assert verdict.sentence.endswith(".")
+
+
+def test_pooled_slope_leaves_out_a_series_that_is_not_finite():
+    x, series = np.array([0.0, 1.0, 0.0, 1.0]), np.array([0, 0, 1, 1])
+    y = np.array([[0.0, 0.0], [2.0, np.inf], [5.0, 5.0], [9.0, 9.0]])
+    assert pooled_slope(x, y, series).tolist() == [3.0, 4.0]
+    assert np.isnan(pooled_slope(x, np.full((4, 1), np.inf), series)).all()
