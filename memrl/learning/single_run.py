@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from memrl.learning.pack import Pack
     from memrl.learning.progress import CellProgress
+    from memrl.rollout.vllm_actor import VLLMEngine
 
 FAILED, INTERRUPTED = 1, 130
 """Exit codes: the cell failed; Ctrl-C."""
@@ -106,6 +107,9 @@ class SingleRun:
             where = self._store.table_address("curves")
             self._print(f"{told}; the curves so far are in {where}. The same command starts this cell afresh.")
             return INTERRUPTED
+        finally:
+            if self._backend is not None:
+                self._backend.close()
         if self._wandb is not None:
             self._log_to(self._wandb, row)
         return self._conclude(row)
@@ -125,7 +129,23 @@ class SingleRun:
             raise ValueError("device must be cpu or auto where torch finds no GPU, got cuda")
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        return Pack([self._config], device=device)
+        self._backend = self._start_engine(device) if self._config.rollout == "vllm" else None
+        return Pack([self._config], device=device, backend=self._backend)
+
+    def _start_engine(self, device: str) -> "VLLMEngine":
+        """An engine in this very process; on a GPU it shares it with the learner, and sleeps while that updates."""
+        from memrl.policy.base_model import check_model_folder
+        from memrl.rollout.vllm_actor import EngineOptions, VLLMEngine
+
+        return VLLMEngine(
+            EngineOptions(
+                model=check_model_folder(self._config.model),
+                dtype=self._config.dtype,
+                max_loras=1,
+                max_lora_rank=self._config.lora_rank,
+                colocated=device == "cuda",
+            )
+        )
 
     def _find_finished_row(self) -> dict[str, Any] | None:
         if self._config.cell_id not in self._store.finished_cell_ids():
