@@ -28,6 +28,9 @@ from memrl.sweep.execution import Execution
 if TYPE_CHECKING:
     from memrl.sweep.launch import Launch
 
+INTERRUPTED = 130
+"""Exit code after a Ctrl-C that left no time for more."""
+
 GRIDS = Path(__file__).parent / "grids"
 
 USAGE = """\
@@ -144,4 +147,7 @@ def read_values(words: Mapping[str, str]) -> dict[str, Sequence[Any]]:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main(sys.argv[1:]))
+    try:
+        raise SystemExit(main(sys.argv[1:]))
+    except KeyboardInterrupt:
+        raise SystemExit(INTERRUPTED) from None

@@ -9,6 +9,7 @@ from memrl.config import TrainConfig
 from memrl.sweep.execution import Execution
 from memrl.sweep.plan import count_local_cpus, count_local_gpus, plan_packs
 from memrl.sweep.progress import format_seconds
+from memrl.sweep.recorder import Recorder
 from memrl.tables.schema import CURVES, EPISODES_TO_MEMORIZE
 from memrl.tables.store import TableStore
 
@@ -51,7 +52,8 @@ class Launch:
         left = self._cells_left()
         if not left:
             console.print(f"{self.name}: all {len(self.cells):,} cells were finished already")
-            self._conclude(console)
+            self._print_table(console)
+            self._write_report(console)
             return 0
         from memrl.sweep.run import run_sweep
 
@@ -61,30 +63,31 @@ class Launch:
         outcome = run_sweep(self.name, list(left.values()), cells, self.execution, self.store, console)
         self.store.compact()
         self._log_to_wandb(left, console)
-        self._conclude(console)
-        recorder = outcome.recorder
-        ended, took = recorder.statuses.total(), format_seconds(outcome.seconds)
+        self._print_table(console)
+        self._print_counts(outcome.recorder, outcome.seconds, console)
+        if outcome.interrupted:
+            _print_plain(console, f"Stopped; what has finished is kept. To go on: {self.command}")
+            return INTERRUPTED
+        self._write_report(console)
+        return FAILED if outcome.recorder.statuses["failed"] else 0
+
+    def _print_counts(self, recorder: Recorder, seconds: float, console: Console) -> None:
+        ended, took = recorder.statuses.total(), format_seconds(seconds)
         console.print(f"{ended:,} cells and {recorder.episodes:,} episodes in {took}")
         failed = recorder.statuses["failed"]
         if failed:
             _print_plain(console, f"{failed:,} cells failed, the first one as {recorder.first_error}")
             _print_plain(console, f"To try them again: {self.command}")
-        if outcome.interrupted:
-            _print_plain(console, f"Stopped; what has finished is kept. To go on: {self.command}")
-            return INTERRUPTED
-        return FAILED if failed else 0
 
     def _cells_left(self) -> dict[str, TrainConfig]:
         finished = self.store.finished_cell_ids()
         return {cell_id: cell for cell_id, cell in self.cells.items() if cell_id not in finished}
 
-    def _conclude(self, console: Console) -> None:
+    def _print_table(self, console: Console) -> None:
         from memrl.sweep.summary import summarize
 
         console.print(summarize(self.store, self.cells))
         self._print_addresses(console)
-
-        self._write_report(console)
 
     def _write_report(self, console: Console) -> None:
         from memrl.analysis.page import write_report

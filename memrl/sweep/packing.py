@@ -40,8 +40,8 @@ def pack_cells(cells: Sequence[TrainConfig], pack_size: int) -> list[list[TrainC
     """Cuts cells into packs of at most `pack_size`, the longest first.
 
     Cells of one pack share what a base model's pass must share. Within that, cells of one rank that will end at about
-    the same time go together, so that packs shrink evenly, and among these cells of like env_type and N, so that little is padded.
-    The packs of one base model are of almost equal size. Same cells in the same order, same packs.
+    the same time go together, so that packs shrink evenly, and among these cells of like env_type and N, so that
+    little is padded. The packs of one base model are of almost equal size. Same cells in the same order, same packs.
 
     Args:
         cells: the cells, in any order.

@@ -35,10 +35,9 @@ def start_engines(cells: Sequence[TrainConfig], execution: Execution) -> "VLLMRo
     bases = sorted({(cell.model, cell.dtype) for cell in sampled})
     if len(bases) > 1:
         raise ValueError(f"model and dtype must be one for all cells of a sweep with rollout=vllm, got {bases}")
-    model, dtype = bases[0]
     options = EngineOptions(
-        model=check_model_folder(model),
-        dtype=dtype,
+        model=check_model_folder(sampled[0].model),
+        dtype=sampled[0].dtype,
         max_loras=min(_MOST_LORAS, len(sampled)),
         max_lora_rank=max(cell.lora_rank for cell in sampled),
         tensor_parallel_size=execution.tensor_parallel_size,

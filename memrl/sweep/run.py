@@ -6,15 +6,16 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from memrl.config import TrainConfig
+from memrl.sweep.agent_play import AgentPlay
 from memrl.sweep.execution import Execution
 from memrl.sweep.pack_run import Parcel
 from memrl.sweep.plan import Plan, count_local_cpus, count_local_gpus, plan_packs
@@ -84,18 +85,18 @@ def run_sweep(
     """
     start = time.monotonic()
     recorder = Recorder(store, len(grid_cells), len(grid_cells) - len(cells), traces=execution.timeline)
-    watch = _Watch(recorder, ProgressLine(name, recorder, console))
+    watch = _Watch(recorder, ProgressLine(name, recorder, console), AgentPlay(grid_cells))
     with watch.line, _catch_interrupts(watch):
         try:
             with _start_ray(execution) as (num_cpus, num_gpus), _start_engines(cells, execution, watch.line) as engines:
                 num_cpus -= len(engines) if not num_gpus else 0
                 plan = plan_packs(cells, execution, max(num_cpus, execution.num_threads), num_gpus)
                 recorder.begin(plan.packs)
-                pending = _play_agents(grid_cells)
                 watch.line.phase = "loading the model"
                 _run_trials(plan, watch, engines)
-                if not watch.interrupted:
-                    recorder.add_agents(pending())
+                if watch.agents.ident is not None and not watch.interrupted:
+                    watch.line.phase = "playing the baseline agents"
+                    recorder.add_agents(watch.agents.rows())
         finally:
             recorder.flush()
     return Outcome(recorder, watch.interrupted, time.monotonic() - start)
@@ -104,8 +105,8 @@ def run_sweep(
 class _Watch:
     """Stands between trials and the user: hands on what trials report, and tells them to stop."""
 
-    def __init__(self, recorder: Recorder, line: ProgressLine) -> None:
-        self.recorder, self.line = recorder, line
+    def __init__(self, recorder: Recorder, line: ProgressLine, agents: AgentPlay) -> None:
+        self.recorder, self.line, self.agents = recorder, line, agents
         self.interrupted = False
 
     def should_stop(self) -> bool:
@@ -113,6 +114,9 @@ class _Watch:
         return self.interrupted
 
     def take(self, pack: int, parcel: Parcel, *, live: int, episodes: int) -> None:
+        if not self.recorder.has_started:
+            # Not earlier: until then, every core loads what trials need.
+            self.agents.start()
         self.recorder.take(pack, parcel, live=live, episodes=episodes)
         self.line.phase = "stopping" if self.interrupted else ""
 
@@ -187,18 +191,6 @@ def _start_engines(
         yield rollout.stats()["engines"]
     finally:
         rollout.shut_down()
-
-
-def _play_agents(cells: Sequence[TrainConfig]) -> Callable[[], list[dict[str, Any]]]:
-    """Lets the baseline agents play beside the trials; the result waits for their rows."""
-    import ray
-
-    from memrl.learning.provenance import describe_versions, find_revision
-    from memrl.theory.agents import agent_rows
-
-    provenance = {"versions": describe_versions(), "revision": find_revision()}
-    pending: Any = ray.remote(num_cpus=0)(agent_rows).remote(list(cells), provenance=provenance)
-    return lambda: ray.get(pending)
 
 
 def _run_trials(plan: Plan, watch: _Watch, engines: "Sequence[EngineRecord]") -> None:

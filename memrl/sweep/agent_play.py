@@ -1,0 +1,45 @@
+"""The baseline agents of a sweep, played in this process while its trials keep it waiting."""
+
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+from memrl.config import TrainConfig
+
+
+class AgentPlay(threading.Thread):
+    """Lets the agents play the cells' channels and secrets, beside the trials.
+
+    A daemon: an interrupted sweep does not wait for it.
+
+    Args:
+        cells: all cells of the sweep.
+    """
+
+    def __init__(self, cells: Sequence[TrainConfig]) -> None:
+        super().__init__(name="agents", daemon=True)
+        self._cells = cells
+        self._rows: list[dict[str, Any]] = []
+        self._error: Exception | None = None
+
+    def run(self) -> None:
+        """Plays, in the thread."""
+        from memrl.learning.provenance import describe_versions, find_revision
+        from memrl.theory.agents import agent_rows
+
+        provenance = {"versions": describe_versions(), "revision": find_revision()}
+        try:
+            self._rows = agent_rows(self._cells, provenance=provenance)
+        except Exception as error:  # raised where the rows are asked for
+            self._error = error
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Waits for the agents' rows of episodes_to_memorize.
+
+        Raises:
+            Exception: whatever ended the play.
+        """
+        self.join()
+        if self._error is not None:
+            raise self._error
+        return self._rows
