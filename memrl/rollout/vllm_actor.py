@@ -12,7 +12,7 @@ import itertools
 import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from typing import Any
@@ -207,40 +207,12 @@ class VLLMEngine:
             self._llm.sleep(level=1)
         return [done[position] for position in range(len(requests))]
 
-    def stats(self) -> dict[str, float]:
-        """The engine's `EngineStats` as a dict."""
-        return asdict(self._stats)
+    def load_adapters(self, requests: Sequence[SampleRequest]) -> dict[tuple[str, int], Any]:
+        """Loads the adapters of a wave, each under a name that was never used before, and deletes their files.
 
-    def close(self) -> None:
-        """Deletes the folder that the engine reads adapters from."""
-        shutil.rmtree(self._folder, ignore_errors=True)
-
-    def _sample_wave(self, requests: list[SampleRequest]) -> list[SampledEpisodes]:
-        begun = time.perf_counter()
-        loaded = self._load_adapters(requests)
-        swapped = time.perf_counter()
-        outputs = self._llm.generate(
-            [{"prompt_token_ids": list(request.prompt_ids)} for request in requests],
-            [self._sampling_params(request) for request in requests],
-            lora_request=[loaded[request.cell_id, request.adapter_version] for request in requests],
-            use_tqdm=False,
-        )
-        sampled = time.perf_counter()
-        for lora in loaded.values():
-            self._llm.llm_engine.remove_lora(lora.lora_int_id)
-        episodes = [_collect_episodes(request, output) for request, output in zip(requests, outputs, strict=True)]
-        stats = self._stats
-        stats.num_waves += 1
-        stats.num_swaps += len(loaded)
-        stats.swap_s += swapped - begun + time.perf_counter() - sampled
-        stats.sample_s += sampled - swapped
-        stats.num_episodes += sum(len(e.tokens) for e in episodes)
-        stats.num_tokens += sum(int((e.tokens >= 0).sum()) for e in episodes)
-        stats.num_cached_tokens += sum(output.num_cached_tokens or 0 for output in outputs)
-        return episodes
-
-    def _load_adapters(self, requests: list[SampleRequest]) -> dict[tuple[str, int], Any]:
-        """Loads the adapters of a wave, each under a name that was never used before, and deletes their files."""
+        Returns:
+            a `LoRARequest` for each (cell_id, adapter_version).
+        """
         from vllm.lora.request import LoRARequest  # pyright: ignore[reportMissingImports]
 
         loaded: dict[tuple[str, int], Any] = {}
@@ -255,6 +227,42 @@ class VLLMEngine:
             self._llm.llm_engine.add_lora(loaded[key])
             withdraw_adapter(files)
         return loaded
+
+    def remove_adapters(self, loaded: Mapping[tuple[str, int], Any]) -> None:
+        """Takes what `load_adapters` loaded out of the engine."""
+        for lora in loaded.values():
+            self._llm.llm_engine.remove_lora(lora.lora_int_id)
+
+    def stats(self) -> dict[str, float]:
+        """The engine's `EngineStats` as a dict."""
+        return asdict(self._stats)
+
+    def close(self) -> None:
+        """Deletes the folder that the engine reads adapters from."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _sample_wave(self, requests: list[SampleRequest]) -> list[SampledEpisodes]:
+        begun = time.perf_counter()
+        loaded = self.load_adapters(requests)
+        swapped = time.perf_counter()
+        outputs = self._llm.generate(
+            [{"prompt_token_ids": list(request.prompt_ids)} for request in requests],
+            [self._sampling_params(request) for request in requests],
+            lora_request=[loaded[request.cell_id, request.adapter_version] for request in requests],
+            use_tqdm=False,
+        )
+        sampled = time.perf_counter()
+        self.remove_adapters(loaded)
+        episodes = [_collect_episodes(request, output) for request, output in zip(requests, outputs, strict=True)]
+        stats = self._stats
+        stats.num_waves += 1
+        stats.num_swaps += len(loaded)
+        stats.swap_s += swapped - begun + time.perf_counter() - sampled
+        stats.sample_s += sampled - swapped
+        stats.num_episodes += sum(len(e.tokens) for e in episodes)
+        stats.num_tokens += sum(int((e.tokens >= 0).sum()) for e in episodes)
+        stats.num_cached_tokens += sum(output.num_cached_tokens or 0 for output in outputs)
+        return episodes
 
     def _sampling_params(self, request: SampleRequest) -> Any:
         from vllm import SamplingParams  # pyright: ignore[reportMissingImports]
@@ -294,7 +302,9 @@ def describe_engine(options: EngineOptions, device: str) -> dict[str, Any]:
         "enforce_eager": device == "cpu",
     }
     if device == "cpu":
-        return described | {"block_size": _CPU_BLOCK_TOKENS}
+        # A prompt cut in two would wind a seeded generator back, which torch does for GPUs alone.
+        whole_prompts = {"enable_chunked_prefill": False, "max_num_batched_tokens": max(2048, options.max_model_len)}
+        return described | whole_prompts | {"block_size": _CPU_BLOCK_TOKENS}
     utilization = options.gpu_memory_utilization or (0.45 if options.colocated else 0.9)
     return described | {"gpu_memory_utilization": utilization, "enable_sleep_mode": options.colocated}
 

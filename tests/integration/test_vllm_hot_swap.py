@@ -86,6 +86,14 @@ def test_a_cells_episodes_do_not_depend_on_its_neighbors(rollout: VLLMRollout, f
         assert not np.array_equal(episodes.tokens, together[0].tokens), "other cells and seeds draw other episodes"
 
 
+def test_more_prompt_tokens_than_one_step_takes(rollout: VLLMRollout, folder: str) -> None:
+    """No prompt is cut between steps of the engine: on a CPU it can't sample by a seed from one that was."""
+    learner = wrap_with_adapter(folder, rank=4, seed=65)
+    prompt = LONG[:30]
+    (episodes,) = rollout.sample([make_request(export_adapter(learner), prompt, cell_id="many", episodes=200)])
+    assert gap(learner, prompt, episodes) <= 1e-3
+
+
 def test_sampled_tokens_follow_the_logprobs(rollout: VLLMRollout, folder: str) -> None:
     """The mean of -log P over sampled first tokens is the entropy of the first token."""
     learner = wrap_with_adapter(folder, rank=4, seed=70)
