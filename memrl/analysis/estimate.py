@@ -43,7 +43,8 @@ def estimate_groups(cells: pd.DataFrame, by: Sequence[str] = IDENTITY) -> pd.Dat
     Returns:
         One row a combination: the columns `by`; num_cells, num_reached (P(secret) reached 1/2), num_memorized (0.9);
         e50 and e90, Kaplan-Meier medians in episodes; bits_per_episode, what the median run has absorbed when
-        P(secret) reaches 0.9, over its episodes, 0 where the median is not reached; each with _lower and _upper; signal, capacities and prior of the group, in bits.
+        P(secret) reaches 0.9, over its episodes, 0 where the median is not reached; each with _lower and _upper;
+        signal, capacities and prior of the group, in bits.
     """
     group, table = number_groups(cells, by)
     num = len(table)
@@ -55,8 +56,8 @@ def estimate_groups(cells: pd.DataFrame, by: Sequence[str] = IDENTITY) -> pd.Dat
         table = put_estimates(table, name, estimate_quantile(pad_rows(cells[name], group, num, PADDING), censored))
     means = cells.groupby(group, sort=True)[list(_CONSTANTS)].mean()
     table = pd.concat([table, means.reset_index(drop=True)], axis=1)
-    # Not the mean of absorbed bits over episodes: a policy that collapsed on another answer has absorbed minus dozens of
-    # bits, so that one run in ten would set the sign of the mean.
+    # Not the mean of absorbed bits over episodes: a policy that collapsed on another answer has absorbed minus
+    # dozens of bits, so that one run in ten would set the sign of the mean.
     bits = table["signal_bits"] + np.log2(0.9)
     for ours, theirs in (("", ""), ("_lower", "_upper"), ("_upper", "_lower")):
         table[f"bits_per_episode{ours}"] = bits / table[f"e90{theirs}"]

@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from memrl.config import TrainConfig
+from memrl.config import Advantage, Credit, Loss, TrainConfig
 from memrl.learning.advantage import assign_credit, group_advantages
 from memrl.learning.loss import edge_loss, sum_on_edges
 from memrl.policy.adapter_pack import AdapterPack
@@ -89,7 +90,7 @@ class Learner:
         for kind in np.unique(kinds):
             edges = torch.from_numpy(np.nonzero(kinds == kind)[0]).to(loss.device)
             columns = (walk.edge_logprob, before, gain, cost)
-            loss = loss + edge_loss(*(c[edges] for c in columns), str(kind), clip[edges]).sum()  # pyright: ignore[reportArgumentType]
+            loss = loss + edge_loss(*(c[edges] for c in columns), cast(Loss, str(kind)), clip[edges]).sum()
         self._network.backpropagate(loss)
         norms = self.adapters.gradient_norms()
         self.adapters.step()
@@ -125,12 +126,12 @@ class Learner:
             if not len(rows):
                 continue
             kind, credit, baseline = rule
-            signal = assign_credit(rewards.by_step[rows], credit)  # pyright: ignore[reportArgumentType]
+            signal = assign_credit(rewards.by_step[rows], cast(Credit, credit))
             result[rows] = group_advantages(
                 signal,
                 walk.outcome_counts[rows],
                 walk.outcome_cell[rows],
-                kind,
-                baseline,  # pyright: ignore[reportArgumentType]
+                cast(Advantage, kind),
+                baseline,
             )
         return result

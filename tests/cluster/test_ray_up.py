@@ -6,11 +6,9 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import botocore.session
 import pandas as pd
 import pytest
 import yaml
-from botocore.validate import ParamValidator
 from loopback import Machine, find_free_ports, run_machine
 from ray.autoscaler._private.util import prepare_config, validate_config
 
@@ -28,6 +26,10 @@ def test_ray_takes_the_cluster_files(name: str) -> None:
 
 def test_ec2_takes_the_node_types() -> None:
     """By EC2's own description of a request, as boto3 brings it: names and types of fields, not their values."""
+    # Comes with the extra `cluster`, which the other tests do without.
+    import botocore.session
+    from botocore.validate import ParamValidator
+
     service = botocore.session.get_session().get_service_model("ec2")
     starts_machines = service.operation_model("RunInstances").input_shape
     for node_type in read_file("cluster.yaml")["available_node_types"].values():
