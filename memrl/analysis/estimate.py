@@ -125,6 +125,8 @@ def build_ledger(
     secret (after that an episode has nothing left to tell); absorbed_rate is what the policy absorbed per episode over
     the whole run. exploration_loss = capacity - observed_rate, absorption_loss = observed_rate - absorbed_rate. An
     exploration loss below 0 says that guesses chosen in view of earlier answers told more than the best first guess.
+    Rates are means over runs, as capacities are: bits of all runs over episodes of all runs. A run that ends surer of a
+    wrong answer than its prior was has absorbed nothing (0 bits, not minus dozens), in all its episodes.
 
     Args:
         cells: measured cells, of trained policies.
@@ -148,6 +150,7 @@ def build_ledger(
     table["known_episodes"] = grouped["known_episodes"].median().to_numpy()
     names = ("known_bits", "known_episodes", "absorbed_bits", "episodes")
     known, known_in, absorbed, episodes = (pad_rows(cells[name], group, num, fill=0.0) for name in names)
+    absorbed = np.maximum(absorbed, 0.0)
     present = episodes > 0
     observed_rate = estimate_ratio(known, known_in, present)
     table = put_estimates(table, "observed_rate", observed_rate)

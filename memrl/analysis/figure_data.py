@@ -75,7 +75,8 @@ def ledger_figure(summary: Summary) -> Figure:
         "guess), cut into what the policy's guesses never asked (exploration loss), what an ideal observer of the "
         "same rewards knew but the policy did not take up (absorption loss), and what the policy absorbed. Second: "
         "the same three levels in bits per episode on a logarithmic axis, with 95 % intervals over secrets. The "
-        "observer's rate counts the episodes until it was one bit short of the secret, the policy's all of them.",
+        "observer's rate counts the episodes until it was one bit short of the secret, the policy's all of them; "
+        "both are means over all runs.",
         _in_channel_order(data),
     )
 
@@ -111,9 +112,9 @@ def rate_figure(summary: Summary) -> Figure:
         "rate",
         "Bits per episode against what an episode can tell",
         "Each point is a channel at one N: across, the effective capacity of an episode (the best single guess); "
-        "up, the bits that were absorbed per episode, censored runs included, with 95 % interval. On the diagonal "
-        "nothing would be lost. Lines join the N of a channel; open markers are tabular policy gradient on the same"
-        " channel.",
+        "up, the bits that the median run absorbs per episode until P(secret) = 0.9, with 95 % interval. On the "
+        "diagonal nothing would be lost. Lines join the N of a channel; open markers are tabular policy gradient on "
+        "the same channel.",
         _in_channel_order(data[keep.to_numpy()]),
     )
 

@@ -419,9 +419,11 @@ def _log_axis(title: str, values: pd.Series | None = None, limits: list[float] |
 def _error_bars(rows: pd.DataFrame, name: str, which: str) -> dict[str, Any]:
     """Asymmetric error bars; an open end is drawn as four times the value."""
     value, lower, upper = (rows[column].to_numpy(dtype=float) for column in (name, f"{name}_lower", f"{name}_upper"))
-    upper = np.where(np.isinf(upper), 4 * value, upper)
-    below = np.where(np.isfinite(lower), np.clip(value - lower, 0, 0.999 * np.abs(value)), 0.0)
-    bars = {"type": "data", "symmetric": False, "array": _plain(upper - value), "arrayminus": _plain(below)}
+    shown = np.isfinite(value)
+    value, lower = np.where(shown, value, 0.0), np.where(shown & np.isfinite(lower), lower, value)
+    above = np.where(shown, np.where(np.isinf(upper), 3 * value, upper - value), 0.0)
+    below = np.where(shown, np.clip(value - lower, 0, 0.999 * np.abs(value)), 0.0)
+    bars = {"type": "data", "symmetric": False, "array": _plain(above), "arrayminus": _plain(below)}
     return {which: {**bars, "thickness": 1.2, "width": 4, "color": INK}}
 
 

@@ -178,7 +178,7 @@ def divide_estimates(top: Estimates, bottom: Estimates) -> Estimates:
         above = np.sqrt((a[2] - a[0]) ** 2 + (b[0] - b[1]) ** 2)
         ratio = top.value / bottom.value
         lower, upper = np.exp(a[0] - b[0] - below), np.exp(a[0] - b[0] + above)
-    open_top, open_bottom = np.isinf(top.value), np.isinf(bottom.value)
-    lower = np.where(open_top, top.lower / bottom.upper, np.where(open_bottom, 0.0, lower))
-    upper = np.where(open_top, np.inf, np.where(open_bottom, top.upper / bottom.lower, upper))
+        open_top, open_bottom = np.isinf(top.value), np.isinf(bottom.value)
+        lower = np.where(open_top, top.lower / bottom.upper, np.where(open_bottom, 0.0, lower))
+        upper = np.where(open_top, np.inf, np.where(open_bottom, top.upper / bottom.lower, upper))
     return Estimates(np.where(open_top & open_bottom, np.nan, ratio), lower, upper)

@@ -19,8 +19,8 @@ def hold_out_settings(cells: pd.DataFrame, within: Sequence[str] = IDENTITY, qua
     secret is reported and none had a say in its own setting. A half chooses the setting with the smallest mean of the
     quantity, where a censored run counts with all episodes that it used, so that a setting at which some policies
     collapse pays for them; then, for ties, the smallest Kaplan-Meier median; then the smallest learning rate, and the
-    order of TUNED. Where there is only one setting, nothing is chosen. Where the other
-    half has no run yet, the cell's own half chooses, and `held_out` is False.
+    order of TUNED. Where there is only one setting, nothing is chosen. Where the other half has no run yet, the cell's
+    own half chooses, and `held_out` is False.
 
     Args:
         cells: measured cells.

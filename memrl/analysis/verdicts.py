@@ -8,7 +8,7 @@ the 95 % interval lies inside the region, `refuted` where the interval and the r
   episode, and exploration makes up [0.5, 1] of what is missing to 1 bit. Supported where both are, refuted where one
   is.
 - H2, binned_distance: the rate grows linearly in log2 B. The exponent p of rate ~ (log2 B)^p, common to all N, lies in
-  [0.75, 1.25].
+  [0.75, 1.25]; over bins that identify the secret.
 - H3: per-step reward reaches SFT's sample efficiency. E50 of per_bit over E50 of SFT, the geometric mean over N, lies
   in [0, 2].
 - H4: E does not depend on the rank in RL. E50 at the lowest rank over E50 at the highest, by a common power of the rank
@@ -47,6 +47,7 @@ LINEAR = (0.75, 1.25)
 AS_EFFICIENT = (0.0, 2.0)
 SAME_EPISODES = (2 / 3, 3 / 2)
 SAME_RATE = (1 / 2, 2.0)
+_FEWEST_BINS = 3
 _MOST_LEFT_OUT = 0.5
 """No verdict where more than this share of the groups can't be used."""
 
@@ -130,7 +131,8 @@ def judge_binary(chosen: pd.DataFrame, known: tuple[np.ndarray, np.ndarray]) -> 
 
 def _exploration_share(cells: pd.DataFrame, known_episodes: np.ndarray, known_bits: np.ndarray) -> list[float]:
     """(1 - observed rate) / (1 - absorbed rate) with its percentile interval."""
-    sums = np.stack([known_bits, known_episodes, cells["absorbed_bits"], cells["episodes"]], axis=1)
+    absorbed = np.maximum(cells["absorbed_bits"].to_numpy(), 0.0)
+    sums = np.stack([known_bits, known_episodes, absorbed, cells["episodes"]], axis=1)
     weights = np.vstack([np.ones(len(cells)), draw_weights(len(cells))]) @ sums
     share = (1 - weights[:, 0] / weights[:, 1]) / (1 - weights[:, 2] / weights[:, 3])
     lower, upper = percentile_interval(share[1:])
@@ -138,27 +140,34 @@ def _exploration_share(cells: pd.DataFrame, known_episodes: np.ndarray, known_bi
 
 
 def judge_bins(chosen: pd.DataFrame) -> Verdict:
-    """H2, from bits per episode of binned_distance at three or more numbers of bins of one N and binning."""
-    cells = chosen[(chosen["reward_type"] == "binned_distance").to_numpy()].reset_index(drop=True)
+    """H2, from the rate of the median run at three or more numbers of bins of one N and binning.
+
+    Bins that do not identify the secret are left out: there P(secret) can't reach 0.9 by following the reward.
+    """
+    usable = (chosen["reward_type"] == "binned_distance").to_numpy() & (chosen["identifiable"] == True).to_numpy()  # noqa: E712
+    cells = chosen[usable].reset_index(drop=True)
     condition, keys = number_groups(cells, ["binning", "N", "model", "reward_bins"])
     series, _ = number_groups(keys, ["binning", "N", "model"])
-    bins = keys["reward_bins"].to_numpy(dtype=float)
-    usable = np.isin(series, np.flatnonzero(np.bincount(series) >= 3)) if len(keys) else np.zeros(0, dtype=bool)
-    if not usable.any():
-        found = ", ".join(f"{b:g}" for b in np.unique(bins)) or "none"
-        sentence = f"It takes binned_distance cells with three or more numbers of bins at one N; found {found}."
+    several = np.bincount(series, minlength=1) >= _FEWEST_BINS
+    if not several.any():
+        found = ", ".join(f"{b:g}" for b in np.unique(keys["reward_bins"].astype(float))) or "none"
+        sentence = (
+            "It takes three or more numbers of bins, each identifying the secret, at one N; found "
+            f"{found}{' over all N' if found != 'none' else ''}."
+        )
         return Verdict("H2", "undecided", sentence)
-    seeds, num = cells["seed"].to_numpy(), len(keys)
-    absorbed, episodes = (
-        arrange_by_seed(cells[name].to_numpy(), condition, num, seeds, 0.0) for name in ("absorbed_bits", "episodes")
-    )
-    weights = np.vstack([np.ones(absorbed.shape[1]), draw_weights(absorbed.shape[1])]).T
-    with np.errstate(divide="ignore", invalid="ignore"):
-        log_rates = np.log((absorbed @ weights) / (episodes @ weights))
-    exponents = pooled_slope(np.log(np.log2(bins[usable])), log_rates[usable], series[usable])
-    value, lower, upper = _value_and_interval(exponents)
+    bins = keys["reward_bins"].to_numpy(dtype=float)
+    point, resampled = group_medians(cells, condition, len(keys), "e90")
+    reached = np.bincount(series, weights=~(np.isfinite(point) & (point > 0)), minlength=len(several)) == 0
+    rows = (several & reached)[series]
+    if not rows.any():
+        sentence = "At every N a number of bins did not reach the median of P(secret) = 0.9."
+        return Verdict("H2", "undecided", sentence)
+    with np.errstate(divide="ignore"):
+        log_rates = -np.log(np.column_stack([point, resampled])[rows])
+    value, lower, upper = _value_and_interval(pooled_slope(np.log(np.log2(bins[rows])), log_rates, series[rows]))
     sentence = (
-        f"Over B = {bins[usable].min():g} to {bins[usable].max():g} bits per episode grow as a power of log₂ B "
+        f"Over B = {bins[rows].min():g} to {bins[rows].max():g} bits per episode grow as a power of log₂ B "
         f"with exponent {format_estimate(value, lower, upper)}; linear means 1."
     )
     return Verdict("H2", decide(lower, upper, LINEAR), sentence, value, lower, upper, LINEAR)
@@ -222,7 +231,7 @@ def judge_rank(cells: pd.DataFrame) -> Verdict:
 
 
 def judge_learning_rate(cells: pd.DataFrame) -> Verdict:
-    """H5, from the learning rate with the smallest median E50 at every rank of the RL channels."""
+    """H5, from the learning rate with the smallest mean E50 at every rank of the RL channels."""
     cells = cells[(cells["algorithm"] == "rl").to_numpy()].reset_index(drop=True)
     columns = [*IDENTITY, "lora_rank", "learning_rate"]
     cells = hold_out_settings(cells, columns)
@@ -252,11 +261,15 @@ def _best_rates(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Best learning rate of every block and resample, (blocks, 1 + resamples), and whether the first is at an end.
 
-    Medians that tie, or are not reached, are told apart by the mean of episodes used over all runs.
+    The best rate has the smallest mean of E50, in which a censored run counts with all episodes that it used: the rule
+    by which settings are chosen.
     """
-    point, resampled = group_medians(cells, condition, len(rates))
-    mean = np.bincount(condition, weights=cells["e50"], minlength=len(rates)) / np.bincount(condition)
-    score = np.minimum(np.column_stack([point, resampled]), 1e15) + 1e-6 * mean[:, None]
+    seeds, num = cells["seed"].to_numpy(), len(rates)
+    times = arrange_by_seed(cells["e50"].to_numpy(), condition, num, seeds, 0.0)
+    present = arrange_by_seed(np.ones(len(cells)), condition, num, seeds, 0.0)
+    weights = np.vstack([np.ones(times.shape[1]), draw_weights(times.shape[1])]).T
+    drawn = present @ weights
+    score = np.divide(times @ weights, drawn, out=np.full_like(drawn, np.inf), where=drawn > 0)
     best, at_edge = np.empty((num_blocks, score.shape[1])), np.zeros(num_blocks, dtype=bool)
     for number in range(num_blocks):
         rows = np.flatnonzero(block == number)
