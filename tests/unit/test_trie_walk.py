@@ -90,7 +90,7 @@ def pool_small(observed, expected):
     return [np.append(column[cut:], column[:cut].sum()) for column in (observed, expected)]
 
 
-@pytest.mark.parametrize(("spread", "least", "most"), [(0.02, 0.0, 0.1), (0.2, 0.5, 1.0)])
+@pytest.mark.parametrize(("spread", "least", "most"), [(0.02, 0.0, 0.2), (0.08, 0.3, 0.8)])
 def test_episodes_are_drawn_with_the_policys_own_probabilities(calibrated_model, spread, least, most):
     bench = Bench(calibrated_model, DRAWN, spread)
     walk = bench.walk([[EPISODES - 1000, 1000]] * 3)
