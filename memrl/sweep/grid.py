@@ -1,4 +1,16 @@
-"""Grids: a YAML file's axes, with what the command line changes of them, expanded to cells."""
+"""Grids: a YAML file's axes, with what the command line changes of them, expanded to cells.
+
+A grid file has four keys, all optional:
+
+    description: one line
+    base: {n_steps: 300}                # fields that all cells share
+    axes:                               # their product is the grid
+      N: [16, 64]                       # an axis of one field
+      channel:                          # a compound axis: its entries set several fields
+        - {algorithm: sft}
+        - {reward_type: binned_distance, reward_bins: [2, 8]}     # lists in an entry stand for their product
+    seeds: 16                           # a count (0, 1, ...), or a list of seeds
+"""
 
 import itertools
 import re
@@ -96,7 +108,7 @@ def load_grid(name: str, folder: Path) -> Grid:
     """Reads `<folder>/<name>.yaml`.
 
     Raises:
-        ValueError: there is no such grid, or the file is not of the form that docs/architecture.md describes.
+        ValueError: there is no such grid, or the file is not of the form that this module describes.
     """
     path = folder / f"{name}.yaml"
     if not path.is_file():

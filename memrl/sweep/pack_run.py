@@ -50,6 +50,7 @@ class PackRun:
         self.updates = 0
         self._timeline = Timeline()
         self._held = CURVES_SCHEMA.empty_table()
+        self._last_bits: dict[str, float] = {}
         self._failed_rows: list[dict[str, Any]] = []
         self._pack: Any = None
         self._start(cells, device, backend)
@@ -70,6 +71,11 @@ class PackRun:
     def live(self) -> int:
         """Cells still training."""
         return 0 if self._pack is None else self._pack.live
+
+    @property
+    def absorbed_bits(self) -> float:
+        """Mean over the cells of the bits that each had absorbed at its last scoring; NaN before the first one."""
+        return sum(self._last_bits.values()) / len(self._last_bits) if self._last_bits else math.nan
 
     @property
     def trace(self) -> str:
@@ -111,6 +117,8 @@ class PackRun:
             return Parcel(failed)
         rows, curves = self._pack.drain()
         self._held = pa.concat_tables([self._held, curves])
+        # Rows come in the order of updates, so the last one of a cell stays.
+        self._last_bits.update(zip(curves["cell_id"].to_pylist(), curves["absorbed_bits"].to_pylist(), strict=True))
         if not rows:
             return Parcel(failed)
         has_ended = pc.field("cell_id").isin([row["cell_id"] for row in rows])

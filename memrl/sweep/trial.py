@@ -73,8 +73,8 @@ class PackTrial(tune.Trainable):
         """Trains for about REPORT_SECONDS.
 
         Returns:
-            `done`, `live` cells, `updates` and `episodes` so far, and the parcel of what has ended since the last
-            report.
+            `done`, `live` cells, `updates` and `episodes` so far, mean `absorbed_bits` of the pack's cells, and the
+            parcel of what has ended since the last report.
         """
         parcel = self._run.advance(REPORT_SECONDS)
         return {
@@ -82,6 +82,7 @@ class PackTrial(tune.Trainable):
             "live": self._run.live,
             "updates": self._run.updates,
             "episodes": self._run.episodes,
+            "absorbed_bits": self._run.absorbed_bits,
             TRACE: self._run.trace if self._run.finished else "",
             PARCEL: parcel,
         }
@@ -126,7 +127,8 @@ def tune_packs(
         device: where packs train.
         num_threads: CPU threads of a trial.
         pool: the engines that sample cells with rollout=vllm.
-        scheduler: one of Tune's own, which may stop trials early; with packs of one cell it judges cells.
+        scheduler: one of Tune's own, which may stop trials early. With packs of one cell it judges cells, such as
+            ASHAScheduler(time_attr="episodes", metric="absorbed_bits", mode="max"). A cell that it stops leaves no row.
     """
     trainable = tune.with_parameters(PackTrial, packs=packs, device=device, num_threads=num_threads, pool=pool)
     with tempfile.TemporaryDirectory(prefix="memrl-tune-") as storage:
