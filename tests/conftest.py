@@ -1,8 +1,12 @@
 """What every test runs under: one thread a process, no network, and examples that Hypothesis draws without a clock."""
 
 import os
+import signal
 
 from hypothesis import settings
+
+# A shell's background jobs ignore SIGINT, and so would all that the tests start: those of Ctrl-C would wait for ever.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Before torch is imported: threads of its own in each of Ray's processes would fight for the cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
