@@ -162,7 +162,9 @@ def _start_ray(execution: Execution) -> Iterator[tuple[float, float]]:
         os.environ["OMP_NUM_THREADS"] = str(execution.num_threads)
         num_cpus, num_gpus = count_local_cpus(), count_local_gpus()
         trials = execution.num_trials or max(1, num_cpus // execution.num_threads)
+        # Said in so many words: else Ray would join whatever cluster runs on this machine.
         ray.init(
+            "local",
             num_cpus=max(num_cpus, trials * execution.num_threads),
             num_gpus=num_gpus,
             include_dashboard=False,
