@@ -235,7 +235,8 @@ class AdapterPack:
             assert not B[rank:].any(), "padding must stay zero"
             prefix = f"base_model.model.{slot.name}"
             tensors[f"{prefix}.lora_A.weight"] = A[:rank].clone()
-            tensors[f"{prefix}.lora_B.weight"] = B[:rank].T.contiguous()
+            # Of rank 1, B's transpose is contiguous as it is: only a clone is a copy for sure.
+            tensors[f"{prefix}.lora_B.weight"] = B[:rank].T.clone(memory_format=torch.contiguous_format)
         return tensors
 
     def import_peft(self, cell: int, tensors: dict[str, Tensor]) -> None:

@@ -104,8 +104,9 @@ class WandbLog:
                 x_save_requirements=False,
             ),
         )
-        run.define_metric(_STEP_METRIC)
-        run.define_metric("*", step_metric=_STEP_METRIC)
+        # The row is the summary, so curves leave it alone.
+        run.define_metric(_STEP_METRIC, summary="none")
+        run.define_metric("*", step_metric=_STEP_METRIC, summary="none")
         for point in points:
             run.log(_drop_missing(point), step=point["update"])
         run.summary.update(_drop_missing(row))

@@ -143,17 +143,15 @@ def test_ctrl_c_keeps_the_curves_so_far_and_the_cell_stays_unfinished(tmp_path, 
 
 
 def test_curves_of_an_interrupted_run_are_replaced_not_added_to(tmp_path):
-    cell = TrainConfig(N=8, learning_rate=1e-2, seed=1)
-    pack = Pack([cell])
-    for _ in range(3):
-        pack.update()
+    pack = Pack([TrainConfig(N=8, learning_rate=1e-2, seed=1)])
+    pack.update()
     store = TableStore("out")
     store.create()
     store.append(CURVES, pack.drain()[1])
     assert rl_train.main([*QUICK, "results=out"]) == 0
     curves = read(tmp_path / "out", CURVES)
     assert curves["update"].tolist() == list(range(len(curves)))
-    assert len(curves) > 3
+    assert len(curves) > 1
 
 
 BAD = [

@@ -145,6 +145,17 @@ def test_an_imported_adapter_is_trained_by_a_fresh_adam():
     torch.testing.assert_close(pack.parameters[1], fresh.parameters[1], rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("cell", range(3))
+def test_an_exported_adapter_stays_as_it_is_while_the_pack_trains_on(cell):
+    pack, generator = build(), np.random.default_rng(4)
+    exported = pack.export_peft(cell)
+    before = {name: tensor.clone() for name, tensor in exported.items()}
+    add_gradient(pack, cell, draw_gradient(CELLS[cell], generator))
+    pack.step()
+    assert all(tensor.is_contiguous() for tensor in exported.values())
+    assert all(torch.equal(exported[name], tensor) for name, tensor in before.items())
+
+
 def drop_a_layer(tensors):
     del tensors["base_model.model.o.lora_A.weight"]
 
