@@ -2,7 +2,10 @@
 
 import os
 import signal
+import sys
+from collections.abc import Iterator
 
+import pytest
 from hypothesis import settings
 
 # A shell's background jobs ignore SIGINT, and so would all that the tests start: those of Ctrl-C would wait for ever.
@@ -17,3 +20,11 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 settings.register_profile("memrl", deadline=None, derandomize=bool(os.environ.get("CI")))
 settings.load_profile("memrl")
+
+
+@pytest.fixture(autouse=True)
+def _keep_denormal_numbers() -> Iterator[None]:
+    """A command that ran in this process has set the processor to flush them; Hypothesis and plain numpy need them."""
+    yield
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_flush_denormal(False)
