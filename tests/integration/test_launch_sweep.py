@@ -83,7 +83,8 @@ def test_ctrl_c_keeps_what_has_finished_and_the_same_command_goes_on(folder):
     while not store.finished_cell_ids() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.2)
     kept = store.finished_cell_ids()
-    os.killpg(process.pid, signal.SIGINT)
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGINT)
     output = finish(process)
     assert process.returncode == 130, output
     assert 1 <= len(kept) < 8
