@@ -42,6 +42,7 @@ def estimate_groups(cells: pd.DataFrame, by: Sequence[str] = IDENTITY) -> pd.Dat
 
     Returns:
         One row a combination: the columns `by`; num_cells, num_reached (P(secret) reached 1/2), num_memorized (0.9);
+        most_episodes of a run;
         e50 and e90, Kaplan-Meier medians in episodes; bits_per_episode, what the median run has absorbed when
         P(secret) reaches 0.9, over its episodes, 0 where the median is not reached; each with _lower and _upper;
         signal, capacities and prior of the group, in bits.
@@ -51,6 +52,7 @@ def estimate_groups(cells: pd.DataFrame, by: Sequence[str] = IDENTITY) -> pd.Dat
     table["num_cells"] = np.bincount(group, minlength=num)
     for flag, name in (("e50_censored", "num_reached"), ("e90_censored", "num_memorized")):
         table[name] = np.bincount(group, weights=~cells[flag], minlength=num).astype(np.int64)
+    table["most_episodes"] = cells["episodes"].groupby(group, sort=True).max().to_numpy()
     for name in ("e50", "e90"):
         censored = pad_rows(cells[f"{name}_censored"].to_numpy(), group, num, fill=1.0) > 0
         table = put_estimates(table, name, estimate_quantile(pad_rows(cells[name], group, num, PADDING), censored))

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from memrl.analysis.figure_data import CALIBRATED_KL_BITS, MALFORMED_LIMIT, Figure, level_range, lowest_bits
+from memrl.analysis.figure_data import CALIBRATED_KL_BITS, MALFORMED_LIMIT, Figure, level_range, lowest_bits, rate_range
 from memrl.analysis.style import (
     GRAY,
     INK,
@@ -171,8 +171,7 @@ def _episodes_traces(agent: str, rows: pd.DataFrame, channel: str) -> list[dict[
     marker = {"symbol": look.symbol, "size": 8, "color": look.color}
     style = {"mode": "lines+markers", "line": {"color": look.color, "width": 2}, "marker": marker}
     shown = go.Scatter(hovertemplate=hover, **style, **points, **_error_bars(rows, "e50", "error_y"))
-    missed = ~reached & np.isfinite(rows["e50_lower"].to_numpy(dtype=float))
-    return [_trace(shown), *_arrows(rows["N"][missed], rows["e50_lower"][missed], look.color)]
+    return [_trace(shown), *_arrows(rows["N"][~reached], rows["e50_at_least"][~reached], look.color)]
 
 
 def _episodes_text(row: Mapping[Any, Any]) -> str:
@@ -218,16 +217,17 @@ def draw_rate(data: pd.DataFrame) -> list[View]:
                 line={"color": look.color, "dash": look.dash, "width": 1.5},
                 marker={"symbol": look.symbol + suffix, "size": 9, "color": look.color},
                 customdata=text,
+                showlegend=agent == "lora",
                 hovertemplate=name + "<br>%{customdata}",
                 **_error_bars(rows, "bits_per_episode", "error_y"),
             )
             traces.append(_trace(scatter))
     axes = {
         "xaxis": _log_axis("effective capacity, bits per episode"),
-        "yaxis": _log_axis("absorbed, bits per episode"),
+        "yaxis": _log_axis("absorbed, bits per episode", limits=[math.log10(end) for end in rate_range(data)]),
     }
     layout = {**axes, "legend": _LEGEND_BELOW, "showlegend": True}
-    return [View("all", [Plot("", traces, layout, 460 + 12 * len(traces), is_wide=True)])]
+    return [View("all", [Plot("", traces, layout, 460 + 8 * len(traces), is_wide=True)])]
 
 
 def draw_learning(data: pd.DataFrame) -> list[View]:
@@ -323,17 +323,17 @@ def _map(rows: pd.DataFrame) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     ]
     annotations = [
         {
-            "x": x[column],
-            "y": y[row],
+            "x": column,
+            "y": row,
             "text": text[row][column],
             "showarrow": False,
             "font": {"size": 12, "color": "#FFFFFF" if value < low + 0.35 * (high - low) else "#000000"},
         }
         for (row, column), value in np.ndenumerate(np.nan_to_num(shown, nan=high))
     ]
-    axis = {"type": "category", "showgrid": False}
-    x_axis = {**axis, "title": {"text": "learning rate"}}
-    y_axis = {**axis, "title": {"text": "rank"}, "autorange": "reversed"}
+    axis = {"type": "category", "showgrid": False, "categoryorder": "array"}
+    x_axis = {**axis, "categoryarray": x, "range": [-0.5, len(x) - 0.5], "title": {"text": "learning rate"}}
+    y_axis = {**axis, "categoryarray": y, "range": [len(y) - 0.5, -0.5], "title": {"text": "rank"}}
     return [_trace(heat)], {
         "xaxis": x_axis,
         "yaxis": y_axis,

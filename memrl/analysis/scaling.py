@@ -88,26 +88,26 @@ def fit_exponent(N: np.ndarray, medians: np.ndarray) -> np.ndarray:
 
     Args:
         N: (n,).
-        medians: positive; (..., n).
+        medians: positive, or inf where not reached; (..., n).
 
     Returns:
-        Exponents (...).
+        Exponents (...); infinite where medians are, NaN where they are at both ends of N.
     """
     x = np.log(N) - np.log(N).mean()
-    return (np.log(medians) * x).sum(axis=-1) / (x * x).sum()
+    return np.where(x == 0, 0.0, np.log(medians) * x).sum(axis=-1) / (x * x).sum()
 
 
 def exponent_interval(N: np.ndarray, resampled: np.ndarray) -> tuple[float, float]:
-    """95 % percentile interval of the exponent; a resample without a median counts against both ends.
+    """95 % percentile interval of the exponent; medians that a resample does not reach are infinite.
 
     Args:
         N: (n,).
         resampled: medians (n, resamples).
     """
-    usable = np.isfinite(resampled).all(axis=0) & (resampled > 0).all(axis=0)
-    slopes = fit_exponent(N, np.where(usable, resampled, 1.0).T)
-    lower, _ = percentile_interval(np.where(usable, slopes, -np.inf))
-    _, upper = percentile_interval(np.where(usable, slopes, np.inf))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        slopes = fit_exponent(N, resampled.T)
+    lower, _ = percentile_interval(np.nan_to_num(slopes, nan=-np.inf, posinf=np.inf, neginf=-np.inf))
+    _, upper = percentile_interval(np.nan_to_num(slopes, nan=np.inf, posinf=np.inf, neginf=-np.inf))
     return float(lower), float(upper)
 
 

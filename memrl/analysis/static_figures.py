@@ -14,7 +14,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from memrl.analysis.figure_data import CALIBRATED_KL_BITS, MALFORMED_LIMIT, Figure, level_range, lowest_bits
+from memrl.analysis.figure_data import CALIBRATED_KL_BITS, MALFORMED_LIMIT, Figure, level_range, lowest_bits, rate_range
 from memrl.analysis.style import (
     GRAY,
     INK,
@@ -42,7 +42,7 @@ _EDGE = "#555555"
 _STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",
     "font.size": 9,
-    "axes.titlesize": 9.5,
+    "axes.titlesize": 8.4,
     "axes.titlelocation": "left",
     "axes.titleweight": "bold",
     "axes.titley": 1.02,
@@ -129,7 +129,11 @@ def _draw_levels(axes: Axes, rows: pd.DataFrame, y: np.ndarray) -> None:
 
 def draw_episodes(data: pd.DataFrame, first_N: int) -> Canvas:
     """One panel a channel: E50 against N."""
-    canvas, panels = _panels(order_channels(data["channel"]), "N", "episodes to P(secret) = 1/2", height=1.55, left=0.9)
+    agents = [a for a in data["agent"].unique() if a not in ("lora", "published")]
+    bottom = 0.8 if len(agents) < 3 else 1.0
+    canvas, panels = _panels(
+        order_channels(data["channel"]), "N", "episodes to P(secret) = 1/2", height=1.55, left=0.9, bottom=bottom
+    )
     N_range = np.array([data["N"].min(), data["N"].max()], dtype=float)
     known = data.loc[np.isfinite(data["e50"]) & (data["e50"] > 0), "e50"]
     for place, (channel, axes) in enumerate(panels):
@@ -148,7 +152,6 @@ def draw_episodes(data: pd.DataFrame, first_N: int) -> Canvas:
         axes.set_ylim(known.min() / 1.6, known.max() * 4.5)
         if place % _COLUMNS:
             axes.set_yticklabels([])
-    agents = [a for a in data["agent"].unique() if a not in ("lora", "published")]
     star: Style = {"marker": "*", "markerfacecolor": "white", "markersize": 9, "linestyle": ""}
     handles = [Line2D([], [], color=INK, marker="o", label="LoRA policy, 95 % interval")]
     handles += [Line2D([], [], color=GRAY, linestyle=agent_line(a), label=agent_label(a)) for a in agents]
@@ -165,8 +168,8 @@ def _draw_reached(axes: Axes, rows: pd.DataFrame, look: Look) -> None:
     errors = np.stack([reached["e50"] - reached["e50_lower"], upper - reached["e50"]]).astype(float)
     style: Style = {"color": look.color, "marker": look.marker, "markersize": 5, "linewidth": 1.5, "capsize": 2}
     axes.errorbar(reached["N"], reached["e50"], yerr=np.maximum(errors, 0), **style)
-    missed = rows[~is_reached & np.isfinite(rows["e50_lower"].to_numpy(dtype=float))]
-    _draw_arrows(axes, missed["N"], missed["e50_lower"], look.color)
+    missed = rows[~is_reached]
+    _draw_arrows(axes, missed["N"], missed["e50_at_least"], look.color)
 
 
 def _draw_published(axes: Axes, rows: pd.DataFrame) -> None:
@@ -205,7 +208,7 @@ def draw_rate(data: pd.DataFrame, first_N: int) -> Canvas:
         axes.errorbar(own["capacity_best_bits"], rate, errors, linewidth=1.1, label=channel_label(channel), **style)
         style: Style = {"color": look.color, "marker": look.marker, "linestyle": "", "markersize": 6}
         axes.plot(tabular["capacity_best_bits"], tabular["bits_per_episode"], markerfacecolor="white", **style)
-    axes.set(xlabel="effective capacity, bits per episode", ylabel="absorbed, bits per episode")
+    axes.set(xlabel="effective capacity, bits per episode", ylabel="absorbed, bits per episode", ylim=rate_range(data))
     _use_log(axes, "x")
     _use_log(axes, "y")
     axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.02), fontsize=8)
@@ -256,7 +259,7 @@ def _draw_map(axes: Axes, table: pd.DataFrame) -> None:
     low, high = low - max(0.15, 0.4 * (high - low)), high + max(0.15, 0.1 * (high - low))
     axes.imshow(shown, cmap="gray", aspect="auto", vmin=low, vmax=high)
     for (row, column), value in np.ndenumerate(values):
-        is_dark = np.isfinite(shown[row, column]) and shown[row, column] < low + 0.45 * (high - low)
+        is_dark = np.isfinite(shown[row, column]) and shown[row, column] < low + 0.5 * (high - low)
         is_best = np.isfinite(value) and column == int(np.nanargmin(values[row]))
         text = "×" if np.isinf(value) else format_number(value)
         style: Style = {"color": "white" if is_dark else INK, "weight": "bold" if is_best else "normal"}

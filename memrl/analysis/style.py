@@ -9,6 +9,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+import pandas as pd
+
 INK = "#111111"
 ORANGE, SKY, GREEN, BLUE, VERMILION, PURPLE, GRAY = (
     "#E69F00",
@@ -112,6 +115,18 @@ def order_channels(channels: Iterable[str]) -> list[str]:
         return families.index(channel_family(channel)), "multi_step" in channel, numbers, channel
 
     return sorted(set(channels), key=place)
+
+
+def sort_for_readers(table: pd.DataFrame, agents_first: bool = True) -> pd.DataFrame:
+    """Rows by agent (trained policies first) and channel, or by channel alone, in the order of figures."""
+    if table.empty:
+        return table
+    place = {channel: i for i, channel in enumerate(order_channels(table["channel"]))}
+    keys = [table["channel"].map(place).to_numpy()]
+    if agents_first:
+        agents = [*_AGENTS, *sorted(set(table["agent"]) - set(_AGENTS))]
+        keys.append(table["agent"].map(agents.index).to_numpy())
+    return table.iloc[np.lexsort(keys)].reset_index(drop=True)
 
 
 def channel_label(channel: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from memrl.analysis.style import agent_label, channel_label
+from memrl.analysis.style import agent_label, channel_label, sort_for_readers
 from memrl.analysis.wording import format_estimate, format_number
 
 _MOST_FAILED_ROWS = 200
@@ -28,6 +28,7 @@ _LABELS = {
     "learning_rates": "learning rate",
     "lora_rank": "rank",
     "capacity_bits": "capacity",
+    "num_left_out": "N left out",
     "capacity_best_bits": "capacity",
     "delta_aic": "ΔAIC",
     "p_overhead": "p(overhead)",
@@ -98,6 +99,7 @@ def tabulate_scaling(scaling: pd.DataFrame) -> Table | None:
     """Exponents and the test against an overhead; None where there is none."""
     if scaling.empty:
         return None
+    scaling = sort_for_readers(scaling)
     data = scaling.assign(
         range=[f"{a} to {b}" for a, b in zip(scaling["smallest_N"], scaling["largest_N"], strict=True)]
     )
@@ -117,7 +119,8 @@ def tabulate_failed(failed: pd.DataFrame) -> Table | None:
 
 def tabulate_settings(conditions: pd.DataFrame) -> Table:
     """Every setting, with the columns that differ."""
+    conditions = sort_for_readers(conditions)
     start = list(conditions.columns[: conditions.columns.get_loc("num_cells")])
-    constant = {name for name in ("model",) if conditions[name].nunique(dropna=False) == 1}
+    constant = {name for name in ("model",) if conditions[name].nunique() == 1}
     numbers = ["num_cells", "num_memorized", "e50", "e90", "bits_per_episode"]
     return tabulate(conditions, [*(name for name in start if name not in constant), *numbers])
