@@ -76,7 +76,8 @@ def test_bins_that_learn_in_proportion_support_h2():
 def test_bins_that_make_no_difference_refute_h2():
     grid = {"Ns": (64,), "processes": ("binned-2", "binned-4", "binned-8"), "ranks": (8,), "rates": (3e-3,)}
     _, chosen, _ = measure(**grid)
-    same = chosen.assign(episodes=chosen.groupby("seed")["episodes"].transform("mean"))
+    by_seed = chosen.groupby("seed")
+    same = chosen.assign(**{name: by_seed[name].transform("mean") for name in ("e50", "e90", "episodes")})
     verdict = judge_bins(same)
     assert verdict.outcome == "refuted"
     assert abs(verdict.value) < 0.1
