@@ -21,7 +21,7 @@ from memrl.policy.trie_walk import Forest, walk_tries
 from memrl.rollout.in_process import InProcessSampler
 from memrl.task.reward import build_channel
 
-EPISODES = 4_000_000
+EPISODES = 1_000_000
 """Walks cost by distinct answers, so many episodes cost nothing, and show small errors."""
 
 
