@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray.exceptions import RayActorError
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from memrl.rollout.backend import SampledEpisodes, SampleRequest
@@ -22,6 +23,9 @@ NAMESPACE = "memrl"
 COLOCATED_ENGINE_GPUS = 0.51
 COLOCATED_LEARNER_GPUS = 0.49
 """Shares of a GPU in colocated mode: two engines never fit one, so each has its own and leaves room for one learner."""
+
+_PATIENCE_S = 30.0
+"""Engines that have not tidied up after so many seconds are ended as they are."""
 
 _PARTS = 10_000
 """Ray counts resources in ten-thousandths."""
@@ -149,7 +153,8 @@ class VLLMRollout:
 
     def shut_down(self) -> None:
         """Ends the engines; the launcher's business, when no trial samples any more."""
-        ray.get([actor.close.remote() for actor in self.actors])
+        closing = [actor.close.remote() for actor in self.actors]
+        ray.wait(closing, num_returns=len(closing), timeout=_PATIENCE_S)
         for actor in (*self.actors, self._ledger):
             ray.kill(actor)
         self.actors = []
@@ -211,7 +216,7 @@ def start_rollout_actors(
             none for an engine that runs on a CPU.
 
     Raises:
-        ValueError: vLLM is not installed, or num_rollout_actors is not positive.
+        ValueError: vLLM is not installed or can't serve the model, or num_rollout_actors is not positive.
     """
     find_engine_device()
     if num_rollout_actors < 1:
@@ -226,7 +231,11 @@ def start_rollout_actors(
         remote_class.options(name=_name_actor(pool, index), **common).remote(options, index, pool)
         for index in range(num_rollout_actors)
     ]
-    ray.get([actor.is_ready.remote() for actor in actors])
+    try:
+        ray.get([actor.is_ready.remote() for actor in actors])
+    except RayActorError as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise ValueError(f"model must be one that vLLM can serve, got {options.model!r} ({reason})") from error
     return VLLMRollout(actors, ledger)
 
 

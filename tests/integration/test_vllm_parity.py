@@ -45,3 +45,10 @@ def test_engine_logprobs_equal_the_learners(architecture: str, tmp_path) -> None
         for tokens, length in zip(episodes.tokens, lengths, strict=True):
             assert STOP not in tokens[: length - 1]
             assert length == 6 or tokens[length - 1] == STOP
+
+
+def test_a_model_that_vllm_cannot_adapt_is_refused_in_one_line(tmp_path) -> None:
+    config = transformers.GPT2Config(vocab_size=64, n_positions=64, n_embd=64, n_layer=1, n_head=2)
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"^model must be one that vLLM can serve, got '.*' \(.*LoRA.*\)$"):
+        start_rollout_actors(EngineOptions(str(tmp_path)), pool="gpt2")
