@@ -3,13 +3,15 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import chz
 import numpy as np
 import pyarrow as pa
 
 from memrl.config import TrainConfig
-from memrl.tables.schema import CURVES_SCHEMA, EPISODES_TO_MEMORIZE_SCHEMA
+from memrl.tables.schema import CURVES, CURVES_SCHEMA, EPISODES_TO_MEMORIZE, EPISODES_TO_MEMORIZE_SCHEMA
+from memrl.tables.store import TableStore
 from memrl.task.secret import draw_secret
 
 _VERSIONS = json.dumps({"memrl": "0.1.0", "python": "3.11.7", "torch": "2.13.0", "transformers": "5.19.0"})
@@ -184,3 +186,20 @@ def simulate_agents(Ns: Sequence[int] = (16, 64, 256), num_seeds: int = 200) -> 
                 )
                 rows.append(row | {"agent": agent, "learning_rate": None, "lora_rank": None})
     return pa.Table.from_pylist(rows, schema=EPISODES_TO_MEMORIZE_SCHEMA)
+
+
+def write_sweep(folder: str, **grid: Any) -> None:
+    """Writes a simulated sweep, the baseline agents on its N and one failed cell as the tables of a folder."""
+    cells, curves = simulate_sweep(**grid)
+    failed = cells.slice(0, 1).to_pylist()[0] | {
+        "cell_id": "f" * 16,
+        "status": "failed",
+        "error": "RuntimeError: <b>loss</b> is not finite",
+        **dict.fromkeys(("e50", "e90", "episodes", "absorbed_bits", "observed_bits", "bits_per_episode")),
+    }
+    store = TableStore(folder)
+    store.create()
+    store.append(EPISODES_TO_MEMORIZE, cells)
+    store.append(EPISODES_TO_MEMORIZE, simulate_agents(grid.get("Ns", (16, 64, 256))))
+    store.append(EPISODES_TO_MEMORIZE, [failed])
+    store.append(CURVES, curves)

@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 from ray import tune
@@ -19,6 +20,9 @@ REPORT_SECONDS = 1.0
 PARCEL = "parcel"
 """The key under which a report carries rows; the sweep takes them out before Tune stores the report."""
 
+
+_ERROR_LENGTH = 500
+"""Of what Tune says about a trial that died, the end: what it says last is what happened."""
 
 TRACE = "trace"
 """The key under which a trial's last report carries its timeline; taken out likewise."""
@@ -173,8 +177,9 @@ class _Relay(_StaysHere, tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Hands on that a trial's process died."""
-        error = trial.get_pickled_error() or trial.get_error() or "its process died"
-        self._listener.fail(trial.config["pack"], " ".join(str(error).split())[-500:])
+        # The file on this machine: Tune copies it to where trial.get_error looks only later.
+        error = Path(trial.error_file).read_text() if trial.error_file else ""
+        self._listener.fail(trial.config["pack"], " ".join(error.split())[-_ERROR_LENGTH:])
 
 
 class _StopWhen(_StaysHere, tune.Stopper):

@@ -12,7 +12,7 @@ import ray
 @contextmanager
 def start_ray(**options: Any) -> Iterator[None]:
     """Starts Ray on this machine, quietly, and ends it."""
-    ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR", **options)
+    ray.init("local", include_dashboard=False, log_to_driver=False, logging_level="ERROR", **options)
     try:
         yield
     finally:

@@ -1,0 +1,228 @@
+"""The report of a simulated sweep: what stands on the page, in its files, and in the findings."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow.compute as pc
+import pytest
+from simulated_sweep import write_sweep
+
+from memrl.analysis.figure_data import collect_figures
+from memrl.analysis.page import write_report
+from memrl.analysis.summary import summarize_sweep
+from memrl.report import main
+from memrl.tables.store import TableStore
+
+ROOT = Path(__file__).resolve().parents[2]
+FIGURES = ("ledger", "episodes", "rate", "learning", "maps", "prior", "leak")
+GRID = {
+    "Ns": (16, 64),
+    "processes": ("sft", "binary", "binned-8", "per_bit"),
+    "ranks": (1, 8),
+    "rates": (1e-3, 3e-3, 1e-2),
+    "num_seeds": 8,
+    "max_episodes": 600,
+}
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sweep")
+    write_sweep(str(folder), **GRID)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def summary(sweep):
+    return summarize_sweep(str(sweep))
+
+
+@pytest.fixture(scope="module")
+def report(sweep):
+    path = write_report(str(sweep), grid="tiny", num_planned=500)
+    return path, path.read_text("utf-8")
+
+
+def read_script(page, name):
+    return json.loads(re.search(rf'<script type="application/json" id="{name}">(.*?)</script>', page, re.S)[1])
+
+
+def run_command(*words, cwd=ROOT):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "memrl.report", *words]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, check=False)
+
+
+def test_page_needs_nothing_from_outside(report):
+    _, page = report
+    # figures/ holds the same figures as files; the page shows them without.
+    references = re.findall(r'(?:src|href)="([^"#]+)"', page)
+    assert {r for r in references if not r.startswith(("figures/", "data:"))} == set()
+    assert "@import" not in page
+    assert "url(" not in page
+
+
+def test_page_opens_with_the_verdicts_and_then_shows_every_figure(report, summary):
+    _, page = report
+    places = [page.index(f'<section id="{name}"') for name in ("verdicts", *FIGURES, "table", "failed", "reproduce")]
+    assert places == sorted(places)
+    assert re.findall(r'class="outcome (\w+)">', page) == [
+        v.outcome for v in summarize_sweep(str(report[0].parent)).verdicts
+    ]
+    assert list(read_script(page, "figure-data")) == list(FIGURES)
+
+
+def test_every_figure_is_there_as_png_svg_and_csv(report):
+    folder = report[0].parent / "figures"
+    assert {path.name for path in folder.iterdir()} == {f"{n}.{k}" for n in FIGURES for k in ("png", "svg", "csv")}
+    for name in FIGURES:
+        assert (folder / f"{name}.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+        assert "<svg" in (folder / f"{name}.svg").read_text("utf-8")[:1000]
+
+
+def test_figures_draw_the_computed_numbers(summary, report):
+    _, page = report
+    ledger = collect_figures(summary)["ledger"].data
+    views = read_script(page, "figure-data")["ledger"]
+    assert [view["label"] for view in views] == ["N = 16", "N = 64"]
+    bars = {trace["name"].split(" (")[0]: trace["x"] for trace in views[1]["plots"][0]["traces"]}
+    rows = ledger[ledger["N"] == 64]
+    np.testing.assert_allclose(bars["exploration loss"], rows["share_exploration_loss"], rtol=1e-4)
+    np.testing.assert_allclose(bars["absorption loss"], rows["share_absorption_loss"], rtol=1e-4)
+    np.testing.assert_allclose(np.sum(list(bars.values()), axis=0), 1.0, rtol=1e-3)
+
+
+def test_table_holds_every_setting(sweep, report):
+    settings = read_script(report[1], "settings-data")
+    cells = pd.read_parquet(sweep / "episodes_to_memorize")
+    measured = cells[cells["e50"].notna()]
+    keys = ["agent", "channel", "N", "learning_rate", "lora_rank"]
+    assert len(settings["rows"]) == len(measured.drop_duplicates(keys))
+    heads = re.findall(r"<button type=\"button\">(.*?)</button></th>", report[1])
+    runs = heads.index("runs")
+    assert sum(row[runs][1] for row in settings["rows"]) == len(measured)
+
+
+def test_half_finished_sweep_says_so_and_failed_cells_are_listed(report):
+    _, page = report
+    assert "This sweep is not finished: 385 of 500 cells have a row." in page
+    assert "1 cells failed" in page
+    assert "RuntimeError: &lt;b&gt;loss&lt;/b&gt; is not finite" in page
+    assert "<b>loss</b>" not in page
+
+
+def test_published_numbers_and_their_source_stand_in_the_page(report):
+    _, page = report
+    published = read_script(page, "figure-data")["episodes"][0]["plots"]
+    binary = next(plot for plot in published if plot["title"] == "binary")
+    stars = next(trace for trace in binary["traces"] if trace.get("name") == "published")
+    assert (stars["x"], stars["y"]) == ([10, 100, 500], [19, 129, 599])
+    assert "bledden.github.io" in page
+
+
+def test_page_tells_how_to_reproduce_it(report):
+    _, page = report
+    for text in (
+        "sweeps/launch.py grid=tiny",
+        "0123456789abcdef0123456789abcdef01234567",
+        "torch 2.13.0",
+        "<dd>0–7</dd>",
+    ):
+        assert text in page
+
+
+def test_same_tables_give_the_same_page(sweep, report, tmp_path):
+    again = write_report(str(sweep), grid="tiny", num_planned=500, folder=tmp_path)
+    assert again.read_text("utf-8") == report[1]
+    assert (tmp_path / "figures" / "rate.svg").read_bytes() == (report[0].parent / "figures" / "rate.svg").read_bytes()
+
+
+def test_one_cell_is_enough(sweep, tmp_path):
+    source, target = TableStore(str(sweep)), TableStore(str(tmp_path))
+    cells = source.read("episodes_to_memorize")
+    target.append("episodes_to_memorize", cells.filter(pc.equal(cells["channel"], "binary")).slice(0, 1))
+    target.append("curves", source.read("curves"))
+    page = write_report(str(tmp_path)).read_text("utf-8")
+    assert re.findall(r'class="outcome (\w+)">', page) == ["undecided"] * 5
+
+
+def test_no_curves_leave_out_the_figures_that_need_them(sweep, tmp_path):
+    shutil.copytree(sweep / "episodes_to_memorize", tmp_path / "episodes_to_memorize")
+    page = write_report(str(tmp_path)).read_text("utf-8")
+    assert list(read_script(page, "figure-data")) == ["episodes", "rate", "maps", "prior"]
+
+
+def test_command_writes_report_and_findings(sweep, summary, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["grid=tiny", f"results={sweep}", "findings=findings.md"]) == 0
+    printed = capsys.readouterr().out
+    assert re.findall(r"^(H\d) ", printed, re.M) == ["H1", "H2", "H3", "H4", "H5"]
+    assert f"report: {sweep}/report.html" in printed
+    findings = Path("findings.md").read_text("utf-8")
+    for verdict in summary.verdicts:
+        assert f"| **{verdict.outcome}** | {verdict.sentence} |" in findings
+    for link in re.findall(r"\]\(([^)]+)\)", findings):
+        assert (tmp_path / link).exists(), link
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["grid=bitrat"], "error: unknown grid 'bitrat'; did you mean 'bitrate'?\n"),
+        (["grid=x", "results=/nowhere/at/all"], "error: results must hold the tables of a sweep, got none in"),
+        (["grid="], "error: grid must name a sweep"),
+        (["grd=bitrate"], "error: unknown field 'grd'; did you mean 'grid'?\n"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(words, message):
+    done = run_command(*words)
+    assert done.returncode == 2
+    assert done.stderr.startswith(message)
+    assert done.stderr.count("\n") == 1
+
+
+def test_tables_without_a_finished_cell_are_refused(tmp_path):
+    TableStore(str(tmp_path)).create()
+    done = run_command("grid=empty", f"results={tmp_path}")
+    assert done.returncode == 2
+    assert done.stderr == f"error: results must hold at least one finished cell, got none at {tmp_path}\n"
+
+
+def test_help_and_bad_input_import_nothing_heavy():
+    program = (
+        "import sys; from memrl.report import main\n"
+        "try: main(sys.argv[1:])\n"
+        "except SystemExit as end: print(end.code)\n"
+        "print([m for m in ('numpy', 'pandas', 'pyarrow', 'plotly', 'matplotlib', 'torch', 'ray') if m in sys.modules])"
+    )
+    for words, code in ((["--help"], "0"), (["grid="], "2")):
+        done = subprocess.run(
+            [sys.executable, "-c", program, *words], capture_output=True, text=True, cwd=ROOT, check=True
+        )
+        assert done.stdout.splitlines()[-2:] == [code, "[]"]
+
+
+def test_tutorial_runs(sweep, tmp_path):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-W", "error", str(ROOT / "docs" / "tutorial.py"), str(sweep)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "385 cells" in done.stdout
+    assert (tmp_path / "tutorial.png").stat().st_size > 10_000
+
+
+def test_scale_benchmark_runs_at_a_small_size(tmp_path):
+    output = tmp_path / "numbers.json"
+    words = ["num_cells=800", "num_rates=1", "rows_per_cell=20", f"output={output}"]
+    command = [sys.executable, str(ROOT / "benchmarks" / "report_scale.py"), *words]
+    subprocess.run(command, check=True, cwd=ROOT, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    numbers = json.loads(output.read_text())
+    assert (numbers["num_cells"], numbers["num_rows"]) == (768, 15_360)
+    assert 0 < numbers["peak_gib"] < 4
