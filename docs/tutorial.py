@@ -1,7 +1,8 @@
 """Where a pandas user starts: load both tables of a sweep, look at them, plot one figure.
 
-`python docs/tutorial.py` reads results/bitrate (or the folder that you name) and writes tutorial.png. The columns are
-described in memrl/tables/schema.py; a sweep's tables may be read while it runs.
+`python docs/tutorial.py` reads results/bitrate/reference, the result that comes with the code, and writes tutorial.png;
+`python docs/tutorial.py results/bitrate` reads a sweep of your own, also while it runs. The columns are described in
+memrl/tables/schema.py.
 """
 
 import sys
@@ -13,7 +14,7 @@ from memrl.analysis.cells import measured_cells
 from memrl.analysis.estimate import estimate_groups
 from memrl.analysis.selection import hold_out_settings
 
-folder = sys.argv[1] if len(sys.argv) > 1 else "results/bitrate"
+folder = sys.argv[1] if len(sys.argv) > 1 else "results/bitrate/reference"
 
 # One row a finished cell, and one row a cell and update.
 cells = pd.read_parquet(f"{folder}/episodes_to_memorize")

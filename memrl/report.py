@@ -9,6 +9,7 @@ import chz
 
 from memrl.cli import exit_on_bad_input, parse_arguments
 from memrl.config import did_you_mean
+from memrl.tables.places import has_tables, own_address, reference_address
 
 GRIDS = Path("sweeps", "grids")
 _MOST_COUNTED = 20_000
@@ -17,7 +18,8 @@ _MOST_COUNTED = 20_000
 USAGE = """\
 usage: python -m memrl.report grid=NAME [results=ADDRESS] [findings=FILE]
 
-Reads the tables of a sweep, finished or not, and writes report.html and figures/ beside them.
+Reads the tables of a sweep, finished or not, and writes report.html and figures/ beside them. Where nothing has been
+run yet, it reads the reference that comes with the code, results/<grid>/reference.
 """
 
 
@@ -27,7 +29,8 @@ class ReportRequest:
 
     grid: str = chz.field(default="", doc="name of the sweep")
     results: str | None = chz.field(
-        default=None, doc="address of the tables (folder, s3://, gs://); unset: results/<grid>"
+        default=None,
+        doc="address of the tables (folder, s3://, gs://); unset: results/<grid>, or else its reference",
     )
     findings: str | None = chz.field(default=None, doc="also writes the findings as Markdown to this file")
 
@@ -36,24 +39,19 @@ class ReportRequest:
         if not self.grid:
             raise ValueError("grid must name a sweep, got none; write grid=NAME")
 
-    @property
-    def address(self) -> str:
-        """The address of the tables."""
-        return self.results if self.results is not None else f"results/{self.grid}"
-
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit code."""
     (request,) = parse_arguments(argv, ReportRequest, usage=USAGE)
     with exit_on_bad_input():
-        check_results(request)
+        address = find_tables(request)
         from memrl.analysis.summary import summarize_sweep
 
-        summary = summarize_sweep(request.address, count_planned(request.grid))
+        summary = summarize_sweep(address, count_planned(request.grid))
     from memrl.analysis.figure_data import collect_figures
     from memrl.analysis.page import report_folder, write_page
 
-    folder = report_folder(request.address, request.grid)
+    folder = report_folder(address, request.grid)
     figures = collect_figures(summary)
     commands = [f"python sweeps/launch.py grid={request.grid}", f"python -m memrl.report {shlex.join(argv)}"]
     page = write_page(summary, figures, request.grid, folder, commands)
@@ -68,18 +66,20 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def check_results(request: ReportRequest) -> None:
-    """Refuses a sweep without tables, before anything heavy is imported.
+def find_tables(request: ReportRequest) -> str:
+    """The address to report on, before anything heavy is imported; says so where it is the reference.
 
     Raises:
         ValueError: the address is local, and holds no table.
     """
-    from memrl.tables.schema import EPISODES_TO_MEMORIZE
-
-    address = request.address
-    if "://" in address or Path(address, EPISODES_TO_MEMORIZE).is_dir():
-        return
-    run = [path.parent.name for path in Path("results").glob(f"*/{EPISODES_TO_MEMORIZE}")]
+    address = request.results if request.results is not None else own_address(request.grid)
+    if "://" in address or has_tables(address):
+        return address
+    reference = reference_address(request.grid)
+    if request.results is None and has_tables(reference):
+        print(f"{address} has no tables yet; this is the reference, {reference}")
+        return reference
+    run = [path.name for path in Path("results").glob("*") if has_tables(str(path))]
     known = sorted({*run, *(path.stem for path in GRIDS.glob("*.yaml"))})
     if request.results is not None or request.grid in known:
         raise ValueError(f"results must hold the tables of a sweep, got none in {address}")

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from rich.console import Console
 
@@ -10,6 +11,7 @@ from memrl.sweep.execution import Execution
 from memrl.sweep.plan import count_local_cpus, count_local_gpus, plan_packs
 from memrl.sweep.progress import format_seconds
 from memrl.sweep.recorder import Recorder
+from memrl.tables.places import has_tables
 from memrl.tables.schema import CURVES, EPISODES_TO_MEMORIZE
 from memrl.tables.store import TableStore
 
@@ -27,6 +29,7 @@ class Launch:
         execution: where and how they run.
         store: their tables.
         command: the command that goes on with the sweep.
+        reference: folder of the grid's reference result, which the medians are compared with where it has tables.
     """
 
     name: str
@@ -34,6 +37,7 @@ class Launch:
     execution: Execution
     store: TableStore
     command: str
+    reference: str
 
     def preview(self, console: Console) -> None:
         """Prints what would run and where its tables would lie; runs nothing."""
@@ -54,6 +58,7 @@ class Launch:
             console.print(f"{self.name}: all {len(self.cells):,} cells were finished already")
             self._print_table(console)
             self._write_report(console)
+            self._compare_with_reference(console)
             return 0
         from memrl.sweep.run import run_sweep
 
@@ -69,6 +74,7 @@ class Launch:
             _print_plain(console, f"Stopped; what has finished is kept. To go on: {self.command}")
             return INTERRUPTED
         self._write_report(console)
+        self._compare_with_reference(console)
         return FAILED if outcome.recorder.statuses["failed"] else 0
 
     def _print_counts(self, recorder: Recorder, seconds: float, console: Console) -> None:
@@ -99,6 +105,14 @@ class Launch:
             _print_plain(console, f"no report: {type(error).__name__}: {error}")
         else:
             _print_plain(console, f"report: {report}")
+
+    def _compare_with_reference(self, console: Console) -> None:
+        if not has_tables(self.reference) or Path(self.reference).resolve() == Path(self.store.address).resolve():
+            return
+        from memrl.analysis.reference import compare_with_reference
+
+        for line in compare_with_reference(self.store, TableStore(self.reference)):
+            _print_plain(console, line)
 
     def _log_to_wandb(self, cells: Mapping[str, TrainConfig], console: Console) -> None:
         if self.execution.wandb_project is None:

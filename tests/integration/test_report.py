@@ -17,7 +17,7 @@ from simulated_sweep import write_sweep
 from memrl.analysis.figure_data import collect_figures
 from memrl.analysis.page import write_report
 from memrl.analysis.summary import summarize_sweep
-from memrl.report import main
+from memrl.report import ReportRequest, find_tables, main
 from memrl.tables.store import TableStore
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -146,6 +146,7 @@ def test_same_tables_give_the_same_page(sweep, report, tmp_path):
 
 def test_one_cell_is_enough(sweep, tmp_path):
     source, target = TableStore(str(sweep)), TableStore(str(tmp_path))
+    target.create()
     cells = source.read("episodes_to_memorize")
     target.append("episodes_to_memorize", cells.filter(pc.equal(cells["channel"], "binary")).slice(0, 1))
     target.append("curves", source.read("curves"))
@@ -170,6 +171,19 @@ def test_command_writes_report_and_findings(sweep, summary, tmp_path, monkeypatc
         assert f"| **{verdict.outcome}** | {verdict.sentence} |" in findings
     for link in re.findall(r"\]\(([^)]+)\)", findings):
         assert (tmp_path / link).exists(), link
+
+
+def test_command_reads_the_reference_until_there_are_tables_of_ones_own(sweep, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    reference = Path("results", "tiny", "reference")
+    shutil.copytree(sweep, reference)
+    assert find_tables(ReportRequest(grid="tiny")) == str(reference)
+    assert capsys.readouterr().out == f"results/tiny has no tables yet; this is the reference, {reference}\n"
+    TableStore("results/tiny").create()
+    assert find_tables(ReportRequest(grid="tiny")) == "results/tiny"
+    assert capsys.readouterr().out == ""
+    with pytest.raises(ValueError, match="got none in elsewhere"):
+        find_tables(ReportRequest(grid="tiny", results="elsewhere"))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,28 @@
+"""Where the tables of a grid lie when nobody says otherwise; imports nothing, so that a command may ask at once."""
+
+from pathlib import Path
+
+
+def own_address(grid: str) -> str:
+    """The folder of a sweep that was run here.
+
+    >>> own_address("bitrate")
+    'results/bitrate'
+    """
+    return f"results/{grid}"
+
+
+def reference_address(grid: str) -> str:
+    """The folder of the result that comes with the code, where a grid has one.
+
+    It lies apart from the sweep's own tables: cells of the reference are not finished cells of a sweep run here.
+
+    >>> reference_address("bitrate")
+    'results/bitrate/reference'
+    """
+    return f"{own_address(grid)}/reference"
+
+
+def has_tables(address: str) -> bool:
+    """Whether a local folder holds the tables of a sweep, finished or not."""
+    return Path(address, "episodes_to_memorize").is_dir()
