@@ -93,10 +93,12 @@ def prepare_launch(words: Mapping[str, str], command: str) -> Launch:
     # Imported once the cells are known to be valid, so that a bad one is refused at once.
     from memrl.sweep.launch import Launch
     from memrl.sweep.plan import check_device
+    from memrl.sweep.rollouts import check_engines
     from memrl.tables.places import reference_address
     from memrl.tables.store import TableStore
 
     check_device(execution)
+    check_engines(list(cells.values()), execution)
     store = TableStore(execution.results_address(selection.grid))
     return Launch(selection.grid, cells, execution, store, command, reference_address(selection.grid))
 

@@ -62,6 +62,17 @@ class Timeline:
         return json.dumps({"traceEvents": names + events, "displayTimeUnit": "ms"})
 
 
+def read_chrome_trace(text: str) -> list[Span]:
+    """The spans of what `Timeline.to_chrome_trace` wrote; times in seconds."""
+    events = json.loads(text)["traceEvents"]
+    tracks = {event["tid"]: event["args"]["name"] for event in events if event["ph"] == "M"}
+    return [
+        Span(event["name"], tracks[event["tid"]], event["ts"] / 1e6, (event["ts"] + event["dur"]) / 1e6)
+        for event in events
+        if event["ph"] == "X"
+    ]
+
+
 def measure_overlap(spans: list[Span], first: str, second: str) -> float:
     """The share of the time from the first start to the last end during which spans of both names were under way.
 

@@ -212,8 +212,8 @@ def start_rollout_actors(
         num_rollout_actors: number of engines.
         pool: a name, one for each sweep that runs on the cluster at a time.
         num_cpus: CPUs that Ray reserves for an engine; on a CPU also the threads that it computes with.
-        num_gpus: GPUs that Ray reserves for an engine; unset: tensor_parallel_size, a share of one when colocated, or
-            none for an engine that runs on a CPU.
+        num_gpus: GPUs that Ray reserves for an engine; unset: a share of one when colocated, none for an engine that
+            runs on a CPU, else tensor_parallel_size.
 
     Raises:
         ValueError: vLLM is not installed or can't serve the model, or num_rollout_actors is not positive.
@@ -240,16 +240,17 @@ def start_rollout_actors(
 
 
 def count_engine_gpus(options: EngineOptions) -> float:
-    """GPUs that Ray reserves for an engine: none where the installed vLLM runs on CPUs.
+    """GPUs that Ray reserves for an engine: a share of one when colocated; none where vLLM runs on CPUs.
 
     Raises:
         ValueError: vLLM is not installed; or a colocated engine is to span several GPUs.
     """
     if options.colocated and options.tensor_parallel_size > 1:
         raise ValueError(f"tensor_parallel_size must be 1 when colocated, got {options.tensor_parallel_size}")
-    if find_engine_device() == "cpu":
-        return 0.0
-    return COLOCATED_ENGINE_GPUS if options.colocated else float(options.tensor_parallel_size)
+    device = find_engine_device()
+    if options.colocated:
+        return COLOCATED_ENGINE_GPUS
+    return float(options.tensor_parallel_size) if device == "cuda" else 0.0
 
 
 def rollout_bundles(engines: Sequence[EngineRecord], max_trials_per_engine: int = 8) -> list[dict[str, float]]:
@@ -277,6 +278,33 @@ def rollout_bundles(engines: Sequence[EngineRecord], max_trials_per_engine: int 
         raise ValueError(f"max_trials_per_engine must lie in 1 .. 1000, got {max_trials_per_engine}")
     share = _PARTS // max_trials_per_engine / _PARTS
     return [{f"node:{address}": share} for address in dict.fromkeys(record.node_ip for record in engines)]
+
+
+def colocated_bundles(engines: Sequence[EngineRecord], num_cpus: float) -> list[list[dict[str, float]]]:
+    """The placement groups of trials that share their engines' GPUs: one bundle each, and one group for each node.
+
+    A learner's share of a GPU fits any GPU that is not full. On a node, Ray gives it the GPU with the least left that
+    suffices, which is one that an engine has; and a share of `node:<address>` lets no more trials onto the node than it
+    has engines.
+
+    >>> record = EngineRecord(actor=0, node_id="a", node_ip="10.0.0.7", gpu_ids=("0",), started=0.0)
+    >>> colocated_bundles([record], num_cpus=1.0)
+    [[{'CPU': 1.0, 'GPU': 0.49, 'node:10.0.0.7': 1.0}]]
+
+    Args:
+        engines: `VLLMRollout.stats()["engines"]`.
+        num_cpus: CPUs of a trial.
+
+    Returns:
+        the bundles of a trial, node by node.
+    """
+    per_node: dict[str, int] = {}
+    for record in engines:
+        per_node[record.node_ip] = per_node.get(record.node_ip, 0) + 1
+    return [
+        [{"CPU": num_cpus, "GPU": COLOCATED_LEARNER_GPUS, f"node:{address}": _PARTS // count / _PARTS}]
+        for address, count in per_node.items()
+    ]
 
 
 def _shares_gpu(record: EngineRecord) -> bool:

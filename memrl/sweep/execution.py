@@ -30,7 +30,10 @@ class Execution:
     timeline: bool = chz.field(default=False, doc="write a Chrome trace of who did what when, beside the tables")
     num_rollout_actors: int = chz.field(default=1, doc="engines that sample, with rollout=vllm")
     tensor_parallel_size: int = chz.field(default=1, doc="GPUs of an engine, with rollout=vllm")
-    gpu_memory_utilization: float = chz.field(default=0.9, doc="share of a GPU's memory that an engine takes")
+    gpu_memory_utilization: float | None = chz.field(
+        default=None, doc="share of a GPU's memory that an engine takes; unset: 0.9, or 0.45 when colocated"
+    )
+    colocated: bool = chz.field(default=False, doc="each trial shares an engine's GPU, with rollout=vllm")
 
     @chz.validate
     def _check_counts(self) -> None:
@@ -42,8 +45,11 @@ class Execution:
 
     @chz.validate
     def _check_engine(self) -> None:
-        if not 0.0 < self.gpu_memory_utilization <= 1.0:
-            raise ValueError(f"gpu_memory_utilization must lie in (0, 1], got {self.gpu_memory_utilization}")
+        share = self.gpu_memory_utilization
+        if share is not None and not 0.0 < share <= 1.0:
+            raise ValueError(f"gpu_memory_utilization must lie in (0, 1], got {share}")
+        if self.colocated and self.tensor_parallel_size > 1:
+            raise ValueError(f"tensor_parallel_size must be 1 when colocated, got {self.tensor_parallel_size}")
 
     def results_address(self, grid: str) -> str:
         """The address of a grid's tables.

@@ -1,5 +1,6 @@
 """Launching a sweep: what is left to do, doing it, and what came of it."""
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +16,8 @@ from memrl.tables.places import has_tables
 from memrl.tables.schema import CURVES, EPISODES_TO_MEMORIZE
 from memrl.tables.store import TableStore
 
-FAILED, INTERRUPTED = 1, 130
-"""Exit codes: cells failed; Ctrl-C."""
+FAILED, REFUSED, INTERRUPTED = 1, 2, 130
+"""Exit codes: cells failed; bad input that only Ray or an engine could tell; Ctrl-C."""
 
 
 @dataclass(frozen=True)
@@ -60,12 +61,16 @@ class Launch:
             self._write_report(console)
             self._compare_with_reference(console)
             return 0
-        from memrl.sweep.run import run_sweep
+        from memrl.sweep.run import RefusedError, run_sweep
 
         # A cell that failed before is tried again, so its old row goes.
         self.store.drop_cells(left)
         cells = list(self.cells.values())
-        outcome = run_sweep(self.name, list(left.values()), cells, self.execution, self.store, console)
+        try:
+            outcome = run_sweep(self.name, list(left.values()), cells, self.execution, self.store, console)
+        except RefusedError as error:
+            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+            return REFUSED
         self.store.compact()
         self._log_to_wandb(left, console)
         self._print_table(console)

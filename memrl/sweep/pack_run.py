@@ -42,11 +42,19 @@ class PackRun:
         cells: the pack.
         device: where it trains.
         backend: who samples; None: the learner's own weights.
+        alternates: whether a backend samples for one half of the pack while the other updates; not where sampler and
+            learner share a GPU, which each then has in turn for the whole pack.
     """
 
     def __init__(
-        self, cells: Sequence[TrainConfig], *, device: str = "cpu", backend: RolloutBackend | None = None
+        self,
+        cells: Sequence[TrainConfig],
+        *,
+        device: str = "cpu",
+        backend: RolloutBackend | None = None,
+        alternates: bool = True,
     ) -> None:
+        self._alternates = alternates
         self.updates = 0
         self._timeline = Timeline()
         self._held = CURVES_SCHEMA.empty_table()
@@ -102,7 +110,7 @@ class PackRun:
 
     def _start(self, cells: Sequence[TrainConfig], device: str, backend: RolloutBackend | None) -> None:
         try:
-            self._pack = start_pack(cells, device, backend)
+            self._pack = start_pack(cells, device, backend, alternates=self._alternates)
         except Exception as error:
             sound = _cells_that_start(cells, device, backend)
             if 0 < len(sound) < len(cells):
@@ -139,13 +147,15 @@ def _cells_that_start(cells: Sequence[TrainConfig], device: str, backend: Rollou
     return sound
 
 
-def start_pack(cells: Sequence[TrainConfig], device: str, backend: RolloutBackend | None) -> Any:
+def start_pack(
+    cells: Sequence[TrainConfig], device: str, backend: RolloutBackend | None, *, alternates: bool = True
+) -> Any:
     """A pack, or two halves that alternate where a backend samples and there is more than one cell."""
     # Imported here, so that a worker that can't import torch says so in its cells' rows.
     from memrl.learning.half_packs import HalfPacks
     from memrl.learning.pack import Pack
 
-    if backend is None or len(cells) == 1:
+    if backend is None or len(cells) == 1 or not alternates:
         return Pack(cells, device=device, backend=backend)
     return HalfPacks(cells, device=device, backend=backend)
 

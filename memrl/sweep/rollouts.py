@@ -5,9 +5,11 @@ from typing import TYPE_CHECKING
 
 from memrl.config import TrainConfig
 from memrl.sweep.execution import Execution
+from memrl.sweep.plan import Plan
 
 if TYPE_CHECKING:
-    from memrl.rollout.actor_pool import VLLMRollout
+    from memrl.rollout.actor_pool import EngineRecord, VLLMRollout
+    from memrl.rollout.vllm_actor import EngineOptions
 
 POOL = "memrl"
 """The name under which trials find the engines."""
@@ -21,26 +23,80 @@ def uses_engines(cells: Sequence[TrainConfig]) -> bool:
     return any(cell.rollout == "vllm" and cell.algorithm == "rl" for cell in cells)
 
 
-def start_engines(cells: Sequence[TrainConfig], execution: Execution) -> "VLLMRollout":
-    """Starts `num_rollout_actors` engines for the cells, and waits until they can sample.
+def check_engines(cells: Sequence[TrainConfig], execution: Execution) -> None:
+    """Refuses, before Ray starts, what no engine can be built for; imports neither Ray nor vLLM.
 
     Raises:
-        ValueError: the cells use several models or dtypes, or vLLM is not installed.
+        ValueError: vLLM is not installed, or the cells use several models or dtypes, one that vLLM lacks, or a rank
+        beyond its largest; or colocated is set without engines.
+    """
+    if uses_engines(cells):
+        from memrl.rollout.vllm_actor import find_engine_device
+
+        find_engine_device()
+        describe_engines(cells, execution)
+    elif execution.colocated:
+        raise ValueError("colocated must be False without rollout=vllm, got True")
+
+
+def describe_engines(cells: Sequence[TrainConfig], execution: Execution) -> "EngineOptions":
+    """How the engines that these cells need are built.
+
+    Raises:
+        ValueError: the cells use several models or dtypes, one that vLLM lacks, or a rank beyond its largest.
     """
     from memrl.policy.base_model import check_model_folder
-    from memrl.rollout.actor_pool import start_rollout_actors
     from memrl.rollout.vllm_actor import EngineOptions
 
     sampled = [cell for cell in cells if cell.rollout == "vllm" and cell.algorithm == "rl"]
     bases = sorted({(cell.model, cell.dtype) for cell in sampled})
     if len(bases) > 1:
         raise ValueError(f"model and dtype must be one for all cells of a sweep with rollout=vllm, got {bases}")
-    options = EngineOptions(
+    return EngineOptions(
         model=check_model_folder(sampled[0].model),
         dtype=sampled[0].dtype,
         max_loras=min(_MOST_LORAS, len(sampled)),
         max_lora_rank=max(cell.lora_rank for cell in sampled),
         tensor_parallel_size=execution.tensor_parallel_size,
         gpu_memory_utilization=execution.gpu_memory_utilization,
+        colocated=execution.colocated,
     )
-    return start_rollout_actors(options, execution.num_rollout_actors, pool=POOL)
+
+
+def start_engines(cells: Sequence[TrainConfig], execution: Execution) -> "VLLMRollout":
+    """Starts `num_rollout_actors` engines for the cells, and waits until they can sample.
+
+    Raises:
+        ValueError: see `check_engines`; or vLLM can't serve the model.
+    """
+    from memrl.rollout.actor_pool import start_rollout_actors
+
+    return start_rollout_actors(describe_engines(cells, execution), execution.num_rollout_actors, pool=POOL)
+
+
+def count_places(
+    engines: "Sequence[EngineRecord]", execution: Execution, num_cpus: float, num_gpus: float
+) -> tuple[float, float]:
+    """The CPUs and GPUs that engines leave to trials; colocated trials have a GPU for each engine.
+
+    Args:
+        engines: the engines that run.
+        execution: whether they are colocated.
+        num_cpus: CPUs of the machine or the cluster.
+        num_gpus: its GPUs.
+    """
+    if execution.colocated:
+        return min(num_cpus, float(len(engines) * execution.num_threads)), float(len(engines))
+    on_gpus = sum(len(record.gpu_ids) for record in engines)
+    return (num_cpus, num_gpus - on_gpus) if on_gpus else (num_cpus - len(engines), num_gpus)
+
+
+def place_trials(plan: Plan, engines: "Sequence[EngineRecord]", execution: Execution) -> list[list[dict[str, float]]]:
+    """The placement groups that trials take in turn; a group is the learner's bundle, then those of its engines."""
+    if not engines:
+        return [[plan.resources]]
+    from memrl.rollout.actor_pool import colocated_bundles, rollout_bundles
+
+    if execution.colocated:
+        return colocated_bundles(engines, plan.resources["CPU"])
+    return [[plan.resources, *rollout_bundles(engines)]]

@@ -15,14 +15,16 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from memrl.config import TrainConfig
+from memrl.sweep.actor_logs import collect_logs
 from memrl.sweep.agent_play import AgentPlay
 from memrl.sweep.execution import Execution
 from memrl.sweep.pack_run import Parcel
 from memrl.sweep.plan import Plan, count_local_cpus, count_local_gpus, plan_packs
 from memrl.sweep.progress import ProgressLine
 from memrl.sweep.recorder import Recorder
-from memrl.sweep.rollouts import POOL, start_engines, uses_engines
+from memrl.sweep.rollouts import POOL, count_places, place_trials, start_engines, uses_engines
 from memrl.tables.store import TableStore
+from memrl.tables.wandb_log import local_folder
 
 if TYPE_CHECKING:
     from memrl.rollout.actor_pool import EngineRecord
@@ -46,6 +48,10 @@ _QUIET = {
 
 _OBJECT_STORE_BYTES = 512 * 1024**2
 """Shared memory for what trials report; Ray would take a third of the machine's memory."""
+
+
+class RefusedError(Exception):
+    """A sweep can't start by what it was asked for, which shows only once Ray or an engine is asked; one line."""
 
 
 @dataclass(frozen=True)
@@ -82,18 +88,25 @@ def run_sweep(
         execution: where and how.
         store: the tables.
         console: where the live line goes.
+
+    Raises:
+        RefusedError: the engines can't be started.
     """
     start = time.monotonic()
     recorder = Recorder(store, len(grid_cells), len(grid_cells) - len(cells), traces=execution.timeline)
     watch = _Watch(recorder, ProgressLine(name, recorder, console), AgentPlay(grid_cells))
     with watch.line, _catch_interrupts(watch):
         try:
-            with _start_ray(execution) as (num_cpus, num_gpus), _start_engines(cells, execution, watch.line) as engines:
-                num_cpus -= len(engines) if not num_gpus else 0
+            with (
+                _start_ray(execution, uses_engines(cells), console) as (num_cpus, num_gpus),
+                collect_logs(local_folder(store.address) / "logs"),
+                _start_engines(cells, execution, watch.line) as engines,
+            ):
+                num_cpus, num_gpus = count_places(engines, execution, num_cpus, num_gpus)
                 plan = plan_packs(cells, execution, max(num_cpus, execution.num_threads), num_gpus)
                 recorder.begin(plan.packs)
-                watch.line.phase = "loading the model"
-                _run_trials(plan, watch, engines)
+                watch.line.phase = "stopping" if watch.interrupted else "loading the model"
+                _run_trials(plan, watch, engines, execution)
                 if watch.agents.ident is not None and not watch.interrupted:
                     watch.line.phase = "playing the baseline agents"
                     recorder.add_agents(watch.agents.rows())
@@ -145,8 +158,8 @@ def _catch_interrupts(watch: _Watch) -> Iterator[None]:
 
 
 @contextmanager
-def _start_ray(execution: Execution) -> Iterator[tuple[float, float]]:
-    """Starts Ray on this machine, or joins a cluster; yields the CPUs and GPUs that trials may use."""
+def _start_ray(execution: Execution, with_engines: bool, console: Console) -> Iterator[tuple[float, float]]:
+    """Starts Ray on this machine, or joins a cluster; yields its CPUs and GPUs."""
     for key, value in _QUIET.items():
         os.environ.setdefault(key, value)
     # Ray's daemons take seconds to start and leave this process idle: it loads Tune meanwhile.
@@ -155,17 +168,21 @@ def _start_ray(execution: Execution) -> Iterator[tuple[float, float]]:
     import ray
 
     if execution.address is not None:
-        ray.init(execution.address, log_to_driver=False, logging_level=logging.CRITICAL)
+        cluster = ray.init(execution.address, log_to_driver=False, logging_level=logging.CRITICAL)
+        if cluster.dashboard_url:
+            console.print(f"dashboard: http://{cluster.dashboard_url}", soft_wrap=True, markup=False, highlight=False)
         available = ray.cluster_resources()
         num_cpus, num_gpus = available.get("CPU", 0.0), available.get("GPU", 0.0)
     else:
         os.environ["OMP_NUM_THREADS"] = str(execution.num_threads)
         num_cpus, num_gpus = count_local_cpus(), count_local_gpus()
         trials = execution.num_trials or max(1, num_cpus // execution.num_threads)
+        engines = execution.num_rollout_actors if with_engines else 0
         # Said in so many words: else Ray would join whatever cluster runs on this machine.
         ray.init(
             "local",
-            num_cpus=max(num_cpus, trials * execution.num_threads),
+            # Engines have a CPU each; where they leave none to a trial, they share.
+            num_cpus=max(num_cpus, trials * execution.num_threads) + engines,
             num_gpus=num_gpus,
             include_dashboard=False,
             log_to_driver=False,
@@ -188,21 +205,18 @@ def _start_engines(
         yield ()
         return
     line.phase = "starting vLLM"
-    rollout = start_engines(cells, execution)
+    try:
+        rollout = start_engines(cells, execution)
+    except ValueError as error:
+        raise RefusedError(str(error)) from error
     try:
         yield rollout.stats()["engines"]
     finally:
         rollout.shut_down()
 
 
-def _run_trials(plan: Plan, watch: _Watch, engines: "Sequence[EngineRecord]") -> None:
+def _run_trials(plan: Plan, watch: _Watch, engines: "Sequence[EngineRecord]", execution: Execution) -> None:
     from memrl.sweep.trial import tune_packs
-
-    behind: list[dict[str, float]] = []
-    if engines:
-        from memrl.rollout.actor_pool import rollout_bundles
-
-        behind = rollout_bundles(engines)
 
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     tune_packs(
@@ -210,8 +224,9 @@ def _run_trials(plan: Plan, watch: _Watch, engines: "Sequence[EngineRecord]") ->
         watch,
         watch.should_stop,
         num_trials=plan.num_trials,
-        bundles=[plan.resources, *behind],
+        placements=place_trials(plan, engines, execution),
         device=plan.device,
         num_threads=plan.num_threads,
         pool=POOL if engines else "",
+        colocated=execution.colocated and bool(engines),
     )

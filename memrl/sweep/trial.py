@@ -28,10 +28,10 @@ TRACE = "trace"
 """The key under which a trial's last report carries its timeline; taken out likewise."""
 
 
-def _connect(pool: str) -> RolloutBackend:
+def _connect(pool: str, colocated: bool) -> RolloutBackend:
     from memrl.rollout.actor_pool import VLLMRollout
 
-    return VLLMRollout.connect(pool)
+    return VLLMRollout.connect(pool, colocated=colocated)
 
 
 class PackTrial(tune.Trainable):
@@ -47,6 +47,7 @@ class PackTrial(tune.Trainable):
         device: str = "cpu",
         num_threads: int = 1,
         pool: str = "",
+        colocated: bool = False,
     ) -> None:
         """Starts the first pack of this actor.
 
@@ -56,13 +57,15 @@ class PackTrial(tune.Trainable):
             device: where packs train.
             num_threads: CPU threads that torch may use.
             pool: the engines that sample cells with rollout=vllm.
+            colocated: whether the engine on this trial's GPU samples, in turn with the learner.
         """
         import torch
 
         torch.set_num_threads(num_threads)
         # Adam's moments of a gradient that has vanished would else be denormal numbers, which CPUs are slow at.
         torch.set_flush_denormal(True)
-        self._backend = _connect(pool) if pool else None
+        self._backend = _connect(pool, colocated) if pool else None
+        self._alternates = not colocated
         self._packs, self._device = packs, device
         self.reset_config(config)
 
@@ -70,7 +73,7 @@ class PackTrial(tune.Trainable):
         """Goes on to another pack in the same process."""
         cells = self._packs[new_config["pack"]]
         backend = self._backend if uses_engines(cells) else None
-        self._run = PackRun(cells, device=self._device, backend=backend)
+        self._run = PackRun(cells, device=self._device, backend=backend, alternates=self._alternates)
         return True
 
     def step(self) -> dict[str, Any]:
@@ -114,10 +117,11 @@ def tune_packs(
     should_stop: Callable[[], bool],
     *,
     num_trials: int,
-    bundles: list[dict[str, float]],
+    placements: Sequence[list[dict[str, float]]],
     device: str = "cpu",
     num_threads: int = 1,
     pool: str = "",
+    colocated: bool = False,
     scheduler: TrialScheduler | None = None,
 ) -> None:
     """Runs every pack as a trial and returns when all have ended, or soon after `should_stop` says so.
@@ -127,17 +131,23 @@ def tune_packs(
         listener: is told what trials report, in this process.
         should_stop: asked several times a second.
         num_trials: most trials at once.
-        bundles: the placement group of a trial: the learner's bundle, then those of its engines.
+        placements: bundles of the trials' placement groups, which the packs take in turn; in each the learner's bundle
+            comes first.
         device: where packs train.
         num_threads: CPU threads of a trial.
         pool: the engines that sample cells with rollout=vllm.
+        colocated: whether a trial is sampled by the engine on its own GPU.
         scheduler: one of Tune's own, which may stop trials early. With packs of one cell it judges cells, such as
             ASHAScheduler(time_attr="episodes", metric="absorbed_bits", mode="max"). A cell that it stops leaves no row.
     """
-    trainable = tune.with_parameters(PackTrial, packs=packs, device=device, num_threads=num_threads, pool=pool)
+    trainable = tune.with_parameters(
+        PackTrial, packs=packs, device=device, num_threads=num_threads, pool=pool, colocated=colocated
+    )
+    groups = [tune.PlacementGroupFactory(bundles) for bundles in placements]
+    place: Any = groups[0] if len(groups) == 1 else lambda config: groups[config["pack"] % len(groups)]
     with tempfile.TemporaryDirectory(prefix="memrl-tune-") as storage:
         tuner = tune.Tuner(
-            tune.with_resources(trainable, tune.PlacementGroupFactory(bundles)),
+            tune.with_resources(trainable, place),
             param_space={"pack": tune.grid_search(list(range(len(packs))))},
             tune_config=tune.TuneConfig(max_concurrent_trials=num_trials, reuse_actors=True, scheduler=scheduler),
             run_config=tune.RunConfig(

@@ -38,7 +38,7 @@ def test_a_scheduler_of_tune_stops_cells_that_learn_nothing(tmp_path, monkeypatc
     recorder = Listener(store, num_cells=5)
     recorder.begin(packs)
     with ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.CRITICAL):
-        tune_packs(packs, recorder, lambda: False, num_trials=2, bundles=[{"CPU": 1.0}], scheduler=StopIdleCells())
+        tune_packs(packs, recorder, lambda: False, num_trials=2, placements=[[{"CPU": 1.0}]], scheduler=StopIdleCells())
     recorder.flush()
     assert store.finished_cell_ids() == {cell.cell_id for cell in learning}
     assert recorder.num_done == 2
