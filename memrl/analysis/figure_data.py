@@ -119,7 +119,7 @@ def rate_figure(summary: Summary) -> Figure:
         "Each point is a channel at one N: across, the effective capacity of an episode (the best single guess); "
         "up, the bits that the median run absorbs per episode until P(secret) = 0.9, with 95 % interval. On the "
         "diagonal nothing would be lost. Lines join the N of a channel; open markers are tabular policy gradient on "
-        "the same channel.",
+        "the same channel. Where fewer than half of the runs got there, there is no point.",
         _in_channel_order(data[keep.to_numpy()]),
     )
 

@@ -10,6 +10,8 @@ import pandas as pd
 
 from memrl.analysis.figure_data import Figure, main_N
 from memrl.analysis.sentences import (
+    LEDGER_NOTE,
+    SCALING,
     compare_with_published,
     describe_leaks,
     describe_ledger,
@@ -76,8 +78,8 @@ def write_findings(
 
 
 def _list_parts(summary: Summary, figures: dict[str, Figure]) -> list[Part]:
-    ledger = describe_ledger(summary.ledger, main_N(summary)) if "ledger" in figures else []
-    published = compare_with_published(summary.estimates)
+    ledger = [*describe_ledger(summary.ledger, main_N(summary)), LEDGER_NOTE] if "ledger" in figures else []
+    published, scaling = compare_with_published(summary.estimates), tabulate_scaling(summary.scaling)
     parts = [
         Part("ledger", "Where the bits of an episode go", ledger),
         Part(
@@ -87,7 +89,7 @@ def _list_parts(summary: Summary, figures: dict[str, Figure]) -> list[Part]:
             _tabulate_lora(figures["episodes"], _EPISODE_COLUMNS),
         ),
         Part("rate", "Bits per episode", [], _tabulate_lora(figures["rate"], _RATE_COLUMNS)),
-        Part("scaling", "An exponent or an overhead?", [], tabulate_scaling(summary.scaling)),
+        Part("scaling", "An exponent or an overhead?", [SCALING] if scaling else [], scaling),
         Part("learning", "Learning curves", []),
         Part("maps", "Rank and learning rate", []),
         Part("leak", "Does the secret leak?", describe_leaks(summary.leaks) if "leak" in figures else []),

@@ -80,7 +80,7 @@ def _ledger_shares(rows: pd.DataFrame) -> Plot:
             hovertemplate="%{y}<br>%{customdata} bits per episode<br>%{x:.1%} of capacity",
         )
         traces.append(_trace(trace))
-    axis = {"tickformat": ".0%", "range": [0, 1]}
+    axis = {"tickformat": ".0%", "range": [0, 1], "tickvals": [0, 0.5, 1]}
     return Plot("Share of an episode's capacity", traces, _bars(axis, len(rows)), 150 + 34 * len(rows), is_wide=True)
 
 
@@ -180,7 +180,7 @@ def _episodes_text(row: Mapping[Any, Any]) -> str:
     if isinstance(row["learning_rates"], str) and row["learning_rates"]:
         text += f"<br>learning rate {row['learning_rates']}"
     for name, agent in (("e50_vs_optimal", row["reference_agent"]), ("e50_vs_tabular_pg", "tabular_pg")):
-        if row["agent"] == "lora" and np.isfinite(row[name]):
+        if row["agent"] == "lora" and np.isfinite(row[name]) and row[name] > 0:
             text += f"<br>{format_number(row[name])} × {agent_label(str(agent))}"
     return text
 
@@ -219,7 +219,7 @@ def draw_rate(data: pd.DataFrame) -> list[View]:
                 customdata=text,
                 showlegend=agent == "lora",
                 hovertemplate=name + "<br>%{customdata}",
-                **_error_bars(rows, "bits_per_episode", "error_y"),
+                **_error_bars(rows, "bits_per_episode", "error_y", look.color),
             )
             traces.append(_trace(scatter))
     axes = {
@@ -327,9 +327,9 @@ def _map(rows: pd.DataFrame) -> tuple[list[dict[str, Any]], dict[str, Any]]:
             "y": row,
             "text": text[row][column],
             "showarrow": False,
-            "font": {"size": 12, "color": "#FFFFFF" if value < low + 0.35 * (high - low) else "#000000"},
+            "font": {"size": 12, "color": _text_color(value, low + 0.35 * (high - low))},
         }
-        for (row, column), value in np.ndenumerate(np.nan_to_num(shown, nan=high))
+        for (row, column), value in np.ndenumerate(shown)
     ]
     axis = {"type": "category", "showgrid": False, "categoryorder": "array"}
     x_axis = {**axis, "categoryarray": x, "range": [-0.5, len(x) - 0.5], "title": {"text": "learning rate"}}
@@ -343,6 +343,13 @@ def _map(rows: pd.DataFrame) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     }
 
 
+def _text_color(value: float, dark_below: float) -> str:
+    """What can be read on a cell of the map: the page's ink where there is no cell."""
+    if math.isnan(value):
+        return INK
+    return "#FFFFFF" if value < dark_below else "#000000"
+
+
 def draw_prior(data: pd.DataFrame) -> list[View]:
     """Divergence from uniform, and mass on malformed answers, against N."""
     looks = {"single_step": ("circle-open", INK), "multi_step": ("square-open", "#009E73")}
@@ -350,6 +357,7 @@ def draw_prior(data: pd.DataFrame) -> list[View]:
         ("prior_kl_bits", "KL(uniform ‖ policy), bits", CALIBRATED_KL_BITS),
         ("malformed_mass", "mass on malformed answers", MALFORMED_LIMIT),
     )
+    x_axis = _log_axis("N") | {"tickmode": "array", "tickvals": sorted({int(N) for N in data["N"]})}
     plots = []
     for column, title, limit in columns:
         traces = []
@@ -358,10 +366,11 @@ def draw_prior(data: pd.DataFrame) -> list[View]:
             marker = {"symbol": symbol, "size": 9, "color": color, "line": {"width": 2}}
             hover = f"{environment}, N = %{{x}}: %{{y:.3g}}"
             points = {"x": _plain(rows["N"]), "y": _plain(rows[column]), "name": str(environment)}
-            traces.append(_trace(go.Scatter(mode="markers", marker=marker, hovertemplate=hover, **points)))
+            style = {"mode": "markers", "marker": marker, "cliponaxis": False}
+            traces.append(_trace(go.Scatter(hovertemplate=hover, **style, **points)))
         line = {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": limit, "y1": limit}
         shapes = [{**line, "line": {"color": INK, "dash": "dash", "width": 1}}]
-        axes = {"xaxis": _log_axis("N"), "yaxis": {"range": [0, 1.15 * max(limit, float(data[column].max()))]}}
+        axes = {"xaxis": x_axis, "yaxis": {"range": [0, 1.15 * max(limit, float(data[column].max()))]}}
         layout = {**axes, "shapes": shapes, "legend": _LEGEND_BELOW, "showlegend": True}
         plots.append(Plot(title, traces, layout, 300))
     return [View("all", plots)]
@@ -416,7 +425,7 @@ def _log_axis(title: str, values: pd.Series | None = None, limits: list[float] |
     return axis | ({"range": limits} if limits else {})
 
 
-def _error_bars(rows: pd.DataFrame, name: str, which: str) -> dict[str, Any]:
+def _error_bars(rows: pd.DataFrame, name: str, which: str, color: str = INK) -> dict[str, Any]:
     """Asymmetric error bars; an open end is drawn as four times the value."""
     value, lower, upper = (rows[column].to_numpy(dtype=float) for column in (name, f"{name}_lower", f"{name}_upper"))
     shown = np.isfinite(value)
@@ -424,7 +433,7 @@ def _error_bars(rows: pd.DataFrame, name: str, which: str) -> dict[str, Any]:
     above = np.where(shown, np.where(np.isinf(upper), 3 * value, upper - value), 0.0)
     below = np.where(shown, np.clip(value - lower, 0, 0.999 * np.abs(value)), 0.0)
     bars = {"type": "data", "symmetric": False, "array": _plain(above), "arrayminus": _plain(below)}
-    return {which: {**bars, "thickness": 1.2, "width": 4, "color": INK}}
+    return {which: {**bars, "thickness": 1.2, "width": 4, "color": color}}
 
 
 def _positive(values: pd.Series) -> list[float | None]:

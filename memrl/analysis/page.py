@@ -16,7 +16,7 @@ from markupsafe import Markup
 from memrl.analysis.figure_data import Figure, collect_figures, main_N
 from memrl.analysis.interactive_figures import View, draw_views
 from memrl.analysis.published import LLM_ARM, MEMORIZATION_STUDY
-from memrl.analysis.sentences import describe_leaks, describe_scope, list_facts, list_notices
+from memrl.analysis.sentences import SCALING, describe_leaks, describe_scope, list_facts, list_notices
 from memrl.analysis.static_figures import save_figures
 from memrl.analysis.style import agent_label
 from memrl.analysis.summary import Summary, summarize_sweep
@@ -146,6 +146,7 @@ def render_page(summary: Summary, figures: dict[str, Figure], grid: str, command
         verdicts=[asdict(verdict) | {"rule": _rule(verdict.region)} for verdict in summary.verdicts],
         figures=described,
         scaling=tabulate_scaling(summary.scaling),
+        scaling_text=SCALING,
         settings=settings,
         choices=_choices(settings),
         failed=tabulate_failed(summary.failed),

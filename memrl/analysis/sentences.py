@@ -2,10 +2,24 @@
 
 import pandas as pd
 
+from memrl.analysis.leak import ENOUGH_SECRETS
 from memrl.analysis.published import published_episodes
 from memrl.analysis.style import channel_label, order_channels
 from memrl.analysis.summary import Summary
 from memrl.analysis.wording import format_estimate, format_number
+
+SCALING = (
+    "E50 as a power of N, with its 95 % interval, and the test of that power against an overhead, E = c + a N. "
+    "“Exponent” says that the overhead is rejected at 5 %, “overhead” that the power is, “either” that these N can't "
+    "tell, “neither” that both are, and “flat” that the exponent's interval holds 0, so that E50 may not grow with N."
+)
+"""What the table of scaling exponents says."""
+
+LEDGER_NOTE = (
+    "These are means over all runs, those included that did not memorize. A loss below 0 in an interval is possible: "
+    "guesses chosen in view of earlier rewards may be told more than the best first guess, and means have errors."
+)
+"""How the sentences of the ledger are to be read."""
 
 
 def describe_scope(summary: Summary) -> str:
@@ -13,8 +27,9 @@ def describe_scope(summary: Summary) -> str:
     lora = summary.estimates[(summary.estimates["agent"] == "lora").to_numpy()]
     N = f"N = {lora['N'].min():,} to {lora['N'].max():,}" if lora["N"].nunique() > 1 else f"N = {lora['N'].iloc[0]:,}"
     return (
-        f"{summary.num_finished:,} policies memorized secrets over {lora['channel'].nunique()} channels, {N}, with "
-        f"{summary.num_secrets:,} independent secrets. Every estimate stands with its 95 % interval."
+        f"{summary.num_finished:,} policies were trained to memorize a secret, over {lora['channel'].nunique()} "
+        f"channels, {N}, and {summary.num_secrets:,} independent secrets in all. Every estimate stands with its 95 % "
+        "interval."
     )
 
 
@@ -42,14 +57,23 @@ def list_notices(summary: Summary) -> list[str]:
 
 def describe_leaks(leaks: pd.DataFrame) -> list[str]:
     """The outcome of the no-leak check."""
-    counts = leaks["verdict"].value_counts()
-    told = ", ".join(f"{count} × {verdict}" for verdict, count in counts.items())
-    worst = leaks["evidence_bits"].max()
-    return [
-        f"Over {len(leaks)} combinations of channel and N: {told}. The largest evidence for a leak is "
-        f"{format_number(worst)} bits; an honest run exceeds {leaks['evidence_limit_bits'].iloc[0]:.2f} bits at one "
-        "update with probability at most 1 %."
+    observed = leaks[(leaks["verdict"] != "not observed").to_numpy()]
+    if observed.empty:
+        return ["No cell has an observer, so that nothing can be said."]
+    leaking = int((observed["verdict"] == "leak").sum())
+    few = int((observed["num_secrets"] < ENOUGH_SECRETS).sum())
+    sentences = [
+        f"In {leaking or 'none'} of {len(observed)} combinations of channel and N the policies absorbed more than was "
+        f"observed. The largest evidence for a leak is {format_number(observed['evidence_bits'].max())} bits; an "
+        f"honest run exceeds {observed['evidence_limit_bits'].iloc[0]:.2f} bits at one update with probability at "
+        "most 1 %."
     ]
+    if few:
+        sentences.append(
+            f"{'All' if few == len(observed) else few} of them have fewer than {ENOUGH_SECRETS} secrets: a leak in "
+            "a few cells could go unseen there."
+        )
+    return sentences
 
 
 def list_facts(summary: Summary) -> list[tuple[str, str]]:
@@ -95,8 +119,8 @@ def describe_ledger(ledger: pd.DataFrame, N: int) -> list[str]:
             for name in ("absorbed_rate", "absorption_loss", "exploration_loss")
         }
         sentences.append(
-            f"{channel_label(channel)}, N = {N}: of {format_number(row['capacity_bits'])} bits that an episode can "
-            f"tell, {numbers['absorbed_rate']} were absorbed, {numbers['absorption_loss']} were observed and not "
-            f"absorbed, and {numbers['exploration_loss']} were never asked for."
+            f"{channel_label(channel)}, N = {N}: an episode can tell {format_number(row['capacity_bits'])} bits. The "
+            f"policy absorbed {numbers['absorbed_rate']}; its rewards told {numbers['absorption_loss']} more, which it "
+            f"did not absorb; and {numbers['exploration_loss']} were not told, because its guesses did not ask."
         )
     return sentences

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from memrl.analysis.figure_data import CALIBRATED_KL_BITS, MALFORMED_LIMIT, Figure, level_range, lowest_bits, rate_range
 from memrl.analysis.style import (
@@ -42,7 +42,7 @@ _EDGE = "#555555"
 _STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",
     "font.size": 9,
-    "axes.titlesize": 8.4,
+    "axes.titlesize": 7.6,
     "axes.titlelocation": "left",
     "axes.titleweight": "bold",
     "axes.titley": 1.02,
@@ -86,7 +86,7 @@ def save_figures(figures: dict[str, Figure], folder: Path, first_N: int) -> list
 def draw_ledger(data: pd.DataFrame, first_N: int) -> Canvas:
     """Stacked shares beside the three levels in bits, for one N."""
     rows = _of_N(data, first_N).iloc[::-1]
-    canvas, (left, right) = _place(1, 2, height=0.4 + 0.3 * len(rows), left=1.75, bottom=1.0, wspace=0.14)
+    canvas, (left, right) = _place(1, 2, height=0.4 + 0.3 * len(rows), left=2.0, bottom=1.0, wspace=0.14)
     y, start = np.arange(len(rows)), np.zeros(len(rows))
     for part, color in LOSS_COLORS.items():
         share = rows[f"share_{part}"].to_numpy()
@@ -132,7 +132,13 @@ def draw_episodes(data: pd.DataFrame, first_N: int) -> Canvas:
     agents = [a for a in data["agent"].unique() if a not in ("lora", "published")]
     bottom = 0.8 if len(agents) < 3 else 1.0
     canvas, panels = _panels(
-        order_channels(data["channel"]), "N", "episodes to P(secret) = 1/2", height=1.55, left=0.9, bottom=bottom
+        order_channels(data["channel"]),
+        "N",
+        "episodes to P(secret) = 1/2",
+        height=1.55,
+        left=0.9,
+        bottom=bottom,
+        hspace=0.55,
     )
     N_range = np.array([data["N"].min(), data["N"].max()], dtype=float)
     known = data.loc[np.isfinite(data["e50"]) & (data["e50"] > 0), "e50"]
@@ -228,6 +234,7 @@ def draw_learning(data: pd.DataFrame, first_N: int) -> Canvas:
             axes.plot(rows["episodes"], mean, color=look.color, linestyle=line, linewidth=1.5, drawstyle="steps-post")
         axes.axhline(math.log2(first_N), color=INK, linestyle=":", linewidth=1)
         axes.set_ylim(lowest_bits(rows["absorbed_bits"], first_N), math.log2(first_N) * 1.08)
+        _use_few_labels(axes)
         _use_log(axes, "x")
     handles = [
         Line2D([], [], color=INK, linestyle="--", label="observed"),
@@ -283,10 +290,13 @@ def draw_prior(data: pd.DataFrame, first_N: int) -> Canvas:
         for environment, rows in data.groupby("env_type"):
             marker, color, shift = looks.get(str(environment), ("^", GRAY, 1.0))
             style: Style = {"color": color, "markersize": 5.5, "label": str(environment), "linestyle": ""}
-            axes.plot(rows["N"] * shift, rows[column], marker=marker, markerfacecolor="white", **style)
+            # Not clipped: a good prior lies on the axis.
+            style |= {"markerfacecolor": "white", "clip_on": False, "zorder": 4}
+            axes.plot(rows["N"] * shift, rows[column], marker=marker, **style)
         axes.axhline(limit, color=INK, linestyle="--", linewidth=1)
         axes.set(xlabel="N", title=title, ylim=(0, 1.15 * max(limit, float(data[column].max()))))
         _use_log(axes, "x")
+        axes.set_xticks(sorted(set(data["N"])))
     handles, labels = panels[0].get_legend_handles_labels()
     canvas.legend(handles, labels, loc="lower center", ncols=2)
     return canvas
@@ -296,7 +306,7 @@ def draw_leak(data: pd.DataFrame, first_N: int) -> Canvas:
     """Mean absorbed - mean observed against updates with its 99 % band, one panel a channel, for one N."""
     data = _of_N(data, first_N)
     names = order_channels(data["channel"])
-    canvas, panels = _panels(names, "update + 1", "absorbed − observed, bits", height=1.3, hspace=0.5, bottom=0.5)
+    canvas, panels = _panels(names, "update + 1", "absorbed − observed, bits", height=1.3, hspace=0.55, bottom=0.5)
     for channel, axes in panels:
         rows, look = data[(data["channel"] == channel).to_numpy()], channel_look(channel)
         x, mean = rows["update"] + 1, rows["mean_difference_bits"]
@@ -305,8 +315,15 @@ def draw_leak(data: pd.DataFrame, first_N: int) -> Canvas:
         axes.plot(x, mean, color=look.color, linewidth=1.5)
         axes.axhline(0, color=INK, linewidth=1)
         axes.set_ylim(top=max(0.5, float((mean + half).max()) * 1.1))
+        _use_few_labels(axes)
         _use_log(axes, "x")
     return canvas
+
+
+def _use_few_labels(axes: Axes) -> None:
+    """At most five labels up an axis of bits, in whole bits where these suffice."""
+    axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: format_number(value)))
 
 
 def _of_N(data: pd.DataFrame, N: int) -> pd.DataFrame:
@@ -345,7 +362,7 @@ def _panels(
     """One titled panel a channel, empty places left blank; labels stand once, below and at the left."""
     columns = min(columns, len(channels))
     rows = math.ceil(len(channels) / columns)
-    canvas, axes = _place(rows, columns, height, **({"wspace": 0.25} | margins))
+    canvas, axes = _place(rows, columns, height, **({"wspace": 0.27} | margins))
     for place, panel in enumerate(axes):
         panel.set_visible(place < len(channels))
         if place < len(channels):

@@ -12,6 +12,9 @@ from memrl.analysis.style import agent_label, channel_label, sort_for_readers
 from memrl.analysis.wording import format_estimate, format_number
 
 _MOST_FAILED_ROWS = 200
+_TESTED = ("overhead", "per_secret", "delta_aic", "p_overhead", "p_power")
+"""What the test of an exponent against an overhead says."""
+
 _LABELS = {
     "agent": "agent",
     "channel": "channel",
@@ -105,8 +108,9 @@ def tabulate_scaling(scaling: pd.DataFrame) -> Table | None:
     )
     if "conclusion" in data:
         data["conclusion"] = data["conclusion"].fillna("–")
-    names = ["agent", "channel", "range", "num_left_out", "exponent", "overhead", "per_secret"]
-    names += ["delta_aic", "p_overhead", "p_power", "conclusion"]
+        # Where nothing grows, both models fit a constant, and what else they say is noise.
+        data.loc[(data["conclusion"] == "flat").to_numpy(), list(_TESTED)] = np.nan
+    names = ["agent", "channel", "range", "num_left_out", "exponent", *_TESTED, "conclusion"]
     return tabulate(data, [name for name in names if name in data])
 
 

@@ -30,6 +30,7 @@ from memrl.analysis.estimate import build_ledger
 from memrl.analysis.resample import draw_weights, percentile_interval
 from memrl.analysis.scaling import arrange_by_seed, group_medians
 from memrl.analysis.selection import hold_out_settings
+from memrl.analysis.style import channel_label
 from memrl.analysis.wording import format_estimate
 
 Outcome = Literal["supported", "refuted", "undecided"]
@@ -123,8 +124,8 @@ def judge_binary(chosen: pd.DataFrame, known: tuple[np.ndarray, np.ndarray]) -> 
     if outcomes == {"supported"}:
         outcome = "supported"
     sentence = (
-        f"At N = {int(ledger['N'])} a binary episode taught {format_estimate(*rate)} bits, "
-        f"and exploration makes up {format_estimate(*(100 * x for x in share))} % of what is missing to 1 bit."
+        f"At N = {int(ledger['N'])} an episode with a binary reward taught {format_estimate(*rate)} bits, and "
+        f"{format_estimate(*(100 * x for x in share))} % of what is missing to 1 bit was lost to exploration."
     )
     return Verdict("H1", outcome, sentence, rate[0], rate[1], rate[2], FAR_BELOW_A_BIT)
 
@@ -152,8 +153,8 @@ def judge_bins(chosen: pd.DataFrame) -> Verdict:
     if not several.any():
         found = ", ".join(f"{b:g}" for b in np.unique(keys["reward_bins"].astype(float))) or "none"
         sentence = (
-            "It takes three or more numbers of bins, each identifying the secret, at one N; found "
-            f"{found}{' over all N' if found != 'none' else ''}."
+            "It takes three or more numbers of bins at one N, each of which pays its highest reward for the secret "
+            f"alone; over all N the sweep has {found}."
         )
         return Verdict("H2", "undecided", sentence)
     bins = keys["reward_bins"].to_numpy(dtype=float)
@@ -161,14 +162,18 @@ def judge_bins(chosen: pd.DataFrame) -> Verdict:
     reached = np.bincount(series, weights=~(np.isfinite(point) & (point > 0)), minlength=len(several)) == 0
     rows = (several & reached)[series]
     if not rows.any():
-        sentence = "At every N a number of bins did not reach the median of P(secret) = 0.9."
+        sentence = (
+            "It takes the median run to P(secret) = 0.9 with three or more numbers of bins at one N; at every N that "
+            "has them, fewer than half of the runs got there with one of these."
+        )
         return Verdict("H2", "undecided", sentence)
     with np.errstate(divide="ignore"):
         log_rates = -np.log(np.column_stack([point, resampled])[rows])
     value, lower, upper = _value_and_interval(pooled_slope(np.log(np.log2(bins[rows])), log_rates, series[rows]))
+    found = ", ".join(f"{N}" for N in np.unique(keys["N"].to_numpy()[rows]))
     sentence = (
-        f"Over B = {bins[rows].min():g} to {bins[rows].max():g} bits per episode grow as a power of log₂ B "
-        f"with exponent {format_estimate(value, lower, upper)}; linear means 1."
+        f"From B = {bins[rows].min():g} to {bins[rows].max():g} at N = {found} the bits per episode go as log₂ B to "
+        f"the power {format_estimate(value, lower, upper)}; linear growth has the power 1."
     )
     return Verdict("H2", decide(lower, upper, LINEAR), sentence, value, lower, upper, LINEAR)
 
@@ -177,12 +182,13 @@ def judge_per_step(chosen: pd.DataFrame) -> Verdict:
     """H3, from E50 of per_bit (credit per step) over E50 of SFT in the same env where there is one."""
     has_own = (chosen["channel"] == "multi_step/sft").any()
     channels = ["per_bit", "multi_step/sft" if has_own else "sft"]
+    names = [channel_label(channel) for channel in channels]
     cells = chosen[chosen["channel"].isin(channels)].reset_index(drop=True)
     condition, keys = number_groups(cells, ["channel", "N", "model"])
     pairs = keys.pivot_table(index=["N", "model"], columns="channel", values="N", aggfunc="size", dropna=False)
     both = pairs.dropna().index if set(channels) <= set(pairs.columns) else pairs.index[:0]
     if not len(both):
-        return Verdict("H3", "undecided", f"It takes finished cells of {channels[0]} and of {channels[1]} at one N.")
+        return Verdict("H3", "undecided", f"It takes finished cells of {names[0]} and of {names[1]} at one N.")
     point, resampled = group_medians(cells, condition, len(keys))
     medians = np.column_stack([point, resampled])
     usable = pd.MultiIndex.from_frame(keys[["N", "model"]]).isin(both) & (point > 0)
@@ -193,8 +199,8 @@ def judge_per_step(chosen: pd.DataFrame) -> Verdict:
         float(np.exp(x)) for x in _value_and_interval(np.nan_to_num(logs, nan=np.inf, posinf=np.inf))
     )
     sentence = (
-        f"Per-bit reward took {format_estimate(value, lower, upper)} times the episodes of {channels[1]} "
-        f"to reach P(secret) = 1/2, the geometric mean over {len(both)} N."
+        f"With a reward for each bit it took {format_estimate(value, lower, upper)} times the episodes of {names[1]} "
+        f"to reach P(secret) = 1/2 (geometric mean over {len(both)} N)."
     )
     return Verdict("H3", decide(lower, upper, AS_EFFICIENT), sentence, value, lower, upper, AS_EFFICIENT)
 
@@ -214,18 +220,19 @@ def judge_rank(cells: pd.DataFrame) -> Verdict:
     whole = several & (np.bincount(series, weights=~reached, minlength=len(several)) == 0)
     usable = whole[series]
     left_out = (
-        f"{several.sum() - whole.sum()} of {several.sum()} (channel, N) left out: a rank did not reach its median"
+        f"{several.sum() - whole.sum()} of {several.sum()} are left out, where the median run did not get there "
+        "at some rank"
     )
     if whole.sum() < _MOST_LEFT_OUT * several.sum():
-        return Verdict("H4", "undecided", f"Too few ranks can be compared ({left_out}).")
+        return Verdict("H4", "undecided", f"Too few combinations of channel and N can be compared: {left_out}.")
     ranks = keys["lora_rank"].to_numpy(dtype=float)[usable]
     with np.errstate(divide="ignore"):
         logs = np.log(np.column_stack([point, resampled])[usable])
     slopes = pooled_slope(np.log(ranks), logs, series[usable])
     value, lower, upper = _ratio_of_ends(slopes, ranks)
     sentence = (
-        f"E50 at rank {ranks.min():g} is {format_estimate(value, lower, upper)} times that at rank {ranks.max():g} "
-        f"({whole.sum()} combinations of channel and N{'; ' + left_out if whole.sum() < several.sum() else ''})."
+        f"E50 at rank {ranks.min():g} is {format_estimate(value, lower, upper)} times that at rank {ranks.max():g}, "
+        f"over {whole.sum()} combinations of channel and N{f' ({left_out})' if whole.sum() < several.sum() else ''}."
     )
     return Verdict("H4", decide(lower, upper, SAME_EPISODES), sentence, value, lower, upper, SAME_EPISODES)
 
@@ -244,14 +251,18 @@ def judge_learning_rate(cells: pd.DataFrame) -> Verdict:
         return Verdict("H5", "undecided", "It takes finished RL cells at two or more ranks and three or more rates.")
     best, at_edge = _best_rates(cells, condition, keys["learning_rate"].to_numpy(dtype=float), block, len(ranks))
     if at_edge[tried].mean() > _MOST_LEFT_OUT:
-        sentence = f"The best rate is the smallest or largest tried in {at_edge[tried].sum()} of {tried.sum()} groups."
+        sentence = (
+            f"The best learning rate is the smallest or largest that was tried in {at_edge[tried].sum()} of "
+            f"{tried.sum()} combinations of channel, N and rank, so that it may lie beyond."
+        )
         return Verdict("H5", "undecided", sentence)
     lora_ranks = ranks["lora_rank"].to_numpy(dtype=float)[tried]
     slopes = pooled_slope(np.log(lora_ranks), np.log(best[tried]), series[tried])
     value, lower, upper = _ratio_of_ends(slopes, lora_ranks)
     sentence = (
         f"The best learning rate at rank {lora_ranks.min():g} is {format_estimate(value, lower, upper)} times that "
-        f"at rank {lora_ranks.max():g} ({tried.sum()} combinations of channel, N and rank)."
+        f"at rank {lora_ranks.max():g}, over {tried.sum()} combinations of channel, N and rank (in "
+        f"{at_edge[tried].sum()} of them it is the smallest or largest that was tried)."
     )
     return Verdict("H5", decide(lower, upper, SAME_RATE), sentence, value, lower, upper, SAME_RATE)
 

@@ -148,7 +148,8 @@ def test_one_cell_is_enough(sweep, tmp_path):
     source, target = TableStore(str(sweep)), TableStore(str(tmp_path))
     target.create()
     cells = source.read("episodes_to_memorize")
-    target.append("episodes_to_memorize", cells.filter(pc.equal(cells["channel"], "binary")).slice(0, 1))
+    binary = pc.and_(pc.equal(cells["channel"], "binary"), pc.equal(cells["agent"], "lora"))
+    target.append("episodes_to_memorize", cells.filter(binary).slice(0, 1))
     target.append("curves", source.read("curves"))
     page = write_report(str(tmp_path)).read_text("utf-8")
     assert re.findall(r'class="outcome (\w+)">', page) == ["undecided"] * 5

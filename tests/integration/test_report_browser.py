@@ -78,9 +78,19 @@ def count_drawn(page, name):
     )
 
 
+def find_cut_off(page):
+    """Titles of plots that are drawn wider than their place on the page."""
+    return page.eval_on_selector_all(
+        ".plot",
+        "plots => plots.filter(p => p.querySelector('.main-svg').getBoundingClientRect().width > p.clientWidth + 1)"
+        ".map(p => p.getAttribute('aria-label'))",
+    )
+
+
 def test_every_figure_is_drawn(open_page):
     page = open_page()
     assert {name: count_drawn(page, name) for name in PLOTS} == PLOTS
+    assert find_cut_off(page) == []
 
 
 @pytest.mark.parametrize("options", [{"viewport": {"width": 400, "height": 800}}, {"color_scheme": "dark"}])
@@ -91,6 +101,7 @@ def test_narrow_and_dark_pages_draw_too_and_do_not_overflow(open_page, options):
     assert width <= window
     inside = "plots => plots.every(p => p.getBoundingClientRect().right <= window.innerWidth)"
     assert page.eval_on_selector_all(".plot", inside)
+    assert find_cut_off(page) == []
 
 
 def test_another_N_is_one_choice_away_by_keyboard(open_page):

@@ -8,7 +8,7 @@ function color(name) {
   return getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 }
 
-/* What all plots share. Plots are drawn in ink on paper; a dark page turns both around. */
+/* What all plots share. Plots are drawn in ink on paper; a dark page turns both around, bands in ink included. */
 function completeLayout(layout, height) {
   const axis = {
     automargin: true, gridcolor: color("--grid"), linecolor: color("--soft"), zeroline: false, showline: true,
@@ -16,7 +16,7 @@ function completeLayout(layout, height) {
   };
   const styled = {
     height,
-    margin: { l: 48, r: 14, t: 10, b: layout.showlegend ? 84 : 42 },
+    margin: { l: 48, r: 18, t: 10, b: layout.showlegend ? 84 : 42 },
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
     font: { family: color("--sans"), size: 12, color: color("--ink") },
     hovermode: "closest", hoverlabel: { align: "left", bgcolor: color("--panel"), font: { color: color("--ink") } },
@@ -30,7 +30,8 @@ function completeLayout(layout, height) {
 }
 
 function inInk(value) {
-  return JSON.parse(JSON.stringify(value).replaceAll(INK, color("--ink")));
+  const ink = color("--ink"), channels = (hex) => [1, 3, 5].map((i) => parseInt(hex.slice(i, i + 2), 16)).join(",");
+  return JSON.parse(JSON.stringify(value).replaceAll(INK, ink).replaceAll(`rgba(${channels(INK)},`, `rgba(${channels(ink)},`));
 }
 
 async function drawFigure(figure, index) {
@@ -38,8 +39,8 @@ async function drawFigure(figure, index) {
   panels.querySelectorAll(".plot").forEach((plot) => Plotly.purge(plot));
   panels.replaceChildren();
   panels.classList.toggle("wide", figures[name][index].plots[0].is_wide);
-  for (const spec of figures[name][index].plots) {
-    if (figure.turn !== turn) return; // the reader chose again meanwhile
+  // All panels stand before the first plot is drawn: a plot takes the width that its panel has then.
+  const plots = figures[name][index].plots.map((spec) => {
     const panel = document.createElement("div"), plot = document.createElement("div");
     panel.className = "panel";
     if (spec.title) {
@@ -53,6 +54,10 @@ async function drawFigure(figure, index) {
     plot.style.height = `${spec.height}px`;
     panel.append(plot);
     panels.append(panel);
+    return [plot, spec];
+  });
+  for (const [plot, spec] of plots) {
+    if (figure.turn !== turn) return; // the reader chose again meanwhile
     await Plotly.newPlot(plot, inInk(spec.traces), completeLayout(inInk(spec.layout), spec.height), {
       responsive: true, displaylogo: false, modeBarButtonsToRemove: ["lasso2d", "select2d", "autoScale2d"],
     });
