@@ -44,7 +44,8 @@ def list_notices(summary: Summary) -> list[str]:
         )
     if len(summary.failed):
         first = str(summary.failed["error"].iloc[0])
-        notices.append(f"{len(summary.failed):,} cells failed and are listed below; the first: {first}")
+        failed = "1 cell failed and is" if len(summary.failed) == 1 else f"{len(summary.failed):,} cells failed and are"
+        notices.append(f"{failed} listed below; the first: {first}")
     leaks = summary.leaks[(summary.leaks["verdict"] == "leak").to_numpy()] if len(summary.leaks) else summary.leaks
     for row in leaks.to_dict("records"):
         notices.append(

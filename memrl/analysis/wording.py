@@ -8,11 +8,14 @@ def format_estimate(value: float, lower: float, upper: float) -> str:
 
     >>> format_estimate(0.01234, 0.009, float("inf")), format_estimate(float("inf"), 120, float("inf"))
     ('0.0123 [0.009, ∞)', 'more than 120')
+    >>> format_estimate(1.5, -float("inf"), 2.0)
+    '1.5 (−∞, 2]'
     """
     if np.isinf(value) and value > 0:
         return f"more than {format_number(lower)}" if np.isfinite(lower) else "not reached"
+    start = "(−∞" if np.isneginf(lower) else f"[{format_number(lower)}"
     end = "∞)" if np.isinf(upper) else f"{format_number(upper)}]"
-    return f"{format_number(value)} [{format_number(lower)}, {end}"
+    return f"{format_number(value)} {start}, {end}"
 
 
 def format_number(value: float, digits: int = 3) -> str:

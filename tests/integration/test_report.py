@@ -113,7 +113,7 @@ def test_table_holds_every_setting(sweep, report):
 def test_half_finished_sweep_says_so_and_failed_cells_are_listed(report):
     _, page = report
     assert "This sweep is not finished: 385 of 500 cells have a row." in page
-    assert "1 cells failed" in page
+    assert "1 cell failed and is listed below" in page
     assert "RuntimeError: &lt;b&gt;loss&lt;/b&gt; is not finite" in page
     assert "<b>loss</b>" not in page
 

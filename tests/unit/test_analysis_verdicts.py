@@ -1,5 +1,8 @@
 """Verdicts: the rule, and each hypothesis on processes that were made to support, refute or leave it open."""
 
+from collections import Counter
+from pathlib import Path
+
 import numpy as np
 import pytest
 from simulated_sweep import simulate_sweep
@@ -16,6 +19,9 @@ from memrl.analysis.verdicts import (
     judge_rank,
     pooled_slope,
 )
+from memrl.sweep.grid import load_grid
+from memrl.task.reward import build_channel
+from memrl.theory.capacity import channel_capacity
 
 
 def measure(**grid):
@@ -71,6 +77,23 @@ def test_bins_that_learn_in_proportion_support_h2():
     assert verdict.outcome == "supported"
     assert verdict.lower <= 1.08 <= verdict.upper
     assert judge_bins(chosen[chosen["reward_bins"] != 4].reset_index(drop=True)).outcome == "undecided"
+
+
+def test_bitrate_grid_can_decide_h2():
+    cells = load_grid("bitrate", Path(__file__).parents[2] / "sweeps" / "grids").cells().values()
+    binned = [c for c in cells if c.reward_type == "binned_distance" and c.binning == "log"]
+    bins = {(cell.N, cell.reward_bins): cell for cell in binned}
+    identifiable = [N for (N, _), cell in bins.items() if channel_capacity(build_channel(cell)).identifiable]
+    assert Counter(identifiable) == {16: 3, 64: 3, 256: 2}
+
+
+def test_h2_says_that_it_is_open_where_runs_are_too_few():
+    grid = {"Ns": (64,), "processes": ("binned-2", "binned-4", "binned-8"), "ranks": (8,), "rates": (3e-3,)}
+    _, chosen, _ = measure(**grid, num_seeds=4)
+    slow = ((chosen["reward_bins"] == 8) & (chosen["seed"] < 2)).to_numpy()
+    verdict = judge_bins(chosen.assign(e90_censored=chosen["e90_censored"] | slow))
+    assert verdict.outcome == "undecided"
+    assert verdict.sentence.endswith("fewer than half got to 0.9.")
 
 
 def test_bins_that_make_no_difference_refute_h2():
