@@ -16,7 +16,8 @@ import numpy as np
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from memrl.policy import decoder
+from memrl.policy.compiled_decoder import CompiledDecoderNetwork
+from memrl.policy.decoder import DecoderNetwork
 from memrl.policy.hugging_face import HuggingFaceNetwork
 
 
@@ -60,22 +61,17 @@ class Fed:
     Attributes:
         prompts: prompt tokens of each cell, int64 (cells,).
         levels: fed nodes of each cell, one int64 (cells,) a level.
-        computed: (cells, positions) that were computed, padding included: the prompts, then each level.
+        num_computed: tokens that were computed, padding included.
     """
 
     prompts: np.ndarray
     levels: list[np.ndarray] = field(default_factory=list)
-    computed: list[tuple[int, int]] = field(default_factory=list)
+    num_computed: int = 0
 
     @property
     def num_real(self) -> int:
         """Tokens that an update needs."""
         return int(self.prompts.sum() + sum(level.sum() for level in self.levels))
-
-    @property
-    def num_computed(self) -> int:
-        """Tokens that were computed, padding included."""
-        return sum(cells * width for cells, width in self.computed)
 
 
 @dataclass(frozen=True)
@@ -134,19 +130,22 @@ def _count_seen(fed: Fed) -> tuple[float, float]:
 def watch_walks() -> Iterator[list[Fed]]:
     """Notes what every walk inside the block feeds to its network; the list grows by one entry a walk."""
     walks: list[Fed] = []
-    classes: list[Any] = [decoder.DecoderNetwork, HuggingFaceNetwork]
+    classes: list[Any] = [CompiledDecoderNetwork, DecoderNetwork, HuggingFaceNetwork]
     before = [(cls, cls.prefill, cls.extend) for cls in classes]
 
     def watch(cls: Any, prefill: Any, extend: Any) -> None:
+        pads = cls is not CompiledDecoderNetwork
+
         def prefill_watched(self: Any) -> Tensor:
-            real = self._tree._real
-            walks.append(Fed(real.sum(1).cpu().numpy(), computed=[tuple(real.shape)]))
+            lengths = self._tree._real.sum(1).cpu().numpy() if pads else self._rows.prompt_lengths
+            walks.append(Fed(lengths, num_computed=self._tree._real.numel() if pads else int(lengths.sum())))
             return prefill(self)
 
-        def extend_watched(self: Any, tokens: Tensor, parents: Tensor, cell: Tensor, slot: Tensor) -> Tensor:
-            walks[-1].levels.append(np.bincount(cell.cpu().numpy(), minlength=len(tokens)))
-            walks[-1].computed.append((tokens.shape[0], tokens.shape[1]))
-            return extend(self, tokens, parents, cell, slot)
+        def extend_watched(self: Any, tokens: np.ndarray, parents: np.ndarray, cell: np.ndarray) -> Tensor:
+            walk, nodes = walks[-1], np.bincount(cell, minlength=len(walks[-1].prompts))
+            walk.levels.append(nodes)
+            walk.num_computed += int(nodes.max()) * len(nodes) if pads else len(tokens)
+            return extend(self, tokens, parents, cell)
 
         cls.prefill, cls.extend = prefill_watched, extend_watched
 

@@ -150,12 +150,19 @@ def profile_updates(update: Any, seconds: float, plain_s: float) -> Row:
 
 _REGION = "memrl: "
 
-_WHOLE = ("sampling", "rewards", "advantages", "observer", "recording", "Adam")
-"""Regions whose time counts as theirs, whatever they call."""
-
-_ATTENTION = "attention"
-
-CATEGORIES = ("base matmul", "adapter matmul", _ATTENTION, "elementwise, copies", *_WHOLE, "Python, numpy")
+CATEGORIES = (
+    "base matmul",
+    "adapters",
+    "attention",
+    "elementwise, copies",
+    "sampling",
+    "rewards",
+    "advantages",
+    "observer",
+    "recording",
+    "Adam",
+    "Python, numpy",
+)
 
 _MATMUL = ("aten::mm", "aten::addmm", "aten::addmm_", "mkldnn::", "aten::linear")
 
@@ -168,13 +175,13 @@ def classify(event: Any) -> str:
         chain.append(parent.name)
         parent = parent.cpu_parent
     regions = [name.removeprefix(_REGION) for name in chain if name.startswith(_REGION)]
-    whole = next((name for name in regions if name in _WHOLE), None)
-    if whole:
-        return whole
-    if _ATTENTION in regions or any("scaled_dot_product" in name for name in chain):
-        return _ATTENTION
+    named = next((name for name in regions if name in CATEGORIES), None)
+    if named:
+        return named
+    if any("scaled_dot_product" in name for name in chain):
+        return "attention"
     if any("bmm" in name for name in chain):
-        return "adapter matmul"
+        return "adapters"
     if any(name.startswith(_MATMUL) for name in chain):
         return "base matmul"
     return "Python, numpy" if chain[0].startswith(_REGION) else "elementwise, copies"
@@ -182,13 +189,23 @@ def classify(event: Any) -> str:
 
 def list_regions() -> list[tuple[Any, str, str]]:
     """What is timed by name: owner, attribute and category."""
+    import torch
+
     from memrl.learning import pack
     from memrl.learning.learner import Learner
     from memrl.policy import decoder
     from memrl.policy.adapter_pack import AdapterPack
+    from memrl.policy.kernels import load_kernels
     from memrl.rollout.in_process import InProcessSampler
     from memrl.theory.observer import PackObserver
 
+    kernels = {
+        "adapt": "adapters",
+        "adapt_backward": "adapters",
+        "attend": "attention",
+        "attend_backward": "attention",
+        **dict.fromkeys(("norm", "norm_backward", "rotate", "gate", "gate_backward"), "elementwise, copies"),
+    }
     return [
         (InProcessSampler, "split", "sampling"),
         (InProcessSampler, "pick_illegal", "sampling"),
@@ -200,7 +217,8 @@ def list_regions() -> list[tuple[Any, str, str]]:
         (pack.Pack, "drain", "recording"),
         (AdapterPack, "step", "Adam"),
         (AdapterPack, "gradient_norms", "Adam"),
-        (decoder._Layer, "_backward_attention", _ATTENTION),
+        (decoder._Layer, "_backward_attention", "attention"),
+        *((load_kernels(torch.float32), name, category) for name, category in kernels.items()),
     ]
 
 

@@ -16,30 +16,22 @@ import torch
 from torch import Tensor, nn
 
 from memrl.config import TrainConfig
+from memrl.policy.kernels import load_kernels
 
 _ADAPTER_STREAM = 0xADA97E
 """Keeps the adapters' random numbers apart from every other stream of the same cell."""
 
 
-_BLOCK_ELEMENTS = 1 << 16
-"""Elements of a block of Adam's update: four tensors of them fit a core's cache."""
-
-
-def _update_block(
-    parameters: Tensor,
-    gradient: Tensor,
-    moment1: Tensor,
-    moment2: Tensor,
-    decay1: Tensor,
-    keep2: Tensor,
-    root2: Tensor,
-    epsilon: Tensor,
-    negative_step: Tensor,
+def _update_adam(
+    parameters: Tensor, gradient: Tensor, moment1: Tensor, moment2: Tensor, constants: Sequence[Tensor]
 ) -> None:
-    """Adam's update of some cells, (cells, parameters), in place, with each cell's constants, (cells, 1)."""
+    """Adam's update in place, (cells, parameters), with each cell's constants, (cells,); clears the gradient.
+
+    The constants are 1 - beta1, beta2, 1 - beta2, epsilon and minus the step size, the last two corrected for bias.
+    """
+    decay1, keep2, decay2, epsilon, negative_step = (c.to(parameters)[:, None] for c in constants)
     moment1.lerp_(gradient, decay1)
-    scaled = gradient.mul_(root2)
-    moment2.mul_(keep2).addcmul_(scaled, scaled)
+    moment2.mul_(keep2).addcmul_(gradient * decay2, gradient)
     denominator = torch.sqrt(moment2, out=gradient).add_(epsilon)
     parameters.addcmul_(torch.div(moment1, denominator, out=denominator), negative_step)
     gradient.zero_()
@@ -188,15 +180,13 @@ class AdapterPack:
         rate, beta1, beta2, epsilon = self._hyper.unbind(1)
         correction2 = (1.0 - beta2**t).sqrt()
         step_size = rate / (1.0 - beta1**t) * correction2
-        columns = (1 - beta1, beta2, (1 - beta2).sqrt(), epsilon * correction2, -step_size)
+        constants = (1 - beta1, beta2, 1 - beta2, epsilon * correction2, -step_size)
         tensors = (self.parameters, self.gradient, self._moment1, self._moment2)
-        constants = (column.to(self.parameters)[:, None] for column in columns)
-        # A few cells at a time, so that the passes over a block find it in the cache.
-        rows = (
-            max(1, _BLOCK_ELEMENTS // self._num_parameters) if self.parameters.device.type == "cpu" else self.num_cells
-        )
-        for block in zip(*(t.split(rows) for t in (*tensors, *constants)), strict=True):
-            _update_block(*block)
+        library = load_kernels(self.parameters.dtype) if self.parameters.device.type == "cpu" else None
+        if library is None:
+            _update_adam(*tensors, constants)
+        else:
+            library.update_adam(*self.parameters.shape, torch.stack(constants, 1).to(self.parameters), *tensors)
 
     def keep(self, cells: np.ndarray) -> None:
         """Shrinks the pack to the given cells (indices, ascending), and to their largest rank."""

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from transformers import LlamaForCausalLM, PreTrainedModel, Qwen3ForCausalLM
 
 from memrl.policy.adapter_pack import AdapterPack, Slot
-from memrl.policy.network import PromptTree
+from memrl.policy.network import PaddedTree
 
 
 def is_supported(model: PreTrainedModel) -> bool:
@@ -267,7 +267,7 @@ class DecoderNetwork:
         self._embedding = body.embed_tokens.weight.detach()
         head: Any = model.get_output_embeddings()
         self._head = head.weight.detach()
-        self._tree = PromptTree(prompts, model.device)
+        self._tree = PaddedTree(prompts, model.device)
         positions = torch.arange(model.config.max_position_embeddings, device=model.device)[None]
         self._cos, self._sin = (t[0] for t in body.rotary_emb(self._embedding, positions))
         self._attached: Tensor | None = None
@@ -293,10 +293,10 @@ class DecoderNetwork:
         cell = torch.arange(len(ids), device=ids.device)
         return self._forward(ids, visible, positions, cell, torch.full_like(cell, ids.shape[1] - 1))
 
-    def extend(self, tokens: Tensor, parents: Tensor, cell: Tensor, slot: Tensor) -> Tensor:
+    def extend(self, tokens: np.ndarray, parents: np.ndarray, cell: np.ndarray) -> Tensor:
         """See PackedNetwork.extend."""
-        visible, positions = self._tree.grow(parents)
-        return self._forward(tokens, visible, positions, cell, slot)
+        level = self._tree.grow(tokens, parents, cell)
+        return self._forward(level.ids, level.visible, level.positions, level.cell, level.slot)
 
     def keep(self, cells: np.ndarray) -> None:
         """See PackedNetwork.keep."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
 from memrl.policy.adapter_pack import AdapterPack
-from memrl.policy.network import PromptTree
+from memrl.policy.network import PaddedTree
 
 
 class _Adapted(torch.autograd.Function):
@@ -73,7 +73,7 @@ class HuggingFaceNetwork:
     def __init__(self, model: PreTrainedModel, prompts: Sequence[Sequence[int]], adapters: AdapterPack) -> None:
         self._model: Any = model
         self._adapters = adapters
-        self._tree = PromptTree(prompts, model.device)
+        self._tree = PaddedTree(prompts, model.device)
         linears = {name: model.get_submodule(name) for name in adapters.slots}
         self._layers = {name: PackedLinear(m) for name, m in linears.items() if isinstance(m, nn.Linear)}
         self._keys_values = DynamicCache()
@@ -92,10 +92,10 @@ class HuggingFaceNetwork:
         ids, visible, positions = self._tree.start()
         return self._forward(ids, visible, positions, logits_to_keep=1)[:, 0]
 
-    def extend(self, tokens: Tensor, parents: Tensor, cell: Tensor, slot: Tensor) -> Tensor:
+    def extend(self, tokens: np.ndarray, parents: np.ndarray, cell: np.ndarray) -> Tensor:
         """See PackedNetwork.extend."""
-        visible, positions = self._tree.grow(parents)
-        return self._forward(tokens, visible, positions)[cell, slot]
+        level = self._tree.grow(tokens, parents, cell)
+        return self._forward(level.ids, level.visible, level.positions)[level.cell, level.slot]
 
     def backpropagate(self, loss: Tensor) -> None:
         """See PackedNetwork.backpropagate."""

@@ -6,6 +6,7 @@ episodes of a cell, with gradient, and so is every beginning that answers share.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -20,17 +21,17 @@ class PackedNetwork(Protocol):
         """Begins a walk: computes every prompt; returns the logits after each, (cells, vocabulary)."""
         ...
 
-    def extend(self, tokens: Tensor, parents: Tensor, cell: Tensor, slot: Tensor) -> Tensor:
+    def extend(self, tokens: np.ndarray, parents: np.ndarray, cell: np.ndarray) -> Tensor:
         """Feeds one level of the tree.
 
         Args:
-            tokens: token ids, (cells, nodes); padded to the widest cell with any token.
-            parents: slot of each node's parent in the level before, 0 at the first level; (cells, nodes).
-            cell: the cell of each real node, (rows,).
-            slot: its place among the cell's nodes, (rows,).
+            tokens: token ids, int64 (nodes,).
+            parents: the node of the level before that each follows, by its place in that level; at the first level
+                the cell, whose prompt it follows. int64 (nodes,).
+            cell: the cell of each node, ascending; int64 (nodes,).
 
         Returns:
-            logits after each real node, (rows, vocabulary), in the order of `cell` and `slot`.
+            logits after each node, (nodes, vocabulary).
         """
         ...
 
@@ -43,10 +44,10 @@ class PackedNetwork(Protocol):
         ...
 
 
-class PromptTree:
-    """Which positions see which, and where they stand; the bookkeeping that every network shares.
+class PaddedTree:
+    """A pack's prompts and levels as tensors of one width a cell: which positions see which, and where they stand.
 
-    Prompts of unlike length are padded on the left, so that each ends at the same place.
+    Prompts of unlike length are padded on the left, so that each ends at the same place; levels on the right.
 
     Args:
         prompts: token ids of each cell's prompt.
@@ -62,8 +63,11 @@ class PromptTree:
             ids[row, longest - len(prompt) :] = torch.tensor(prompt)
             real[row, longest - len(prompt) :] = True
         self._ids, self._real = ids.to(device), real.to(device)
-        self._visible = self._real[:, None, :]
-        self._depth = 0
+        self._begin()
+
+    def _begin(self) -> None:
+        self._visible, self._depth = self._real[:, None, :], 0
+        self._slot = np.zeros(len(self._real), dtype=np.int64)
 
     def keep(self, cells: np.ndarray) -> None:
         """Shrinks to the given cells, and drops padding that none of them needs."""
@@ -74,18 +78,42 @@ class PromptTree:
 
     def start(self) -> tuple[Tensor, Tensor, Tensor]:
         """The prompts: token ids (cells, length), visible (cells, length, length), positions (cells, length)."""
+        self._begin()
         length = self._ids.shape[1]
         causal = torch.ones((length, length), dtype=torch.bool, device=self._device).tril()
         visible = (causal & self._real[:, None, :]) | torch.eye(length, dtype=torch.bool, device=self._device)
-        self._visible, self._depth = self._real[:, None, :], 0
         return self._ids, visible, (self._real.cumsum(1) - 1).clamp(min=0)
 
-    def grow(self, parents: Tensor) -> tuple[Tensor, Tensor]:
-        """One more level: visible (cells, nodes, positions so far and these), positions (cells, nodes)."""
-        cells, nodes = parents.shape
-        seen = self._visible.gather(1, parents[:, :, None].expand(-1, -1, self._visible.shape[2]))
+    def grow(self, tokens: np.ndarray, parents: np.ndarray, cell: np.ndarray) -> "PaddedLevel":
+        """One more level; the arguments are those of `PackedNetwork.extend`."""
+        before, self._slot = self._slot, np.arange(len(cell)) - np.searchsorted(cell, cell)
+        cells, nodes = len(self._ids), int(self._slot.max()) + 1
+        padded = np.zeros((2, cells, nodes), dtype=np.int64)
+        padded[:, cell, self._slot] = tokens, before[parents]
+        ids, follows = torch.from_numpy(padded).to(self._device)
+        seen = self._visible.gather(1, follows[:, :, None].expand(-1, -1, self._visible.shape[2]))
         itself = torch.eye(nodes, dtype=torch.bool, device=self._device).expand(cells, nodes, nodes)
         self._visible = torch.cat([seen, itself], dim=2)
         positions = (self._real.sum(1) + self._depth)[:, None].expand(cells, nodes)
         self._depth += 1
-        return self._visible, positions
+        where = (torch.from_numpy(a).to(self._device) for a in (cell, self._slot))
+        return PaddedLevel(ids, self._visible, positions, *where)
+
+
+@dataclass(frozen=True)
+class PaddedLevel:
+    """One level of a padded tree.
+
+    Attributes:
+        ids: token ids, (cells, nodes).
+        visible: (cells, nodes, positions so far and these).
+        positions: (cells, nodes).
+        cell: the cell of each real node, (real nodes,).
+        slot: its place among the cell's nodes, (real nodes,).
+    """
+
+    ids: Tensor
+    visible: Tensor
+    positions: Tensor
+    cell: Tensor
+    slot: Tensor

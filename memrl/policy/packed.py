@@ -8,7 +8,10 @@ from transformers import PreTrainedModel
 from memrl.config import TrainConfig
 from memrl.policy import decoder
 from memrl.policy.adapter_pack import AdapterPack, find_linears
+from memrl.policy.checkpointed import CheckpointedNetwork, needs_checkpointing
+from memrl.policy.compiled_decoder import CompiledDecoderNetwork
 from memrl.policy.hugging_face import HuggingFaceNetwork
+from memrl.policy.kernels import load_kernels
 from memrl.policy.network import PackedNetwork
 
 
@@ -25,7 +28,12 @@ def build_network(
     dtype = torch.float64 if model.dtype == torch.float64 else torch.float32
     if decoder.is_supported(model):
         adapters = AdapterPack(decoder.group_linears(model), configs, dtype=dtype, device=str(model.device))
+        library = load_kernels(model.dtype) if model.device.type == "cpu" else None
+        if library is not None:
+            return CompiledDecoderNetwork(model, prompts, adapters, library), adapters
         return decoder.DecoderNetwork(model, prompts, adapters), adapters
-    groups = [{name: linear} for name, linear in find_linears(model).items()]
+    linears = find_linears(model)
+    groups = [{name: linear} for name, linear in linears.items()]
     adapters = AdapterPack(groups, configs, dtype=dtype, device=str(model.device))
-    return HuggingFaceNetwork(model, prompts, adapters), adapters
+    kind = CheckpointedNetwork if needs_checkpointing(linears.values(), prompts, configs) else HuggingFaceNetwork
+    return kind(model, prompts, adapters), adapters

@@ -63,14 +63,12 @@ class Level:
     Attributes:
         cell: the cell of each node, int64 (nodes,).
         node: its number in the forest, int64 (nodes,).
-        slot: its place among the cell's nodes of this level, int64 (nodes,).
         counts: episodes of each group that reached it, int64 (nodes, groups).
         path: edges from the root to it, int64 (nodes, depth).
     """
 
     cell: np.ndarray
     node: np.ndarray
-    slot: np.ndarray
     counts: np.ndarray
     path: np.ndarray
 
@@ -166,15 +164,13 @@ def walk_tries(network: PackedNetwork, forest: Forest, num_episodes: np.ndarray,
     cells = len(forest.root)
     ledger = _Ledger(forest.secret_path.shape[1])
     secret_log2 = np.zeros(cells)
-    level = Level(
-        np.arange(cells), forest.root, np.zeros(cells, np.int64), num_episodes, np.empty((cells, 0), dtype=np.int64)
-    )
+    level = Level(np.arange(cells), forest.root, num_episodes, np.empty((cells, 0), dtype=np.int64))
     logits = network.prefill()
     while True:
         parents, level = _visit(forest, level, logits, splitter, ledger, secret_log2)
         if not len(level.cell):
             break
-        logits = network.extend(*_pad_level(level, parents, cells, logits.device, ledger))
+        logits = network.extend(ledger.column("edge_token")[level.path[:, -1]], parents, level.cell)
     order = np.argsort(ledger.column("outcome_cell"), kind="stable")
     outcomes = Outcomes(*(ledger.column(n)[order] for n in ("guess", "steps_done", "well_formed")))
     path = ledger.column("outcome_path")[order]
@@ -200,7 +196,7 @@ def _visit(
     ledger: _Ledger,
     secret_log2: np.ndarray,
 ) -> tuple[np.ndarray, Level]:
-    """Splits one level's episodes, records edges and outcomes; returns the next level's parents' slots, and it."""
+    """Splits one level's episodes, records edges and outcomes; returns the next level's parents, and it."""
     dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
     device = logits.device
     logprobs = torch.log_softmax(logits.to(dtype), dim=-1)
@@ -234,9 +230,7 @@ def _visit(
     )
     _record_malformed(forest, level, logprobs, child, counts[:, :, -1], splitter, ledger)
     onward = forest.answer[following] < 0
-    cell = level.cell[row[onward]]
-    slot = np.arange(len(cell)) - np.searchsorted(cell, cell)
-    return level.slot[row[onward]], Level(cell, following[onward], slot, reached[onward], path[onward])
+    return row[onward], Level(level.cell[row[onward]], following[onward], reached[onward], path[onward])
 
 
 def _record_malformed(
@@ -272,15 +266,3 @@ def _record_malformed(
                 steps_done=np.array([step]),
                 well_formed=np.zeros(1, dtype=bool),
             )
-
-
-def _pad_level(
-    level: Level, parents: np.ndarray, cells: int, device: torch.device, ledger: _Ledger
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The level as (cells, widest) tensors of token ids and parents' slots, and where its nodes lie in them."""
-    shape = (cells, int(level.slot.max()) + 1)
-    tokens, slots = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
-    tokens[level.cell, level.slot] = ledger.column("edge_token")[level.path[:, -1]]
-    slots[level.cell, level.slot] = parents
-    tokens_, slots_, cell, slot = (torch.from_numpy(a).to(device) for a in (tokens, slots, level.cell, level.slot))
-    return tokens_, slots_, cell, slot

@@ -26,8 +26,10 @@ from transformers import (
 from memrl.config import TrainConfig
 from memrl.policy import decoder
 from memrl.policy.adapter_pack import AdapterPack, find_linears
+from memrl.policy.compiled_decoder import CompiledDecoderNetwork
 from memrl.policy.decoder import DecoderNetwork
 from memrl.policy.hugging_face import HuggingFaceNetwork
+from memrl.policy.kernels import load_kernels
 from memrl.policy.packed import build_network
 
 SIZES = {
@@ -70,9 +72,16 @@ def move_adapters(adapters):
     return adapters
 
 
-def pack_by_hand(model, cells=CELLS):
+def pack_padded(model, cells=CELLS):
     adapters = AdapterPack(decoder.group_linears(model), cells, dtype=model.dtype)
     return DecoderNetwork(model, PROMPTS, move_adapters(adapters)), adapters
+
+
+def pack_compiled(model, cells=CELLS):
+    library = load_kernels(model.dtype)
+    assert library is not None, "the tests need a C compiler"
+    adapters = AdapterPack(decoder.group_linears(model), cells, dtype=model.dtype)
+    return CompiledDecoderNetwork(model, PROMPTS, move_adapters(adapters), library), adapters
 
 
 def pack_by_autograd(model, cells=CELLS):
@@ -103,14 +112,13 @@ def list_paths():
 
 def walk_tree(network):
     """Log-probabilities after every prompt and every node: (3 + nodes, vocabulary), with gradient."""
-    logits = [network.prefill()]
+    logits, before = [network.prefill()], np.arange(3)
     for level in LEVELS:
-        cell = torch.tensor([c for c, _, _ in level])
-        slot = torch.tensor([sum(c == other for other, _, _ in level[:i]) for i, (c, _, _) in enumerate(level)])
-        tokens, parents = torch.zeros((2, 3, int(slot.max()) + 1), dtype=torch.long)
-        tokens[cell, slot] = torch.tensor([t for _, t, _ in level])
-        parents[cell, slot] = torch.tensor([p for _, _, p in level])
-        logits.append(network.extend(tokens, parents, cell, slot))
+        cell, tokens, slots = np.array(level).T
+        # Places in the level before; at the first level, where the level before is the prompts, the cell's own.
+        parents = np.searchsorted(before, cell) + slots
+        logits.append(network.extend(tokens, parents, cell))
+        before = cell
     return torch.log_softmax(torch.cat(logits), dim=-1)
 
 
@@ -176,16 +184,23 @@ SUPPORTED = [
     pytest.param(
         LlamaForCausalLM, LlamaConfig, {"tie_word_embeddings": True, "num_key_value_heads": 1}, id="llama-tied"
     ),
+    pytest.param(
+        LlamaForCausalLM, LlamaConfig, {"hidden_size": 36, "intermediate_size": 51, "head_dim": 10}, id="llama-odd"
+    ),
     pytest.param(Qwen3ForCausalLM, Qwen3Config, {}, id="qwen3"),
     pytest.param(Qwen3ForCausalLM, Qwen3Config, {"tie_word_embeddings": True}, id="qwen3-tied"),
 ]
 
 
+BY_HAND = [pytest.param(pack_padded, id="padded"), pytest.param(pack_compiled, id="compiled")]
+
+
+@pytest.mark.parametrize("build", BY_HAND)
 @pytest.mark.parametrize(("kind", "config", "more"), SUPPORTED)
-def test_decoder_and_autograd_agree_in_float64(monkeypatch, kind, config, more):
+def test_decoder_and_autograd_agree_in_float64(monkeypatch, kind, config, more, build):
     keep_norms_in_dtype(monkeypatch)
     model = build_model(kind, config, **more)
-    (by_hand, ours), (by_autograd, theirs) = pack_by_hand(model), pack_by_autograd(model)
+    (by_hand, ours), (by_autograd, theirs) = build(model), pack_by_autograd(model)
     got, expected = walk_tree(by_hand), walk_tree(by_autograd)
     assert float((got - expected).detach().abs().max()) <= 1e-10
     backpropagate(by_hand, got)
@@ -193,11 +208,12 @@ def test_decoder_and_autograd_agree_in_float64(monkeypatch, kind, config, more):
     assert largest_difference(read_gradients(ours), read_gradients(theirs)) <= 1e-10 * largest(read_gradients(theirs))
 
 
+@pytest.mark.parametrize("build", BY_HAND)
 @pytest.mark.parametrize(("kind", "config", "more"), SUPPORTED)
-def test_decoder_agrees_with_plain_passes_in_float64(monkeypatch, kind, config, more):
+def test_decoder_agrees_with_plain_passes_in_float64(monkeypatch, kind, config, more, build):
     keep_norms_in_dtype(monkeypatch)
     model = build_model(kind, config, **more)
-    network, adapters = pack_by_hand(model)
+    network, adapters = build(model)
     got = walk_tree(network)
     expected, gradients = compute_plainly(model, adapters)
     assert float((got.detach() - expected).abs().max()) <= 1e-10
@@ -205,11 +221,12 @@ def test_decoder_agrees_with_plain_passes_in_float64(monkeypatch, kind, config, 
     assert largest_difference(read_gradients(adapters), gradients) <= 1e-10 * largest(gradients)
 
 
+@pytest.mark.parametrize("build", BY_HAND)
 @pytest.mark.parametrize(("kind", "config", "more"), SUPPORTED)
-def test_decoder_in_float32_is_near_float64(monkeypatch, kind, config, more):
+def test_decoder_in_float32_is_near_float64(monkeypatch, kind, config, more, build):
     keep_norms_in_dtype(monkeypatch)
     model = build_model(kind, config, **more)
-    (double, exact), (single, rounded) = pack_by_hand(model), pack_by_hand(copy.deepcopy(model).float())
+    (double, exact), (single, rounded) = build(model), build(copy.deepcopy(model).float())
     expected, got = walk_tree(double), walk_tree(single)
     assert float((got - expected).detach().abs().max()) <= 1e-4
     for network, logprobs in ((double, expected), (single, got)):
@@ -250,7 +267,7 @@ def test_between_walks_the_base_model_is_the_plain_model():
     torch.testing.assert_close(model(input_ids=ids).logits, before, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("build", [pack_by_hand, pack_by_autograd])
+@pytest.mark.parametrize("build", [*BY_HAND, pytest.param(pack_by_autograd, id="autograd")])
 def test_cells_that_stay_are_not_touched_by_those_that_leave(monkeypatch, build):
     keep_norms_in_dtype(monkeypatch)
     model = build_model(LlamaForCausalLM, LlamaConfig)

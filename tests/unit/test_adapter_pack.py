@@ -70,7 +70,10 @@ def test_a_cell_starts_the_same_whoever_its_neighbors_are():
     assert not torch.equal(other.parameters[0], build([CELLS[0]]).parameters[0])
 
 
-def test_every_cell_moves_as_an_adam_of_its_own_while_the_pack_shrinks():
+@pytest.mark.parametrize("kernels", ["compiled", "torch"])
+def test_every_cell_moves_as_an_adam_of_its_own_while_the_pack_shrinks(monkeypatch, kernels):
+    if kernels == "torch":
+        monkeypatch.setattr("memrl.policy.adapter_pack.load_kernels", lambda dtype: None)
     pack, live = build(), [0, 1, 2]
     alone = [start_adam(pack, cell, config) for cell, config in enumerate(CELLS)]
     generator = np.random.default_rng(0)

@@ -1,0 +1,66 @@
+"""The compiled kernels: when they are there, where they lie, and the one that the decoder's tests do not see whole."""
+
+import logging
+
+import pytest
+import torch
+
+from memrl.policy.kernels import load_kernels
+
+
+def load_anew(dtype):
+    """Past the cache of this process."""
+    return load_kernels.__wrapped__(dtype)
+
+
+def test_the_compiled_file_is_made_once_in_the_users_cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert load_anew(torch.float32) is not None
+    (first,) = (tmp_path / "memrl").iterdir()
+    made = first.stat().st_mtime_ns
+    assert load_anew(torch.float32) is not None
+    assert [(path, path.stat().st_mtime_ns) for path in (tmp_path / "memrl").iterdir()] == [(first, made)]
+    assert load_anew(torch.float64) is not None
+    assert len(list((tmp_path / "memrl").iterdir())) == 2
+
+
+def test_without_a_compiler_there_are_none_and_a_warning_says_so(monkeypatch, tmp_path, caplog):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with caplog.at_level(logging.WARNING):
+        assert load_anew(torch.float32) is None
+    assert "no C compiler works here" in caplog.text
+
+
+def test_a_compiler_that_knows_fewer_flags_is_enough(monkeypatch, tmp_path):
+    plain = tmp_path / "cc"
+    plain.write_text('#!/bin/sh\ncase "$*" in *native*|*openmp*) exit 1;; esac\nexec gcc "$@"\n')
+    plain.chmod(0o755)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("CC", str(plain))
+    library = load_anew(torch.float64)
+    gate_up, gated = torch.randn(3, 14, dtype=torch.float64), torch.empty(3, 7, dtype=torch.float64)
+    library.gate(3, 7, gate_up, gated)
+    torch.testing.assert_close(gated, torch.nn.functional.silu(gate_up[:, :7]) * gate_up[:, 7:])
+
+
+def test_other_dtypes_have_no_kernels():
+    assert load_kernels(torch.bfloat16) is None
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 5e-7), (torch.float64, 1e-14)])
+def test_the_gate_is_exact_from_the_smallest_to_the_largest_numbers(dtype, tolerance):
+    x = torch.cat([torch.linspace(-100, 100, 4001), torch.tensor([0.0, -1e4, 1e4, 1e-30, -1e-30])])
+    exact = x.double()
+    gate_up = torch.stack([x.to(dtype), torch.full_like(x, 3.0, dtype=dtype)]).reshape(1, -1).contiguous()
+    gated, grad = torch.empty(1, len(x), dtype=dtype), torch.full((1, len(x)), 2.0, dtype=dtype)
+    library = load_kernels(dtype)
+    library.gate(1, len(x), gate_up, gated)
+    silu = torch.nn.functional.silu(exact)
+    # Far below zero the exact number is smaller than float32 can tell from zero beside x itself.
+    torch.testing.assert_close(gated[0].double(), 3.0 * silu, rtol=tolerance, atol=1e-33)
+    library.gate_backward(1, len(x), grad, gate_up)
+    sigmoid = torch.sigmoid(exact)
+    slope = sigmoid * (1 + exact * (1 - sigmoid))
+    torch.testing.assert_close(gate_up[0, : len(x)].double(), 6.0 * slope, rtol=10 * tolerance, atol=tolerance)
+    torch.testing.assert_close(gate_up[0, len(x) :].double(), 2.0 * silu, rtol=tolerance, atol=1e-33)
