@@ -24,7 +24,7 @@ Rollout = Literal["in_process", "vllm"]
 REWARD_TYPES = ("binary", "binned_distance", "distance", "per_bit", "bit_count")
 """The channels that memrl ships; `package.module:function` names one of your own."""
 
-RESULT_VERSION = 1
+RESULT_VERSION = 2
 """Part of every cell_id: raised when a change of the code changes what a cell measures."""
 
 _CUSTOM_REWARD = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")

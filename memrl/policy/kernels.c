@@ -31,6 +31,28 @@ ALWAYS REAL add_lanes(Vector v) {
     return sum;
 }
 
+/* The sums of the lanes of four vectors. */
+typedef REAL Quad __attribute__((vector_size(4 * sizeof(REAL))));
+
+#if defined(__has_builtin) && __has_builtin(__builtin_shufflevector)
+ALWAYS Quad add_lanes_of_4(const Vector v[4]) {
+    Quad folded[4];
+    for (int i = 0; i < 4; i++) {
+        Quad parts[LANES / 4];
+        memcpy(parts, &v[i], sizeof(Vector));
+        folded[i] = parts[0];
+        for (int part = 1; part < LANES / 4; part++) folded[i] += parts[part];
+    }
+    const Quad ab = __builtin_shufflevector(folded[0], folded[1], 0, 4, 1, 5) + __builtin_shufflevector(folded[0], folded[1], 2, 6, 3, 7);
+    const Quad cd = __builtin_shufflevector(folded[2], folded[3], 0, 4, 1, 5) + __builtin_shufflevector(folded[2], folded[3], 2, 6, 3, 7);
+    return __builtin_shufflevector(ab, cd, 0, 1, 4, 5) + __builtin_shufflevector(ab, cd, 2, 3, 6, 7);
+}
+#else
+ALWAYS Quad add_lanes_of_4(const Vector v[4]) {
+    return (Quad){add_lanes(v[0]), add_lanes(v[1]), add_lanes(v[2]), add_lanes(v[3])};
+}
+#endif
+
 ALWAYS REAL dot(Int n, const REAL *x, const REAL *y) {
     Vector sum = {0};
     Int i = 0;
@@ -107,32 +129,30 @@ static void multiply(Int m, Int n, Int k, const REAL *a, Int a_row, Int a_col, c
         }
 }
 
-/* c (M, N) = scale a (M, k) b (N, k) transposed. */
-ALWAYS void dot_tile(const int M, const int N, REAL scale, Int k, const REAL *a, Int a_row, const REAL *b, Int b_row,
-                     REAL *c, Int c_row) {
+/* c (M, 4) = scale a (M, k) b (4, k) transposed. */
+ALWAYS void dot_tile(const int M, REAL scale, Int k, const REAL *a, Int a_row, const REAL *b, Int b_row, REAL *c,
+                     Int c_row) {
     Vector sum[3][4];
     for (int i = 0; i < M; i++)
-        for (int j = 0; j < N; j++) sum[i][j] = (Vector){0};
+        for (int j = 0; j < 4; j++) sum[i][j] = (Vector){0};
     Int p = 0;
     for (; p + LANES <= k; p += LANES) {
         Vector right[4];
-#pragma GCC unroll 4
-        for (int j = 0; j < N; j++) right[j] = load(b + j * b_row + p);
+        for (int j = 0; j < 4; j++) right[j] = load(b + j * b_row + p);
 #pragma GCC unroll 3
         for (int i = 0; i < M; i++) {
             const Vector left = load(a + i * a_row + p);
-#pragma GCC unroll 4
-            for (int j = 0; j < N; j++) sum[i][j] += left * right[j];
+            for (int j = 0; j < 4; j++) sum[i][j] += left * right[j];
         }
     }
 #pragma GCC unroll 3
-    for (int i = 0; i < M; i++)
-#pragma GCC unroll 4
-        for (int j = 0; j < N; j++) {
-            REAL total = add_lanes(sum[i][j]);
-            for (Int q = p; q < k; q++) total += a[i * a_row + q] * b[j * b_row + q];
-            c[i * c_row + j] = scale * total;
-        }
+    for (int i = 0; i < M; i++) {
+        Quad total = add_lanes_of_4(sum[i]);
+        for (int j = 0; j < 4; j++)
+            for (Int q = p; q < k; q++) total[j] += a[i * a_row + q] * b[j * b_row + q];
+        total *= scale;
+        memcpy(c + i * c_row, &total, sizeof total);
+    }
 }
 
 /* c (m, n) = scale a (m, k) b (n, k) transposed, all with rows without gaps between columns. */
@@ -141,14 +161,11 @@ static void multiply_transposed(REAL scale, Int m, Int n, Int k, const REAL *a, 
     Int j = 0;
     for (; j + 4 <= n; j += 4) {
         Int i = 0;
-        for (; i + 3 <= m; i += 3) dot_tile(3, 4, scale, k, a + i * a_row, a_row, b + j * b_row, b_row, c + i * c_row + j, c_row);
-        for (; i < m; i++) dot_tile(1, 4, scale, k, a + i * a_row, a_row, b + j * b_row, b_row, c + i * c_row + j, c_row);
+        for (; i + 3 <= m; i += 3) dot_tile(3, scale, k, a + i * a_row, a_row, b + j * b_row, b_row, c + i * c_row + j, c_row);
+        for (; i < m; i++) dot_tile(1, scale, k, a + i * a_row, a_row, b + j * b_row, b_row, c + i * c_row + j, c_row);
     }
-    for (; j < n; j++) {
-        Int i = 0;
-        for (; i + 3 <= m; i += 3) dot_tile(3, 1, scale, k, a + i * a_row, a_row, b + j * b_row, b_row, c + i * c_row + j, c_row);
-        for (; i < m; i++) dot_tile(1, 1, scale, k, a + i * a_row, a_row, b + j * b_row, b_row, c + i * c_row + j, c_row);
-    }
+    for (; j < n; j++)
+        for (Int i = 0; i < m; i++) c[i * c_row + j] = scale * dot(k, a + i * a_row, b + j * b_row);
 }
 
 /* ---- adapters ---- */

@@ -1,9 +1,8 @@
 """Sampling and scoring in one pass: a walk down every cell's answer trie, with counts instead of episodes.
 
-At each node the episodes that reached it split over its tokens by one multinomial draw, so that the cost follows the
-distinct beginnings of answers and not the episodes, and the draws have exactly the distribution of independent
-episodes. The pass that samples is the forward pass of the update. The path of the secret is always among the nodes,
-so P(secret) costs nothing more.
+At each node the episodes that reached it are split over its tokens, each by a draw of its own, and go on as counts. So
+the network's cost follows the distinct beginnings of answers and not the episodes. The pass that samples is the
+forward pass of the update. The path of the secret is always among the nodes, so P(secret) costs nothing more.
 """
 
 from collections.abc import Sequence
@@ -76,12 +75,6 @@ class Level:
     def depth(self) -> int:
         """Tokens before these nodes."""
         return self.path.shape[1]
-
-    def cell_slices(self) -> list[tuple[int, slice]]:
-        """Each cell that has nodes here, with the rows they take."""
-        cells, starts = np.unique(self.cell, return_index=True)
-        ends = np.append(starts[1:], len(self.cell))
-        return [(int(c), slice(int(s), int(e))) for c, s, e in zip(cells, starts, ends, strict=True)]
 
 
 class Splitter(Protocol):
@@ -203,20 +196,21 @@ def _visit(
     child = forest.child[level.node]
     alphabet = torch.from_numpy(forest.alphabet).to(device)
     with torch.no_grad():
-        total = logprobs.double().exp().sum(-1).cpu().numpy()
-        legal_log = logprobs.index_select(1, alphabet).double().cpu().numpy()
-    legal = np.where(child >= 0, np.exp(legal_log), 0.0)
+        probabilities = logprobs.exp()
+        total = probabilities.sum(-1, dtype=torch.float64).cpu().numpy()
+        legal = np.where(child >= 0, probabilities.index_select(1, alphabet).double().cpu().numpy(), 0.0)
     counts = splitter.split(level, legal, np.maximum(total - legal.sum(1), 0.0))
     on_secret = (child >= 0) & (child == forest.secret_path[level.cell, level.depth][:, None])
     row, symbol = np.nonzero((counts[:, :, :-1].sum(1) > 0) | on_secret)
     following = child[row, symbol].astype(np.int64)
     is_secret = on_secret[row, symbol]
-    secret_log2[level.cell[row[is_secret]]] += legal_log[row[is_secret], symbol[is_secret]] / np.log(2.0)
     edges = ledger.num_edges + np.arange(len(row))
     path = np.concatenate([level.path[row], edges[:, None]], axis=1)
     picked = torch.from_numpy(row).to(device), torch.from_numpy(forest.alphabet[symbol]).to(device)
     ledger.logprobs.append(logprobs[picked])
     ledger.num_edges += len(row)
+    on_path = ledger.logprobs[-1].detach().double().cpu().numpy()[is_secret]
+    secret_log2[level.cell[row[is_secret]]] += on_path / np.log(2.0)
     ledger.add(edge_cell=level.cell[row], edge_env_step=forest.env_step[following], edge_token=forest.alphabet[symbol])
     reached = counts[row, :, symbol]
     ended = (forest.answer[following] >= 0) & (reached.sum(1) > 0)

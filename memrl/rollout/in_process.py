@@ -25,20 +25,33 @@ class InProcessSampler:
         ]
 
     def split(self, level: Level, legal: np.ndarray, illegal: np.ndarray) -> np.ndarray:
-        """Splits episodes over tokens by one multinomial draw a node; see `Splitter.split`."""
+        """Splits episodes over tokens by a draw each; see `Splitter.split`."""
         weights = np.concatenate([legal, illegal[:, None]], axis=1)
         self._mend_diverged(level, weights)
-        weights /= weights.sum(1, keepdims=True)
-        counts = np.zeros((len(level.cell), level.counts.shape[1], weights.shape[1]), dtype=np.int64)
-        for cell, rows in level.cell_slices():
-            if not self._supervised[cell]:
-                counts[rows] = self._generators[cell].multinomial(level.counts[rows], weights[rows][:, None])
+        counts = self._draw(level, weights)
         told = np.nonzero(self._supervised[level.cell])[0]
         if len(told):
             secret_child = self._forest.secret_path[level.cell[told], level.depth]
             symbol = (self._forest.child[level.node[told]] == secret_child[:, None]).argmax(1)
             counts[told, :, symbol] = level.counts[told]
         return counts
+
+    def _draw(self, level: Level, weights: np.ndarray) -> np.ndarray:
+        """Draws every episode's symbol by inversion; int64 (nodes, groups, symbols), zero for supervised cells."""
+        nodes, groups = level.counts.shape
+        drawn = np.where(self._supervised[level.cell][:, None], 0, level.counts)
+        of_cell = np.bincount(level.cell, drawn.sum(1), minlength=len(self._generators)).astype(np.int64)
+        uniform = np.empty(of_cell.sum())
+        for cell, end in zip(np.nonzero(of_cell)[0], np.cumsum(of_cell[of_cell > 0]), strict=True):
+            self._generators[cell].random(out=uniform[end - of_cell[cell] : end])
+        ends = weights.cumsum(1)
+        ends /= ends[:, -1:]
+        place = np.repeat(np.arange(nodes * groups), drawn.ravel())
+        node = place // groups
+        symbol = (uniform[:, None] >= ends[node, :-1]).sum(1)
+        symbols = weights.shape[1]
+        counts = np.bincount(place * symbols + symbol, minlength=nodes * groups * symbols)
+        return counts.reshape(nodes, groups, symbols)
 
     def _mend_diverged(self, level: Level, weights: np.ndarray) -> None:
         """Lets a diverged policy write any legal token: its cell fails by its P(secret), and its neighbors go on."""
