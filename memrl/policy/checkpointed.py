@@ -16,7 +16,7 @@ from memrl.config import TrainConfig
 from memrl.policy.hugging_face import HuggingFaceNetwork
 
 _MOST_OF_FREE_MEMORY = 0.5
-"""Activations may take this share of the free memory; the rest is for logits, caches and what the estimate leaves out."""
+"""The share of the free memory that activations may take; logits, caches and what the estimate omits need some too."""
 
 
 class _Checkpointed(nn.Module):

@@ -36,6 +36,9 @@ CONFIGS = {
     "mistral": transformers.MistralConfig(**COMMON, sliding_window=64),
     "phi3, fused projections": transformers.Phi3Config(**COMMON, original_max_position_embeddings=128),
     "mixtral, experts": transformers.MixtralConfig(**COMMON, num_local_experts=4),
+    "qwen3 with experts": transformers.Qwen3MoeConfig(
+        **COMMON, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=48
+    ),
 }
 
 

@@ -1,0 +1,134 @@
+"""Packs over models of any kind: bfloat16, experts, and checkpointed layers, by the models' own forward passes."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
+from test_base_model_architectures import TOKENIZER, build_model
+
+from memrl.config import TrainConfig
+from memrl.policy import checkpointed, packed
+from memrl.policy.adapter_pack import AdapterPack, describe_adapter, find_linears
+from memrl.policy.base_model import encode_task
+from memrl.policy.checkpointed import CheckpointedNetwork, estimate_activation_bytes, needs_checkpointing
+from memrl.policy.hugging_face import HuggingFaceNetwork
+from memrl.policy.packed import build_network
+from memrl.policy.trie_walk import Forest, walk_tries
+from memrl.rollout.in_process import InProcessSampler
+
+CELLS = [
+    TrainConfig(N=64, seed=1, lora_rank=2, group_size=32),
+    TrainConfig(N=16, seed=2, env_type="multi_step", reward_type="per_bit", group_size=16),
+]
+
+
+def compute_gradient(name: str, network_type: type[HuggingFaceNetwork]) -> tuple[torch.Tensor, int]:
+    """The adapters' gradient of a fixed loss on what one walk sampled, and the bytes that the walk kept for it."""
+    dtype = torch.float32 if "experts" in name else torch.float64
+    model = build_model(name).to(dtype).eval().requires_grad_(False)
+    tasks = [encode_task(TOKENIZER, c.N, c.env_type) for c in CELLS]
+    adapters = AdapterPack([{n: m} for n, m in find_linears(model).items()], CELLS, dtype=dtype)
+    generator = torch.Generator().manual_seed(0)
+    for cell in range(len(CELLS)):
+        tensors = adapters.export_peft(cell)
+        adapters.import_peft(cell, {n: 0.1 * torch.randn(t.shape, generator=generator) for n, t in tensors.items()})
+    network = network_type(model, [task.prompt_ids for task in tasks], adapters)
+    forest = Forest([task.trie for task in tasks], [5, 6])
+    counts = np.array([[c.group_size] for c in CELLS])
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.data_ptr()] = tensor.nbytes
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        walk = walk_tries(network, forest, counts, InProcessSampler(CELLS, forest))
+    weights = torch.randn(walk.edge_logprob.shape, generator=generator, dtype=dtype)
+    network.backpropagate((weights * walk.edge_logprob).sum())
+    return adapters.gradient.clone(), sum(kept.values())
+
+
+@pytest.mark.parametrize("name", ["gemma3, local and global layers", "phi3, fused projections", "mixtral, experts"])
+def test_checkpointed_layers_give_the_same_gradient_for_less_memory(name):
+    expected, kept_by_all = compute_gradient(name, HuggingFaceNetwork)
+    got, kept = compute_gradient(name, CheckpointedNetwork)
+    assert expected.abs().max() > 1e-3
+    tolerance = 1e-4 if "experts" in name else 1e-10
+    torch.testing.assert_close(got, expected, atol=tolerance * expected.abs().max().item(), rtol=0)
+    assert kept < kept_by_all / 2
+
+
+def test_memory_decides_whether_layers_are_checkpointed(monkeypatch):
+    model = build_model("gemma").eval().requires_grad_(False)
+    linears = list(find_linears(model).values())
+    prompts = [[1, 2, 3], [1, 2, 3, 4, 5]]
+    # Of two layers: q 64, k and v 32 each, o 64 of 64; gate and up 96 of 64, down 64 of 96; in float32.
+    per_token = 4 * 2 * (128 + 96 + 96 + 128 + 160 + 160 + 160)
+    # The wider tree is that of N=64: 33 answers of at most 13 tokens.
+    wanted = per_token * 2 * (5 + 33 * 13)
+    assert estimate_activation_bytes(linears, prompts, CELLS) == wanted
+    for free, kind in ((2 * wanted, HuggingFaceNetwork), (2 * wanted - 1, CheckpointedNetwork)):
+        monkeypatch.setattr(checkpointed, "measure_free_bytes", lambda device, free=free: float(free))
+        assert needs_checkpointing(linears, prompts, CELLS) == (kind is CheckpointedNetwork)
+        network, _ = build_network(model, prompts, CELLS)
+        assert type(network) is kind
+    assert packed.needs_checkpointing is checkpointed.needs_checkpointing
+
+
+@pytest.mark.parametrize("name", ["mixtral, experts", "qwen3 with experts"])
+def test_peft_reads_the_adapters_of_a_model_with_experts(name):
+    """They are on attention alone, which the user is told; PEFT and vLLM find them where their names say."""
+    cell = TrainConfig(N=16, lora_rank=2)
+    task = encode_task(TOKENIZER, cell.N, cell.env_type)
+    model = build_model(name).eval().requires_grad_(False)
+    with pytest.warns(UserWarning, match=r"^the experts and routers of \w+ have no adapters: its 8 other linear"):
+        network, adapters = build_network(model, [task.prompt_ids], [cell])
+    generator = torch.Generator().manual_seed(0)
+    tensors = {n: 0.1 * torch.randn(t.shape, generator=generator) for n, t in adapters.export_peft(0).items()}
+    adapters.import_peft(0, tensors)
+    got = network.prefill()[0]
+    with torch.no_grad():
+        plain = model(torch.tensor([task.prompt_ids])).logits[0, -1]
+    described = describe_adapter(cell, adapters.slots)
+    names = ("r", "lora_alpha", "target_modules", "task_type")
+    peer = get_peft_model(model, LoraConfig(**{n: described[n] for n in names}))  # pyright: ignore[reportArgumentType]
+    loaded = set_peft_model_state_dict(peer, tensors)
+    assert not loaded.unexpected_keys
+    assert not [key for key in loaded.missing_keys if "lora_" in key]
+    with torch.no_grad():
+        expected = peer(input_ids=torch.tensor([task.prompt_ids])).logits[0, -1]
+    torch.testing.assert_close(got, expected, atol=1e-4, rtol=0)
+    assert (expected - plain).abs().max() > 1e-2
+
+
+def test_a_model_without_linear_layers_is_refused():
+    config = transformers.GPT2Config(vocab_size=len(TOKENIZER), n_positions=64, n_embd=16, n_layer=1, n_head=2)
+    config.bos_token_id = config.eos_token_id = 1
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    with pytest.raises(ValueError, match=r"^model must have linear layers .* beside its head, got GPT2LMHeadModel$"):
+        build_network(model, [[1, 2]], [TrainConfig(N=16)])
+
+
+@pytest.mark.filterwarnings("ignore:the experts and routers of:UserWarning")
+@pytest.mark.parametrize("name", ["mixtral, experts", "qwen3 with experts", "llama", "gemma"])
+def test_a_bfloat16_model_learns_a_secret_by_float32_adapters(name):
+    """Supervised, since a random model's prior is no place to explore from."""
+    model = build_model(name).to(torch.bfloat16).eval().requires_grad_(False)
+    cell = TrainConfig(N=16, algorithm="sft", lora_rank=8, learning_rate=1e-2, dtype="bfloat16")
+    task = encode_task(TOKENIZER, cell.N, cell.env_type)
+    network, adapters = build_network(model, [task.prompt_ids], [cell])
+    assert isinstance(network, HuggingFaceNetwork)
+    assert adapters.parameters.dtype == torch.float32
+    forest, counts = Forest([task.trie], [11]), np.array([[1]])
+    sampler = InProcessSampler([cell], forest)
+    absorbed = []
+    for _ in range(60):
+        walk = walk_tries(network, forest, counts, sampler)
+        absorbed.append(float(walk.secret_log2[0]) + math.log2(cell.N))
+        network.backpropagate(-walk.edge_logprob.sum())
+        adapters.step()
+    assert absorbed[0] < 0
+    assert absorbed[-1] > math.log2(0.9 * cell.N)
