@@ -85,12 +85,14 @@ class Learner:
         gain, cost = self._weigh_edges(walk, rewards, learning)
         before = walk.edge_logprob.detach() if rollout_logprob is None else rollout_logprob
         loss = torch.zeros((), dtype=walk.edge_logprob.dtype, device=walk.edge_logprob.device)
-        kinds = np.array(["reinforce" if c.algorithm == "sft" else c.loss for c in self._configs])[walk.edge_cell]
+        kinds = ["reinforce" if c.algorithm == "sft" else c.loss for c in self._configs]
+        names = sorted(set(kinds))
+        kind_of = np.array([names.index(kind) for kind in kinds])[walk.edge_cell]
         clip = torch.from_numpy(np.array([c.clip_range for c in self._configs])[walk.edge_cell]).to(walk.edge_logprob)
-        for kind in np.unique(kinds):
-            edges = torch.from_numpy(np.nonzero(kinds == kind)[0]).to(loss.device)
-            columns = (walk.edge_logprob, before, gain, cost)
-            loss = loss + edge_loss(*(c[edges] for c in columns), cast(Loss, str(kind)), clip[edges]).sum()
+        columns = (walk.edge_logprob, before, gain, cost)
+        for number, name in enumerate(names):
+            edges = torch.from_numpy(np.nonzero(kind_of == number)[0]).to(loss.device)
+            loss = loss + edge_loss(*(c[edges] for c in columns), cast(Loss, name), clip[edges]).sum()
         self._network.backpropagate(loss)
         norms = self.adapters.gradient_norms()
         self.adapters.step()

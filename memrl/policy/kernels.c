@@ -25,26 +25,27 @@ ALWAYS Vector load(const REAL *x) { return *(const Vector *)x; }
 ALWAYS void store(REAL *x, Vector v) { *(Vector *)x = v; }
 ALWAYS Vector spread(REAL x) { return x - (Vector){0}; }
 
+typedef REAL Quad __attribute__((vector_size(4 * sizeof(REAL))));
+
+/* Four sums of lanes, whose sum is that of all. */
+ALWAYS Quad fold(Vector v) {
+    Quad parts[LANES / 4];
+    memcpy(parts, &v, sizeof v);
+    for (int part = 1; part < LANES / 4; part++) parts[0] += parts[part];
+    return parts[0];
+}
+
 ALWAYS REAL add_lanes(Vector v) {
-    REAL sum = 0;
-    for (int i = 0; i < LANES; i++) sum += v[i];
-    return sum;
+    const Quad sums = fold(v);
+    return (sums[0] + sums[2]) + (sums[1] + sums[3]);
 }
 
 /* The sums of the lanes of four vectors. */
-typedef REAL Quad __attribute__((vector_size(4 * sizeof(REAL))));
-
 #if defined(__has_builtin) && __has_builtin(__builtin_shufflevector)
 ALWAYS Quad add_lanes_of_4(const Vector v[4]) {
-    Quad folded[4];
-    for (int i = 0; i < 4; i++) {
-        Quad parts[LANES / 4];
-        memcpy(parts, &v[i], sizeof(Vector));
-        folded[i] = parts[0];
-        for (int part = 1; part < LANES / 4; part++) folded[i] += parts[part];
-    }
-    const Quad ab = __builtin_shufflevector(folded[0], folded[1], 0, 4, 1, 5) + __builtin_shufflevector(folded[0], folded[1], 2, 6, 3, 7);
-    const Quad cd = __builtin_shufflevector(folded[2], folded[3], 0, 4, 1, 5) + __builtin_shufflevector(folded[2], folded[3], 2, 6, 3, 7);
+    const Quad a = fold(v[0]), b = fold(v[1]), c = fold(v[2]), d = fold(v[3]);
+    const Quad ab = __builtin_shufflevector(a, b, 0, 4, 1, 5) + __builtin_shufflevector(a, b, 2, 6, 3, 7);
+    const Quad cd = __builtin_shufflevector(c, d, 0, 4, 1, 5) + __builtin_shufflevector(c, d, 2, 6, 3, 7);
     return __builtin_shufflevector(ab, cd, 0, 1, 4, 5) + __builtin_shufflevector(ab, cd, 2, 3, 6, 7);
 }
 #else
@@ -193,18 +194,22 @@ void adapt(const Group *group, const Adapters *pack, Int chunks, const Int *boun
 #pragma omp parallel for schedule(static)
     for (Int cell = 0; cell < pack->cells; cell++) {
         const Int rank = pack->ranks[cell];
+        /* Without padding, the A's of all layers are one matrix. */
+        const Int blocks = rank == pack->rank ? 1 : group->num_layers, height = rank * group->num_layers / blocks;
         const REAL *parameters = pack->parameters + cell * pack->num_parameters;
         for (Int chunk = 0; chunk < chunks; chunk++) {
             const Int *bound = bounds + chunk * (pack->cells + 1) + cell;
             const Int start = bound[0], rows = bound[1] - bound[0];
             if (!rows) continue;
+            for (Int i = 0; i < blocks; i++)
+                multiply_transposed(pack->scale[cell], rows, height, group->d_in, x + start * group->d_in, group->d_in,
+                                    parameters + group->start_A[i], group->d_in, low + start * low_row + i * pack->rank,
+                                    low_row);
             Int column = 0;
             for (Int i = 0; i < group->num_layers; i++) {
-                REAL *part = low + start * low_row + i * pack->rank;
-                multiply_transposed(pack->scale[cell], rows, rank, group->d_in, x + start * group->d_in, group->d_in,
-                                    parameters + group->start_A[i], group->d_in, part, low_row);
-                multiply(rows, group->widths[i], rank, part, low_row, 1, parameters + group->start_B[i],
-                         group->widths[i], out + start * group->d_out + column, group->d_out);
+                multiply(rows, group->widths[i], rank, low + start * low_row + i * pack->rank, low_row, 1,
+                         parameters + group->start_B[i], group->widths[i], out + start * group->d_out + column,
+                         group->d_out);
                 column += group->widths[i];
             }
         }
@@ -218,13 +223,14 @@ void adapt_backward(const Group *group, const Adapters *pack, Int chunks, const 
 #pragma omp parallel for schedule(static)
     for (Int cell = 0; cell < pack->cells; cell++) {
         const Int rank = pack->ranks[cell];
+        /* Without padding, the A's of all layers are one matrix. */
+        const Int blocks = rank == pack->rank ? 1 : group->num_layers, height = rank * group->num_layers / blocks;
         const REAL *parameters = pack->parameters + cell * pack->num_parameters;
         REAL *gradient = pack->gradient + cell * pack->num_parameters;
         for (Int chunk = 0; chunk < chunks; chunk++) {
             const Int *bound = bounds + chunk * (pack->cells + 1) + cell;
             const Int start = bound[0], rows = bound[1] - bound[0];
             if (!rows) continue;
-            const REAL *part_x = x + start * group->d_in;
             Int column = 0;
             for (Int i = 0; i < group->num_layers; i++) {
                 const Int width = group->widths[i], at = start * low_row + i * pack->rank;
@@ -232,12 +238,15 @@ void adapt_backward(const Group *group, const Adapters *pack, Int chunks, const 
                 multiply_transposed(pack->scale[cell], rows, rank, width, part, group->d_out,
                                     parameters + group->start_B[i], width, grad_low + at, low_row);
                 multiply(rank, width, rows, low + at, 1, low_row, part, group->d_out, gradient + group->start_B[i], width);
-                multiply(rank, group->d_in, rows, grad_low + at, 1, low_row, part_x, group->d_in,
+                column += width;
+            }
+            for (Int i = 0; i < blocks; i++) {
+                const REAL *part = grad_low + start * low_row + i * pack->rank;
+                multiply(height, group->d_in, rows, part, 1, low_row, x + start * group->d_in, group->d_in,
                          gradient + group->start_A[i], group->d_in);
                 if (grad_x)
-                    multiply(rows, group->d_in, rank, grad_low + at, low_row, 1, parameters + group->start_A[i],
-                             group->d_in, grad_x + start * group->d_in, group->d_in);
-                column += width;
+                    multiply(rows, group->d_in, height, part, low_row, 1, parameters + group->start_A[i], group->d_in,
+                             grad_x + start * group->d_in, group->d_in);
             }
         }
     }
