@@ -76,7 +76,8 @@ def ledger_figure(summary: Summary) -> Figure:
         "same rewards knew but the policy did not take up (absorption loss), and what the policy absorbed. Second: "
         "the same three levels in bits per episode on a logarithmic axis, with 95 % intervals over secrets. The "
         "observer's rate counts the episodes until it was one bit short of the secret, the policy's all of them; "
-        "both are means over all runs.",
+        "both are means over all runs, in whole updates: episodes that could only repeat what others of their update "
+        "told are exploration loss too.",
         _in_channel_order(data),
     )
 

@@ -38,12 +38,13 @@ _RATE_COLUMNS = ("channel", "N", "capacity_best_bits", "bits_per_episode", "rate
 
 @dataclass(frozen=True)
 class Part:
-    """A section: a figure of this name if it was drawn, sentences, and a table."""
+    """A section: a figure of this name if it was drawn, a note on how to read it, sentences, and a table."""
 
     name: str
     title: str
     sentences: list[str]
     table: Table | None = None
+    note: str = ""
 
 
 def write_findings(
@@ -78,10 +79,10 @@ def write_findings(
 
 
 def _list_parts(summary: Summary, figures: dict[str, Figure]) -> list[Part]:
-    ledger = [*describe_ledger(summary.ledger, main_N(summary)), LEDGER_NOTE] if "ledger" in figures else []
+    ledger = describe_ledger(summary.ledger, main_N(summary)) if "ledger" in figures else []
     published, scaling = compare_with_published(summary.estimates), tabulate_scaling(summary.scaling)
     parts = [
-        Part("ledger", "Where the bits of an episode go", ledger),
+        Part("ledger", "Where the bits of an episode go", ledger, note=LEDGER_NOTE),
         Part(
             "episodes",
             "Episodes to memorize",
@@ -89,7 +90,7 @@ def _list_parts(summary: Summary, figures: dict[str, Figure]) -> list[Part]:
             _tabulate_lora(figures["episodes"], _EPISODE_COLUMNS),
         ),
         Part("rate", "Bits per episode", [], _tabulate_lora(figures["rate"], _RATE_COLUMNS)),
-        Part("scaling", "An exponent or an overhead?", [SCALING] if scaling else [], scaling),
+        Part("scaling", "An exponent or an overhead?", [], scaling, note=SCALING),
         Part("learning", "Learning curves", []),
         Part("maps", "Rank and learning rate", []),
         Part("leak", "Does the secret leak?", describe_leaks(summary.leaks) if "leak" in figures else []),

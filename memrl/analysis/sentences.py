@@ -16,8 +16,10 @@ SCALING = (
 """What the table of scaling exponents says."""
 
 LEDGER_NOTE = (
-    "These are means over all runs, those included that did not memorize. A loss below 0 in an interval is possible: "
-    "guesses chosen in view of earlier rewards may be told more than the best first guess, and means have errors."
+    "These are means over all runs, those included that did not memorize. Episodes come in whole updates: where the "
+    "first one tells nearly all, the others of its update have little left to tell, which counts as exploration loss "
+    "too. A loss below 0 in an interval is possible: guesses chosen in view of earlier rewards may be told more than "
+    "the best first guess, and means have errors."
 )
 """How the sentences of the ledger are to be read."""
 
@@ -122,6 +124,6 @@ def describe_ledger(ledger: pd.DataFrame, N: int) -> list[str]:
         sentences.append(
             f"{channel_label(channel)}, N = {N}: an episode can tell {format_number(row['capacity_bits'])} bits. The "
             f"policy absorbed {numbers['absorbed_rate']}; its rewards told {numbers['absorption_loss']} more, which it "
-            f"did not absorb; and {numbers['exploration_loss']} were not told, because its guesses did not ask."
+            f"did not absorb; and {numbers['exploration_loss']} went untold, as its guesses did not ask for them."
         )
     return sentences

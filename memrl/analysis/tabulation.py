@@ -81,12 +81,7 @@ def _format_column(data: pd.DataFrame, name: str, is_text: bool) -> list[list[An
     if f"{name}_lower" in data:
         ends = data[[f"{name}_lower", f"{name}_upper"]].to_numpy(dtype=float)
         texts = [
-            "–"
-            if math.isnan(value)
-            else format_estimate(value, low, high)
-            if not math.isnan(low)
-            else format_number(value)
-            for value, (low, high) in zip(values, ends, strict=True)
+            _format_interval(value, low, high) for value, (low, high) in zip(data[name].to_numpy(), ends, strict=True)
         ]
     elif name in ("N", "num_cells", "num_reached", "num_memorized", "seed", "lora_rank", "num_left_out"):
         texts = [format_number(value, 9).replace(",", "") for value in values]
@@ -96,6 +91,24 @@ def _format_column(data: pd.DataFrame, name: str, is_text: bool) -> list[list[An
         [text, None if math.isnan(v) else float(np.clip(v, -1e300, 1e300))]
         for text, v in zip(texts, values, strict=True)
     ]
+
+
+def _format_interval(value: float, lower: float, upper: float) -> str:
+    """An estimate with its interval as far as it is known.
+
+    >>> _format_interval(2.0, 1.0, 3.0), _format_interval(2.0, np.nan, np.nan), _format_interval(np.nan, 0.0, 1.0)
+    ('2 [1, 3]', '2', '–')
+    >>> _format_interval(0.0, 0.0, 0.8), _format_interval(0.0, 0.0, np.nan), _format_interval(0.0, 0.0, 0.0)
+    ('less than 0.8', '–', '0 [0, 0]')
+    """
+    if math.isnan(value):
+        return "–"
+    if math.isnan(lower):
+        return format_number(value)
+    if value == lower == 0 and upper != 0:
+        # A ratio to an agent that did not get there: all that is known is what it lies below.
+        return f"less than {format_number(upper)}" if math.isfinite(upper) else "–"
+    return format_estimate(value, lower, upper)
 
 
 def tabulate_scaling(scaling: pd.DataFrame) -> Table | None:
@@ -110,7 +123,7 @@ def tabulate_scaling(scaling: pd.DataFrame) -> Table | None:
         data["conclusion"] = data["conclusion"].fillna("–")
         # Where nothing grows, both models fit a constant, and what else they say is noise.
         data.loc[(data["conclusion"] == "flat").to_numpy(), list(_TESTED)] = np.nan
-    names = ["agent", "channel", "range", "num_left_out", "exponent", *_TESTED, "conclusion"]
+    names = ["agent", "channel", "range", "num_left_out", "exponent", "conclusion", *_TESTED]
     return tabulate(data, [name for name in names if name in data])
 
 
