@@ -26,16 +26,19 @@ class _Buffers:
 
     def __init__(self, dtype: torch.dtype, **widths: int) -> None:
         self._tensors = {name: torch.empty((0, width), dtype=dtype) for name, width in widths.items()}
+        self._capacity = 0
 
     def __getattr__(self, name: str) -> Tensor:
         return self._tensors[name]
 
     def reserve(self, rows: int, used: int) -> None:
         """Makes room for so many rows; the first `used` stay."""
+        if rows <= self._capacity:
+            return
+        self._capacity = rows + rows // 4
         for name, old in self._tensors.items():
-            if len(old) < rows:
-                self._tensors[name] = new = torch.empty((rows + rows // 4, old.shape[1]), dtype=old.dtype)
-                new[:used] = old[:used]
+            self._tensors[name] = new = torch.empty((self._capacity, old.shape[1]), dtype=old.dtype)
+            new[:used] = old[:used]
 
 
 @dataclass(frozen=True)
