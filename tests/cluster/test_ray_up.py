@@ -125,6 +125,8 @@ def test_ray_up_submit_and_down(machine: Machine, run_ray: Callable[..., str], t
             *("job", "submit", "--address", f"http://127.0.0.1:{ports[2]}", "--"),
             *("bash", "-c", "cd ~/memrl && python sweeps/launch.py grid=smoke address=auto"),
         )
+        again = run_ray("exec", str(file), "cd ~/memrl && python sweeps/launch.py grid=smoke address=auto")
+        assert "cells were finished already" in again, "the README's command, in the shell of ray attach"
         run_ray("rsync-down", str(file), "~/memrl/results/", str(tmp_path / "results"))
     finally:
         said = run_ray("down", "-y", str(file))

@@ -12,9 +12,18 @@ import pandas as pd
 import pytest
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from memrl.policy.base_model import check_model_folder
-from memrl.rollout.actor_pool import EngineRecord, VLLMRollout, rollout_bundles, start_rollout_actors
+from memrl.rollout.actor_pool import (
+    COLOCATED_ENGINE_GPUS,
+    COLOCATED_LEARNER_GPUS,
+    EngineRecord,
+    VLLMRollout,
+    colocated_bundles,
+    rollout_bundles,
+    start_rollout_actors,
+)
 from memrl.rollout.vllm_actor import EngineOptions
 
 pytestmark = pytest.mark.vllm
@@ -66,18 +75,56 @@ def test_placement_is_as_designed(three_nodes: Any, rollout: VLLMRollout) -> Non
 
 def test_a_sweep_of_more_trials_than_nodes_finishes(three_nodes: Any, tmp_path: Path) -> None:
     engines_before = count_engines()
+    rows = run_sweep(three_nodes, tmp_path, "num_rollout_actors=2")
+    assert len(rows) == 7 * 3, "packs of four: six trials on two nodes, each beside an engine"
+    assert Counter(rows["status"])["failed"] == 0, rows["error"].dropna().tolist()
+    assert (rows["rollout"] == "vllm").sum() == 6 * 3, "all but sft, which samples nothing"
+    assert count_engines() - engines_before == 2
+    assert len(list((tmp_path / "logs").glob("VLLMRolloutActor-*.log"))) == 2
+
+
+def test_colocated_trials_share_their_engines_gpus(three_nodes: Any) -> None:
+    """Two GPUs, an engine on each: the trials that sample beside them fit nowhere else."""
+    options = EngineOptions(check_model_folder("embedded"), max_loras=2, colocated=True)
+    rollout = start_rollout_actors(options, 2, pool="colocated")
+    engines = rollout.stats()["engines"]
+    assert len({engine.node_id for engine in engines}) == 2, "two engines never share a GPU"
+    assert ray.available_resources()["GPU"] == pytest.approx(2 * (1 - COLOCATED_ENGINE_GPUS))
+
+    @ray.remote
+    def find_engine() -> tuple[str, int]:
+        return ray.get_runtime_context().get_node_id(), len(VLLMRollout.connect("colocated", colocated=True).actors)
+
+    for engine, bundles in zip(engines, colocated_bundles(engines, num_cpus=1.0), strict=True):
+        group = placement_group(bundles)
+        assert is_ready(group, 60)
+        beside = PlacementGroupSchedulingStrategy(group)
+        wanted = {"num_cpus": 1, "num_gpus": COLOCATED_LEARNER_GPUS, "scheduling_strategy": beside}
+        assert ray.get(find_engine.options(**wanted).remote()) == (engine.node_id, 1)
+        second = placement_group(bundles)
+        assert not is_ready(second, 3), "one trial an engine"
+        remove_placement_group(second)
+        remove_placement_group(group)
+    rollout.shut_down()
+
+
+def test_a_colocated_sweep_finishes(three_nodes: Any, tmp_path: Path) -> None:
+    rows = run_sweep(three_nodes, tmp_path, "colocated=True", "num_rollout_actors=2", "n_steps=20")
+    assert len(rows) == 7 * 3
+    assert Counter(rows["status"])["failed"] == 0, rows["error"].dropna().tolist()
+
+
+def run_sweep(three_nodes: Any, folder: Path, *words: str) -> pd.DataFrame:
+    """The cells of a sweep of six packs at the most, run on the cluster by the command."""
     command = [sys.executable, "sweeps/launch.py", "grid=smoke", "N=16", "seeds=1,2,3", "rollout=vllm", "pack_size=4"]
-    command += [f"address={three_nodes.address}", "device=cpu", f"results={tmp_path}", "num_rollout_actors=2"]
+    command += [f"address={three_nodes.address}", "device=cpu", f"results={folder}", *words]
     environment = os.environ | {"RAY_ADDRESS": "", "COLUMNS": "120"}
     done = subprocess.run(
         command, cwd=ROOT, env=environment, timeout=900, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     assert done.returncode == 0, done.stdout
-    rows = pd.read_parquet(tmp_path / "episodes_to_memorize").query("agent == 'lora'")
-    assert len(rows) == 7 * 3, "packs of four: six trials on two nodes, each beside an engine"
-    assert Counter(rows["status"])["failed"] == 0, rows["error"].dropna().tolist()
-    assert (rows["rollout"] == "vllm").sum() == 6 * 3, "all but sft, which samples nothing"
-    assert count_engines() - engines_before == 2
+    assert "Traceback" not in done.stdout
+    return pd.read_parquet(folder / "episodes_to_memorize").query("agent == 'lora'")
 
 
 def count_engines() -> int:
