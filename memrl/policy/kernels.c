@@ -83,16 +83,16 @@ ALWAYS void add_scaled(Int n, REAL a, const REAL *x, REAL *y) {
 /* ---- small matrix products ---- */
 
 /* c (M, V vectors) += a (M, k) b (k, V vectors); a has any strides. M and V are constants where it is inlined. */
-ALWAYS void multiply_tile(const int M, const int V, Int k, const REAL *a, Int a_row, Int a_col, const REAL *b, Int b_row,
-                          REAL *c, Int c_row) {
-    Vector sum[6][3];
+ALWAYS void multiply_tile(const int M, const int V, Int k, const REAL *a, Int a_row, Int a_col, const REAL *b,
+                          Int b_row, REAL *c, Int c_row) {
+    Vector sum[6][2];
 #pragma GCC unroll 6
     for (int i = 0; i < M; i++)
-#pragma GCC unroll 3
+#pragma GCC unroll 2
         for (int v = 0; v < V; v++) sum[i][v] = load(c + i * c_row + v * LANES);
     for (Int p = 0; p < k; p++) {
-        Vector right[3];
-#pragma GCC unroll 3
+        Vector right[2];
+#pragma GCC unroll 2
         for (int v = 0; v < V; v++) right[v] = load(b + p * b_row + v * LANES);
 #pragma GCC unroll 6
         for (int i = 0; i < M; i++) {
@@ -103,25 +103,29 @@ ALWAYS void multiply_tile(const int M, const int V, Int k, const REAL *a, Int a_
     }
 #pragma GCC unroll 6
     for (int i = 0; i < M; i++)
-#pragma GCC unroll 3
+#pragma GCC unroll 2
         for (int v = 0; v < V; v++) store(c + i * c_row + v * LANES, sum[i][v]);
 }
 
 /* c (m, n) += a (m, k) b (k, n); a has any strides, b and c have rows without gaps between columns. */
 static void multiply(Int m, Int n, Int k, const REAL *a, Int a_row, Int a_col, const REAL *b, Int b_row, REAL *c,
                      Int c_row) {
+#define TILES(M, V)                                                                                                    \
+    for (; i + M <= m; i += M)                                                                                         \
+        multiply_tile(M, V, k, a + i * a_row, a_row, a_col, b + j, b_row, c + i * c_row + j, c_row)
     Int j = 0;
     for (; j + 2 * LANES <= n; j += 2 * LANES) {
         Int i = 0;
-        for (; i + 6 <= m; i += 6) multiply_tile(6, 2, k, a + i * a_row, a_row, a_col, b + j, b_row, c + i * c_row + j, c_row);
-        for (; i + 2 <= m; i += 2) multiply_tile(2, 2, k, a + i * a_row, a_row, a_col, b + j, b_row, c + i * c_row + j, c_row);
-        for (; i < m; i++) multiply_tile(1, 2, k, a + i * a_row, a_row, a_col, b + j, b_row, c + i * c_row + j, c_row);
+        TILES(6, 2);
+        TILES(2, 2);
+        TILES(1, 2);
     }
     for (; j + LANES <= n; j += LANES) {
         Int i = 0;
-        for (; i + 4 <= m; i += 4) multiply_tile(4, 1, k, a + i * a_row, a_row, a_col, b + j, b_row, c + i * c_row + j, c_row);
-        for (; i < m; i++) multiply_tile(1, 1, k, a + i * a_row, a_row, a_col, b + j, b_row, c + i * c_row + j, c_row);
+        TILES(4, 1);
+        TILES(1, 1);
     }
+#undef TILES
     for (; j < n; j++)
         for (Int i = 0; i < m; i++) {
             REAL sum = c[i * c_row + j];
@@ -161,9 +165,10 @@ static void multiply_transposed(REAL scale, Int m, Int n, Int k, const REAL *a, 
                                 REAL *c, Int c_row) {
     Int j = 0;
     for (; j + 4 <= n; j += 4) {
+        const REAL *right = b + j * b_row;
         Int i = 0;
-        for (; i + 3 <= m; i += 3) dot_tile(3, scale, k, a + i * a_row, a_row, b + j * b_row, b_row, c + i * c_row + j, c_row);
-        for (; i < m; i++) dot_tile(1, scale, k, a + i * a_row, a_row, b + j * b_row, b_row, c + i * c_row + j, c_row);
+        for (; i + 3 <= m; i += 3) dot_tile(3, scale, k, a + i * a_row, a_row, right, b_row, c + i * c_row + j, c_row);
+        for (; i < m; i++) dot_tile(1, scale, k, a + i * a_row, a_row, right, b_row, c + i * c_row + j, c_row);
     }
     for (; j < n; j++)
         for (Int i = 0; i < m; i++) c[i * c_row + j] = scale * dot(k, a + i * a_row, b + j * b_row);
@@ -189,7 +194,8 @@ typedef struct {
 } Adapters;
 
 /* out += scale B A x for the rows of some chunks; low = scale A x, (rows, layers · rank), is kept for the way back. */
-void adapt(const Group *group, const Adapters *pack, Int chunks, const Int *bounds, const REAL *x, REAL *low, REAL *out) {
+void adapt(const Group *group, const Adapters *pack, Int chunks, const Int *bounds, const REAL *x, REAL *low,
+           REAL *out) {
     const Int low_row = group->num_layers * pack->rank;
 #pragma omp parallel for schedule(static)
     for (Int cell = 0; cell < pack->cells; cell++) {
@@ -237,7 +243,8 @@ void adapt_backward(const Group *group, const Adapters *pack, Int chunks, const 
                 const REAL *part = grad_out + start * group->d_out + column;
                 multiply_transposed(pack->scale[cell], rows, rank, width, part, group->d_out,
                                     parameters + group->start_B[i], width, grad_low + at, low_row);
-                multiply(rank, width, rows, low + at, 1, low_row, part, group->d_out, gradient + group->start_B[i], width);
+                multiply(rank, width, rows, low + at, 1, low_row, part, group->d_out, gradient + group->start_B[i],
+                         width);
                 column += width;
             }
             for (Int i = 0; i < blocks; i++) {
@@ -280,8 +287,9 @@ void norm(Int rows, Int d, Int weights, const REAL *weight, REAL epsilon, REAL *
           REAL *out, Int out_row, REAL *inverse) {
 #pragma omp parallel for schedule(static)
     for (Int row = 0; row < rows; row++) {
-        REAL *from = x + row / weights * x_row + row % weights * d, *to = out + row / weights * out_row + row % weights * d;
-        const REAL *scale = weight + row % weights * d;
+        const Int whole = row / weights, part = row % weights * d;
+        REAL *from = x + whole * x_row + part, *to = out + whole * out_row + part;
+        const REAL *scale = weight + part;
         if (residual) add_scaled(d, 1, residual + row * d, from);
         const REAL factor = 1 / (REAL)sqrt(dot(d, from, from) / d + epsilon);
         for (Int i = 0; i < d; i++) to[i] = from[i] * factor * scale[i];
@@ -340,8 +348,10 @@ ALWAYS REAL exponential_of_one(REAL x) { return sizeof(REAL) == 4 ? expf(x) : ex
 
 /* mixed (rows, heads · d_head) for rows first .. last; the logarithm of each softmax's sum, (rows, heads), is kept for
    the way back. */
-void attend(const Attention *shape, Int first, Int last, const Int *parent, const REAL *qkv, REAL *log_sum, REAL *mixed) {
-    const Int d = shape->d_head, width = (shape->heads + 2 * shape->kv_heads) * d, share = shape->heads / shape->kv_heads;
+void attend(const Attention *shape, Int first, Int last, const Int *parent, const REAL *qkv, REAL *log_sum,
+            REAL *mixed) {
+    const Int d = shape->d_head, share = shape->heads / shape->kv_heads;
+    const Int width = (shape->heads + 2 * shape->kv_heads) * d;
 #pragma omp parallel for schedule(static)
     for (Int row = first; row < last; row++) {
         Int visible[shape->longest];
@@ -364,9 +374,10 @@ void attend(const Attention *shape, Int first, Int last, const Int *parent, cons
 }
 
 /* Adds to grad_qkv, from grad_mixed, for the rows of some chunks. */
-void attend_backward(const Attention *shape, Int cells, Int chunks, const Int *bounds, const Int *parent, const REAL *qkv,
-                     const REAL *log_sum, const REAL *grad_mixed, REAL *grad_qkv) {
-    const Int d = shape->d_head, width = (shape->heads + 2 * shape->kv_heads) * d, share = shape->heads / shape->kv_heads;
+void attend_backward(const Attention *shape, Int cells, Int chunks, const Int *bounds, const Int *parent,
+                     const REAL *qkv, const REAL *log_sum, const REAL *grad_mixed, REAL *grad_qkv) {
+    const Int d = shape->d_head, share = shape->heads / shape->kv_heads;
+    const Int width = (shape->heads + 2 * shape->kv_heads) * d;
 #pragma omp parallel for schedule(static)
     for (Int cell = 0; cell < cells; cell++)
         for (Int chunk = 0; chunk < chunks; chunk++)
@@ -447,7 +458,8 @@ void gate_backward(Int rows, Int d, const REAL *grad_gated, REAL *gate_up) {
         const REAL *slope = grad_gated + row * d;
         Int i = 0;
         for (; i + LANES <= d; i += LANES) {
-            const Vector x = load(g + i), sigmoid = 1 / (1 + exponential(-x)), silu = x * sigmoid, grad = load(slope + i);
+            const Vector x = load(g + i), sigmoid = 1 / (1 + exponential(-x)), silu = x * sigmoid;
+            const Vector grad = load(slope + i);
             store(g + i, grad * load(up + i) * (sigmoid + silu * (1 - sigmoid)));
             store(up + i, grad * silu);
         }
