@@ -54,6 +54,7 @@ def open_page(browser, address):
 
     def open_report(**options):
         page = browser.new_page(**({"viewport": {"width": 1200, "height": 900}} | options))
+        page.set_default_timeout(PATIENCE_MS)
         page.on(
             "console", lambda message: complaints.append(message.text) if message.type in ("error", "warning") else None
         )
