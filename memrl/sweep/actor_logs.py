@@ -14,13 +14,16 @@ _LAST_LINES_S = 0.3
 def collect_logs(folder: Path) -> Iterator[None]:
     """Writes what the actors of this Ray job print while the block runs, one file for each of their processes.
 
+    What Ray itself would print about them, such as that one died, goes to `raylet.log`.
+
     Args:
         folder: where the files lie; made when there is a first line to write.
     """
     # Ray's own way to get lines of workers on all nodes; its public face would print them.
-    from ray._private.worker import global_worker
+    from ray._private import worker as ray_worker
 
-    subscriber, job = global_worker.gcs_log_subscriber, global_worker.current_job_id.hex()
+    worker: Any = ray_worker.global_worker
+    subscriber, job = worker.gcs_log_subscriber, worker.current_job_id.hex()
     subscriber.subscribe()
     ended = threading.Event()
 
@@ -32,6 +35,8 @@ def collect_logs(folder: Path) -> Iterator[None]:
                 if batch is not None and batch["job"] == job:
                     append_lines(folder, batch)
 
+    print_message = ray_worker.print_to_stdstream
+    ray_worker.print_to_stdstream = lambda batch, ignore_prefix: append_lines(folder, batch)
     thread = threading.Thread(target=listen, name="actor-logs", daemon=True)
     thread.start()
     try:
@@ -40,6 +45,7 @@ def collect_logs(folder: Path) -> Iterator[None]:
         ended.wait(_LAST_LINES_S)
         ended.set()
         thread.join(timeout=2 * _LAST_LINES_S)
+        ray_worker.print_to_stdstream = print_message
 
 
 def append_lines(folder: Path, batch: Mapping[str, Any]) -> None:
@@ -47,9 +53,9 @@ def append_lines(folder: Path, batch: Mapping[str, Any]) -> None:
 
     Args:
         folder: where the file lies.
-        batch: actor_name or task_name, ip and pid of the process, and its lines.
+        batch: actor_name or task_name and ip of the process, where it has them; its pid and lines.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    who = batch.get("actor_name") or batch.get("task_name") or "worker"
-    with (folder / f"{who}-{batch['ip']}-{batch['pid']}.log").open("a") as file:
+    parts = (batch.get("actor_name") or batch.get("task_name"), batch.get("ip"), batch["pid"])
+    with (folder / f"{'-'.join(str(part) for part in parts if part)}.log").open("a") as file:
         file.writelines(f"{line}\n" for line in batch["lines"])
