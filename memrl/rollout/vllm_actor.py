@@ -281,7 +281,13 @@ class VLLMEngine:
 
 
 def describe_engine(options: EngineOptions, device: str) -> dict[str, Any]:
-    """The arguments of `vllm.LLM` for these options on cpu or cuda."""
+    """The arguments of `vllm.LLM` for these options on cpu or cuda.
+
+    Raises:
+        ValueError: the model has experts, which vLLM runs beside adapters by kernels for GPUs alone.
+    """
+    if device == "cpu" and _has_experts(options.model):
+        raise ValueError("vLLM's CPU build serves no adapters on models with experts")
     parallel = options.tensor_parallel_size
     described: dict[str, Any] = {
         "model": options.model,
@@ -309,10 +315,19 @@ def describe_engine(options: EngineOptions, device: str) -> dict[str, Any]:
     return described | {"gpu_memory_utilization": utilization, "enable_sleep_mode": options.colocated}
 
 
-def _bound_length(options: EngineOptions) -> int:
+def _read_config(model: str) -> Any:
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(options.model, trust_remote_code=False).get_text_config()
+    return AutoConfig.from_pretrained(model, trust_remote_code=False).get_text_config()
+
+
+def _has_experts(model: str) -> bool:
+    config = _read_config(model)
+    return any(getattr(config, name, None) for name in ("num_local_experts", "num_experts", "n_routed_experts"))
+
+
+def _bound_length(options: EngineOptions) -> int:
+    config = _read_config(options.model)
     return min(options.max_model_len, getattr(config, "max_position_embeddings", options.max_model_len))
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
@@ -15,7 +16,14 @@ from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dic
 from memrl.rollout.actor_pool import EngineRecord, rollout_bundles, split_by_cell
 from memrl.rollout.adapter_files import publish_adapter
 from memrl.rollout.backend import SampleRequest
-from memrl.rollout.vllm_actor import ENGINE_RANKS, EngineOptions, cut_into_waves, round_up_rank, spread_seed
+from memrl.rollout.vllm_actor import (
+    ENGINE_RANKS,
+    EngineOptions,
+    cut_into_waves,
+    describe_engine,
+    round_up_rank,
+    spread_seed,
+)
 
 REQUEST = SampleRequest(
     cell_id="cell",
@@ -69,6 +77,15 @@ def test_ranks_that_no_engine_takes_are_refused(rank: int) -> None:
 def test_options_out_of_range_are_refused(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=f"^{message}$"):
         EngineOptions("model", **options)
+
+
+@pytest.mark.parametrize("kind", [transformers.MixtralConfig, transformers.Qwen3MoeConfig])
+def test_models_with_experts_are_for_engines_on_gpus(kind: type[transformers.PreTrainedConfig], tmp_path: Path) -> None:
+    kind().save_pretrained(tmp_path)
+    options = EngineOptions(str(tmp_path))
+    with pytest.raises(ValueError, match=r"^vLLM's CPU build serves no adapters on models with experts$"):
+        describe_engine(options, "cpu")
+    assert describe_engine(options, "cuda")["enable_lora"]
 
 
 @given(request_lists, st.integers(1, 5))
