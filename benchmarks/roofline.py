@@ -151,10 +151,9 @@ def profile_updates(update: Any, seconds: float, plain_s: float) -> Row:
 _REGION = "memrl: "
 
 CATEGORIES = (
-    "base matmul",
-    "adapters",
-    "attention",
-    "elementwise, copies",
+    "forward",
+    "backward",
+    "head, loss, copies",
     "sampling",
     "rewards",
     "advantages",
@@ -163,8 +162,7 @@ CATEGORIES = (
     "Adam",
     "Python, numpy",
 )
-
-_MATMUL = ("aten::mm", "aten::addmm", "aten::addmm_", "mkldnn::", "aten::linear")
+"""Forward and backward are the decoder's compiled passes; what torch computes outside all regions is the third."""
 
 
 def classify(event: Any) -> str:
@@ -178,13 +176,7 @@ def classify(event: Any) -> str:
     named = next((name for name in regions if name in CATEGORIES), None)
     if named:
         return named
-    if any("scaled_dot_product" in name for name in chain):
-        return "attention"
-    if any("bmm" in name for name in chain):
-        return "adapters"
-    if any(name.startswith(_MATMUL) for name in chain):
-        return "base matmul"
-    return "Python, numpy" if chain[0].startswith(_REGION) else "elementwise, copies"
+    return "Python, numpy" if chain[0].startswith(_REGION) else "head, loss, copies"
 
 
 def list_regions() -> list[tuple[Any, str, str]]:
@@ -193,19 +185,12 @@ def list_regions() -> list[tuple[Any, str, str]]:
 
     from memrl.learning import pack
     from memrl.learning.learner import Learner
-    from memrl.policy import decoder
     from memrl.policy.adapter_pack import AdapterPack
     from memrl.policy.kernels import load_kernels
     from memrl.rollout.in_process import InProcessSampler
     from memrl.theory.observer import PackObserver
 
-    kernels = {
-        "adapt": "adapters",
-        "adapt_backward": "adapters",
-        "attend": "attention",
-        "attend_backward": "attention",
-        **dict.fromkeys(("norm", "norm_backward", "rotate", "gate", "gate_backward"), "elementwise, copies"),
-    }
+    library = load_kernels(torch.float32)
     return [
         (InProcessSampler, "split", "sampling"),
         (InProcessSampler, "pick_illegal", "sampling"),
@@ -217,8 +202,8 @@ def list_regions() -> list[tuple[Any, str, str]]:
         (pack.Pack, "drain", "recording"),
         (AdapterPack, "step", "Adam"),
         (AdapterPack, "gradient_norms", "Adam"),
-        (decoder._Layer, "_backward_attention", "attention"),
-        *((load_kernels(torch.float32), name, category) for name, category in kernels.items()),
+        (library, "forward", "forward"),
+        (library, "backward", "backward"),
     ]
 
 

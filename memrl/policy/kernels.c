@@ -1,9 +1,12 @@
-/* The parts of a pack's decoder that are no plain matrix product, over rows instead of padded sequences.
+/* A pack's Llama or Qwen3 decoder on a CPU: forward along one level of the answer trees, and backward along all.
 
-   A row is one token of one cell. Rows are stored chunk by chunk (the prompts, then each level of the answer trees),
-   and by cell within a chunk, so a cell's rows of chunk j are bounds[j][cell] .. bounds[j][cell + 1]. Arrays are
-   row-major and dense. Compiled once for each of -DREAL=float and -DREAL=double; memrl/policy/kernels.py says how it
-   is called. No sum runs over more than one cell, so a cell's result does not depend on its neighbors. */
+   A row is one token of one cell. Rows are stored chunk by chunk (the prompts' tokens but the last, their last ones,
+   then each level of the answer trees), and by cell within a chunk: a cell's rows of chunk j are
+   bounds[j][cell] .. bounds[j][cell + 1]. Arrays are row-major and dense. Some cells at a time go through all layers,
+   so that their activations stay in the core's cache from one operation to the next; threads share the cells. No sum
+   runs over more than one cell, so a cell's result does not depend on its neighbors.
+
+   Compiled once for each of -DREAL=float and -DREAL=double; kernels.py declares the same structures. */
 
 #include <math.h>
 #include <stdint.h>
@@ -15,8 +18,10 @@
 #define VECTOR_BYTES 32
 #endif
 #define LANES ((int)(VECTOR_BYTES / sizeof(REAL)))
+#define PANEL (2 * LANES) /* columns of a panel of base weights */
 #define ALWAYS static inline __attribute__((always_inline))
-#define MOST_LAYERS 4 /* of a group: kernels.py declares the same */
+#define MOST_LAYERS 3 /* of a group that reads one input: queries, keys and values */
+#define BLOCK_ROWS 96 /* rows that go through the layers together, about */
 
 typedef int64_t Int;
 typedef REAL Vector __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(REAL)), may_alias));
@@ -82,14 +87,15 @@ ALWAYS void add_scaled(Int n, REAL a, const REAL *x, REAL *y) {
 
 /* ---- small matrix products ---- */
 
-/* c (M, V vectors) += a (M, k) b (k, V vectors); a has any strides. M and V are constants where it is inlined. */
-ALWAYS void multiply_tile(const int M, const int V, Int k, const REAL *a, Int a_row, Int a_col, const REAL *b,
-                          Int b_row, REAL *c, Int c_row) {
+/* c (M, V vectors) += a (M, k) b (k, V vectors), or = where `fresh`; a has any strides. M, V and fresh are constants
+   where it is inlined. */
+ALWAYS void multiply_tile(const int M, const int V, const int fresh, Int k, const REAL *a, Int a_row, Int a_col,
+                          const REAL *b, Int b_row, REAL *c, Int c_row) {
     Vector sum[6][2];
 #pragma GCC unroll 6
     for (int i = 0; i < M; i++)
 #pragma GCC unroll 2
-        for (int v = 0; v < V; v++) sum[i][v] = load(c + i * c_row + v * LANES);
+        for (int v = 0; v < V; v++) sum[i][v] = fresh ? (Vector){0} : load(c + i * c_row + v * LANES);
     for (Int p = 0; p < k; p++) {
         Vector right[2];
 #pragma GCC unroll 2
@@ -97,7 +103,7 @@ ALWAYS void multiply_tile(const int M, const int V, Int k, const REAL *a, Int a_
 #pragma GCC unroll 6
         for (int i = 0; i < M; i++) {
             const Vector left = spread(a[i * a_row + p * a_col]);
-#pragma GCC unroll 3
+#pragma GCC unroll 2
             for (int v = 0; v < V; v++) sum[i][v] += left * right[v];
         }
     }
@@ -107,31 +113,47 @@ ALWAYS void multiply_tile(const int M, const int V, Int k, const REAL *a, Int a_
         for (int v = 0; v < V; v++) store(c + i * c_row + v * LANES, sum[i][v]);
 }
 
+/* The same for any number of rows m. */
+ALWAYS void multiply_rows(const int V, const int fresh, Int m, Int k, const REAL *a, Int a_row, Int a_col,
+                          const REAL *b, Int b_row, REAL *c, Int c_row) {
+#define TILE(M) multiply_tile(M, V, fresh, k, a, a_row, a_col, b, b_row, c, c_row)
+    for (; m >= 6; m -= 6, a += 6 * a_row, c += 6 * c_row) TILE(6);
+    switch (m) {
+    case 5: TILE(5); break;
+    case 4: TILE(4); break;
+    case 3: TILE(3); break;
+    case 2: TILE(2); break;
+    case 1: TILE(1); break;
+    }
+#undef TILE
+}
+
 /* c (m, n) += a (m, k) b (k, n); a has any strides, b and c have rows without gaps between columns. */
 static void multiply(Int m, Int n, Int k, const REAL *a, Int a_row, Int a_col, const REAL *b, Int b_row, REAL *c,
                      Int c_row) {
-#define TILES(M, V)                                                                                                    \
-    for (; i + M <= m; i += M)                                                                                         \
-        multiply_tile(M, V, k, a + i * a_row, a_row, a_col, b + j, b_row, c + i * c_row + j, c_row)
     Int j = 0;
-    for (; j + 2 * LANES <= n; j += 2 * LANES) {
-        Int i = 0;
-        TILES(6, 2);
-        TILES(2, 2);
-        TILES(1, 2);
-    }
-    for (; j + LANES <= n; j += LANES) {
-        Int i = 0;
-        TILES(4, 1);
-        TILES(1, 1);
-    }
-#undef TILES
+    for (; j + 2 * LANES <= n; j += 2 * LANES) multiply_rows(2, 0, m, k, a, a_row, a_col, b + j, b_row, c + j, c_row);
+    for (; j + LANES <= n; j += LANES) multiply_rows(1, 0, m, k, a, a_row, a_col, b + j, b_row, c + j, c_row);
     for (; j < n; j++)
         for (Int i = 0; i < m; i++) {
             REAL sum = c[i * c_row + j];
             for (Int p = 0; p < k; p++) sum += a[i * a_row + p * a_col] * b[p * b_row + j];
             c[i * c_row + j] = sum;
         }
+}
+
+Int panel_columns(void) { return PANEL; }
+
+/* c (m, n) = a (m, k) times a matrix (k, n) that is stored as (panels, k, PANEL), the last filled up with zeros. */
+static void multiply_panels(Int m, Int n, Int k, const REAL *a, const REAL *panels, REAL *c) {
+    Int j = 0;
+    for (; j + PANEL <= n; j += PANEL, panels += k * PANEL)
+        multiply_rows(2, 1, m, k, a, k, 1, panels, PANEL, c + j, n);
+    for (Int i = 0; i < m && j < n; i++) {
+        REAL rest[PANEL];
+        multiply_tile(1, 2, 1, k, a + i * k, k, 1, panels, PANEL, rest, PANEL);
+        memcpy(c + i * n + j, rest, (n - j) * sizeof(REAL));
+    }
 }
 
 /* c (M, 4) = scale a (M, k) b (4, k) transposed. */
@@ -174,15 +196,18 @@ static void multiply_transposed(REAL scale, Int m, Int n, Int k, const REAL *a, 
         for (Int i = 0; i < m; i++) c[i * c_row + j] = scale * dot(k, a + i * a_row, b + j * b_row);
 }
 
-/* ---- adapters ---- */
+/* ---- what the decoder is made of ---- */
 
-/* Layers that read the same input, and where each one's adapter lies in a cell's parameters. */
+/* Layers that read the same input: their base weights as one matrix, and where each one's adapter lies in a cell's
+   parameters. */
 typedef struct {
     Int num_layers, d_in, d_out; /* d_out of all layers together */
-    Int widths[MOST_LAYERS];       /* d_out of each */
-    Int start_A[MOST_LAYERS];      /* (rank, d_in) */
-    Int start_B[MOST_LAYERS];      /* transposed, (rank, d_out) */
-} Group;
+    Int widths[MOST_LAYERS];     /* d_out of each */
+    Int start_A[MOST_LAYERS];    /* (rank, d_in) */
+    Int start_B[MOST_LAYERS];    /* transposed, (rank, d_out) */
+    const REAL *panels;          /* (d_in, d_out), as multiply_panels takes it */
+    const REAL *panels_back;     /* (d_out, d_in) */
+} Linear;
 
 /* What all adapters of the pack share. */
 typedef struct {
@@ -193,136 +218,138 @@ typedef struct {
     REAL *gradient;    /* the same */
 } Adapters;
 
-/* out += scale B A x for the rows of some chunks; low = scale A x, (rows, layers · rank), is kept for the way back. */
-void adapt(const Group *group, const Adapters *pack, Int chunks, const Int *bounds, const REAL *x, REAL *low,
-           REAL *out) {
-    const Int low_row = group->num_layers * pack->rank;
-#pragma omp parallel for schedule(static)
-    for (Int cell = 0; cell < pack->cells; cell++) {
-        const Int rank = pack->ranks[cell];
+/* A root-mean-square norm of each row, or of several vectors in a row that have weights of their own. */
+typedef struct {
+    Int vectors, d;
+    double epsilon;
+    const REAL *weight; /* (vectors, d) */
+} Norm;
+
+/* One decoder layer and its activations, a row a token. */
+typedef struct {
+    Linear qkv, o, gate_up, down;
+    Norm norm1, norm2, norm_qk; /* norm_qk.weight is null where there is none */
+    REAL *x, *n1, *inverse1, *low_qkv, *qkv_out, *raw_qk, *inverse_qk, *log_sum, *mixed, *low_o, *middle, *n2,
+        *inverse2, *low_gate_up, *gate_up_out, *gated, *low_down;
+} Layer;
+
+typedef struct {
+    Int num_layers, d, heads, kv_heads, d_head, longest; /* longest: positions that a row can see at most */
+    double scaling;
+    const Layer *layers;
+    const Adapters *adapters;
+    Norm norm;
+    const REAL *cosines, *sines;   /* (positions, d_head) */
+    const Int *parent, *position;  /* of each row; parent is -1 at a prompt's first token */
+    REAL *x, *final, *inverse;     /* after the last layer, before and after the norm */
+    REAL *grad, *grad_normed, *grad_mixed, *grad_gated, *grad_qkv, *grad_low;
+} Decoder;
+
+/* Some cells' rows of one chunk. */
+typedef struct {
+    Int first_cell, last_cell;
+    const Int *bounds;
+} Part;
+
+ALWAYS Int first_row(Part part) { return part.bounds[part.first_cell]; }
+ALWAYS Int count_rows(Part part) { return part.bounds[part.last_cell] - first_row(part); }
+
+/* ---- linear layers ---- */
+
+/* out = base(x) + scale B A x; low = scale A x, (rows, layers · rank), is kept for the way back. */
+static void project(const Linear *linear, const Adapters *pack, Part part, const REAL *x, REAL *low, REAL *out) {
+    const Int start = first_row(part), d_in = linear->d_in, d_out = linear->d_out;
+    const Int low_row = linear->num_layers * pack->rank;
+    multiply_panels(count_rows(part), d_out, d_in, x + start * d_in, linear->panels, out + start * d_out);
+    for (Int cell = part.first_cell; cell < part.last_cell; cell++) {
+        const Int row = part.bounds[cell], rows = part.bounds[cell + 1] - row, rank = pack->ranks[cell];
         /* Without padding, the A's of all layers are one matrix. */
-        const Int blocks = rank == pack->rank ? 1 : group->num_layers, height = rank * group->num_layers / blocks;
+        const Int blocks = rank == pack->rank ? 1 : linear->num_layers, height = rank * linear->num_layers / blocks;
         const REAL *parameters = pack->parameters + cell * pack->num_parameters;
-        for (Int chunk = 0; chunk < chunks; chunk++) {
-            const Int *bound = bounds + chunk * (pack->cells + 1) + cell;
-            const Int start = bound[0], rows = bound[1] - bound[0];
-            if (!rows) continue;
-            for (Int i = 0; i < blocks; i++)
-                multiply_transposed(pack->scale[cell], rows, height, group->d_in, x + start * group->d_in, group->d_in,
-                                    parameters + group->start_A[i], group->d_in, low + start * low_row + i * pack->rank,
-                                    low_row);
-            Int column = 0;
-            for (Int i = 0; i < group->num_layers; i++) {
-                multiply(rows, group->widths[i], rank, low + start * low_row + i * pack->rank, low_row, 1,
-                         parameters + group->start_B[i], group->widths[i], out + start * group->d_out + column,
-                         group->d_out);
-                column += group->widths[i];
-            }
-        }
+        REAL *cell_low = low + row * low_row, *cell_out = out + row * d_out;
+        for (Int i = 0; i < blocks; i++)
+            multiply_transposed(pack->scale[cell], rows, height, d_in, x + row * d_in, d_in,
+                                parameters + linear->start_A[i], d_in, cell_low + i * pack->rank, low_row);
+        for (Int i = 0; i < linear->num_layers; cell_out += linear->widths[i++])
+            multiply(rows, linear->widths[i], rank, cell_low + i * pack->rank, low_row, 1,
+                     parameters + linear->start_B[i], linear->widths[i], cell_out, d_out);
     }
 }
 
-/* The way back over several chunks: adds to the gradients of A and B, and to grad_x unless it is null. */
-void adapt_backward(const Group *group, const Adapters *pack, Int chunks, const Int *bounds, const REAL *x,
-                    const REAL *low, const REAL *grad_out, REAL *grad_low, REAL *grad_x) {
-    const Int low_row = group->num_layers * pack->rank;
-#pragma omp parallel for schedule(static)
-    for (Int cell = 0; cell < pack->cells; cell++) {
-        const Int rank = pack->ranks[cell];
-        /* Without padding, the A's of all layers are one matrix. */
-        const Int blocks = rank == pack->rank ? 1 : group->num_layers, height = rank * group->num_layers / blocks;
-        const REAL *parameters = pack->parameters + cell * pack->num_parameters;
+/* Adds to the gradients of A and B; grad_x, unless it is null, is the gradient of x. */
+static void project_back(const Linear *linear, const Adapters *pack, Part part, const REAL *x, const REAL *low,
+                         const REAL *grad_out, REAL *grad_low, REAL *grad_x) {
+    const Int start = first_row(part), d_in = linear->d_in, d_out = linear->d_out;
+    const Int low_row = linear->num_layers * pack->rank;
+    if (grad_x)
+        multiply_panels(count_rows(part), d_in, d_out, grad_out + start * d_out, linear->panels_back,
+                        grad_x + start * d_in);
+    for (Int cell = part.first_cell; cell < part.last_cell; cell++) {
+        const Int row = part.bounds[cell], rows = part.bounds[cell + 1] - row, rank = pack->ranks[cell];
+        const Int blocks = rank == pack->rank ? 1 : linear->num_layers, height = rank * linear->num_layers / blocks;
+        const REAL *parameters = pack->parameters + cell * pack->num_parameters, *slope = grad_out + row * d_out;
         REAL *gradient = pack->gradient + cell * pack->num_parameters;
-        for (Int chunk = 0; chunk < chunks; chunk++) {
-            const Int *bound = bounds + chunk * (pack->cells + 1) + cell;
-            const Int start = bound[0], rows = bound[1] - bound[0];
-            if (!rows) continue;
-            Int column = 0;
-            for (Int i = 0; i < group->num_layers; i++) {
-                const Int width = group->widths[i], at = start * low_row + i * pack->rank;
-                const REAL *part = grad_out + start * group->d_out + column;
-                multiply_transposed(pack->scale[cell], rows, rank, width, part, group->d_out,
-                                    parameters + group->start_B[i], width, grad_low + at, low_row);
-                multiply(rank, width, rows, low + at, 1, low_row, part, group->d_out, gradient + group->start_B[i],
-                         width);
-                column += width;
-            }
-            for (Int i = 0; i < blocks; i++) {
-                const REAL *part = grad_low + start * low_row + i * pack->rank;
-                multiply(height, group->d_in, rows, part, 1, low_row, x + start * group->d_in, group->d_in,
-                         gradient + group->start_A[i], group->d_in);
-                if (grad_x)
-                    multiply(rows, group->d_in, height, part, low_row, 1, parameters + group->start_A[i], group->d_in,
-                             grad_x + start * group->d_in, group->d_in);
-            }
+        for (Int i = 0; i < linear->num_layers; slope += linear->widths[i++]) {
+            const Int width = linear->widths[i], at = row * low_row + i * pack->rank;
+            multiply_transposed(pack->scale[cell], rows, rank, width, slope, d_out, parameters + linear->start_B[i],
+                                width, grad_low + at, low_row);
+            multiply(rank, width, rows, low + at, 1, low_row, slope, d_out, gradient + linear->start_B[i], width);
         }
-    }
-}
-
-/* Adam's update of every cell, Kingma and Ba, 2015, arXiv 1412.6980, algorithm 1; clears the gradient.
-   columns is (cells, 5): 1 - beta1, beta2, 1 - beta2, epsilon and minus the step size, corrected for bias. */
-void update_adam(Int cells, Int num_parameters, const REAL *columns, REAL *parameters, REAL *gradient, REAL *moment1,
-                 REAL *moment2) {
-#pragma omp parallel for schedule(static)
-    for (Int cell = 0; cell < cells; cell++) {
-        const REAL decay1 = columns[5 * cell], keep2 = columns[5 * cell + 1], decay2 = columns[5 * cell + 2];
-        const REAL epsilon = columns[5 * cell + 3], step = columns[5 * cell + 4];
-        REAL *restrict p = parameters + cell * num_parameters, *restrict g = gradient + cell * num_parameters;
-        REAL *restrict m = moment1 + cell * num_parameters, *restrict v = moment2 + cell * num_parameters;
-        for (Int i = 0; i < num_parameters; i++) {
-            const REAL slope = g[i];
-            m[i] += decay1 * (slope - m[i]);
-            v[i] = keep2 * v[i] + decay2 * slope * slope;
-            p[i] += step * m[i] / ((REAL)sqrt(v[i]) + epsilon);
-            g[i] = 0;
+        for (Int i = 0; i < blocks; i++) {
+            const REAL *left = grad_low + row * low_row + i * pack->rank;
+            multiply(height, d_in, rows, left, 1, low_row, x + row * d_in, d_in, gradient + linear->start_A[i], d_in);
+            if (grad_x)
+                multiply(rows, d_in, height, left, low_row, 1, parameters + linear->start_A[i], d_in,
+                         grad_x + row * d_in, d_in);
         }
     }
 }
 
 /* ---- norms ---- */
 
-/* Root-mean-square norm, Zhang and Sennrich, 2019, arXiv 1910.07467, equation 4: out = x · inverse · weight. Where
-   residual is not null, it is added to x first. The weight of a row is that of row % weights. */
-void norm(Int rows, Int d, Int weights, const REAL *weight, REAL epsilon, REAL *x, Int x_row, const REAL *residual,
-          REAL *out, Int out_row, REAL *inverse) {
-#pragma omp parallel for schedule(static)
-    for (Int row = 0; row < rows; row++) {
-        const Int whole = row / weights, part = row % weights * d;
-        REAL *from = x + whole * x_row + part, *to = out + whole * out_row + part;
-        const REAL *scale = weight + part;
-        if (residual) add_scaled(d, 1, residual + row * d, from);
-        const REAL factor = 1 / (REAL)sqrt(dot(d, from, from) / d + epsilon);
-        for (Int i = 0; i < d; i++) to[i] = from[i] * factor * scale[i];
-        inverse[row] = factor;
-    }
+/* Zhang and Sennrich, 2019, arXiv 1910.07467, equation 4: out = x · inverse · weight. Where residual is not null, it
+   is added to x first. Rows of x and out are x_row and out_row wide. */
+static void normalize(const Norm *norm, Part part, REAL *x, Int x_row, const REAL *residual, REAL *out, Int out_row,
+                      REAL *inverse) {
+    const Int d = norm->d;
+    for (Int row = first_row(part); row < first_row(part) + count_rows(part); row++)
+        for (Int vector = 0; vector < norm->vectors; vector++) {
+            REAL *from = x + row * x_row + vector * d, *to = out + row * out_row + vector * d;
+            const REAL *weight = norm->weight + vector * d;
+            if (residual) add_scaled(d, 1, residual + row * d, from);
+            const REAL factor = 1 / (REAL)sqrt(dot(d, from, from) / d + norm->epsilon);
+            for (Int i = 0; i < d; i++) to[i] = from[i] * factor * weight[i];
+            inverse[row * norm->vectors + vector] = factor;
+        }
 }
 
-/* The gradient of the norm's input is added to grad, or put in place of grad_out where that is the same array. */
-void norm_backward(Int rows, Int d, Int weights, const REAL *weight, const REAL *x, const REAL *inverse,
-                   const REAL *grad_out, REAL *grad, Int grad_row) {
-#pragma omp parallel for schedule(static)
-    for (Int row = 0; row < rows; row++) {
-        const Int at = row / weights * grad_row + row % weights * d;
-        const REAL *from = x + row * d, *slope = grad_out + at, *scale = weight + row % weights * d;
-        REAL *to = grad + at;
-        const REAL factor = inverse[row], along = dot_weighted(d, slope, scale, from) * factor * factor / d;
-        const REAL keep = grad == grad_out ? 0 : 1;
-        for (Int i = 0; i < d; i++) to[i] = keep * to[i] + factor * (slope[i] * scale[i] - along * from[i]);
-    }
+/* The gradient of x is added to grad, or put in place of grad_out where that is the same array. */
+static void normalize_back(const Norm *norm, Part part, const REAL *x, const REAL *inverse, const REAL *grad_out,
+                           REAL *grad, Int grad_row) {
+    const Int d = norm->d;
+    const REAL keep = grad == grad_out ? 0 : 1;
+    for (Int row = first_row(part); row < first_row(part) + count_rows(part); row++)
+        for (Int vector = 0; vector < norm->vectors; vector++) {
+            const Int at = row * grad_row + vector * d;
+            const REAL *from = x + (row * norm->vectors + vector) * d, *slope = grad_out + at;
+            const REAL *weight = norm->weight + vector * d, factor = inverse[row * norm->vectors + vector];
+            const REAL along = dot_weighted(d, slope, weight, from) * factor * factor / d;
+            REAL *to = grad + at;
+            for (Int i = 0; i < d; i++) to[i] = keep * to[i] + factor * (slope[i] * weight[i] - along * from[i]);
+        }
 }
 
 /* ---- attention over a tree ---- */
 
-/* Turns the first `heads` heads of each row by its position: Su et al., 2021, arXiv 2104.09864, equation 34.
-   sign is 1, or -1 on the way back. */
-void rotate(Int rows, Int heads, Int d_head, Int width, const Int *position, const REAL *cosines, const REAL *sines,
-            REAL sign, REAL *x) {
-    const Int half = d_head / 2;
-#pragma omp parallel for schedule(static)
-    for (Int row = 0; row < rows; row++) {
-        const REAL *c = cosines + position[row] * d_head, *s = sines + position[row] * d_head;
-        for (Int head = 0; head < heads; head++) {
-            REAL *restrict low = x + row * width + head * d_head, *restrict high = low + half;
+/* Turns queries and keys by their row's position: Su et al., 2021, arXiv 2104.09864, equation 34. sign is 1, or -1 on
+   the way back. */
+static void rotate(const Decoder *decoder, Part part, REAL sign, REAL *qkv) {
+    const Int d = decoder->d_head, half = d / 2, turned = decoder->heads + decoder->kv_heads;
+    const Int width = (turned + decoder->kv_heads) * d;
+    for (Int row = first_row(part); row < first_row(part) + count_rows(part); row++) {
+        const REAL *c = decoder->cosines + decoder->position[row] * d, *s = decoder->sines + decoder->position[row] * d;
+        for (Int head = 0; head < turned; head++) {
+            REAL *restrict low = qkv + row * width + head * d, *restrict high = low + half;
             for (Int i = 0; i < half; i++) {
                 const REAL a = low[i], b = high[i];
                 low[i] = a * c[i] - sign * b * s[i];
@@ -332,12 +359,7 @@ void rotate(Int rows, Int heads, Int d_head, Int width, const Int *position, con
     }
 }
 
-typedef struct {
-    Int heads, kv_heads, d_head, longest; /* longest: positions that a row can see at most */
-    double scaling;
-} Attention;
-
-/* Row sees itself and its ancestors; parent is -1 at a prompt's first token. Returns how many. */
+/* A row sees itself and its ancestors. Returns how many. */
 ALWAYS Int list_visible(Int row, const Int *parent, Int *visible) {
     Int count = 0;
     for (; row >= 0; row = parent[row]) visible[count++] = row;
@@ -346,65 +368,60 @@ ALWAYS Int list_visible(Int row, const Int *parent, Int *visible) {
 
 ALWAYS REAL exponential_of_one(REAL x) { return sizeof(REAL) == 4 ? expf(x) : exp(x); }
 
-/* mixed (rows, heads · d_head) for rows first .. last; the logarithm of each softmax's sum, (rows, heads), is kept for
-   the way back. */
-void attend(const Attention *shape, Int first, Int last, const Int *parent, const REAL *qkv, REAL *log_sum,
-            REAL *mixed) {
-    const Int d = shape->d_head, share = shape->heads / shape->kv_heads;
-    const Int width = (shape->heads + 2 * shape->kv_heads) * d;
-#pragma omp parallel for schedule(static)
-    for (Int row = first; row < last; row++) {
-        Int visible[shape->longest];
-        REAL weight[shape->longest];
-        const Int count = list_visible(row, parent, visible);
-        for (Int head = 0; head < shape->heads; head++) {
+/* mixed (rows, heads · d_head); the logarithm of each softmax's sum, (rows, heads), is kept for the way back. */
+static void attend(const Decoder *decoder, Part part, const REAL *qkv, REAL *log_sum, REAL *mixed) {
+    const Int d = decoder->d_head, heads = decoder->heads, kv_heads = decoder->kv_heads;
+    const Int width = (heads + 2 * kv_heads) * d;
+    const REAL scaling = (REAL)decoder->scaling;
+    Int visible[decoder->longest];
+    REAL weight[decoder->longest];
+    for (Int row = first_row(part); row < first_row(part) + count_rows(part); row++) {
+        const Int count = list_visible(row, decoder->parent, visible);
+        for (Int head = 0; head < heads; head++) {
+            const Int key = (heads + head * kv_heads / heads) * d, value = key + kv_heads * d;
             const REAL *query = qkv + row * width + head * d;
-            const Int key = (shape->heads + head / share) * d, value = key + shape->kv_heads * d;
-            REAL *out = mixed + (row * shape->heads + head) * d, largest = -INFINITY, total = 0;
+            REAL *out = mixed + (row * heads + head) * d, largest = -INFINITY, total = 0;
             for (Int j = 0; j < count; j++) {
-                weight[j] = (REAL)shape->scaling * dot(d, query, qkv + visible[j] * width + key);
+                weight[j] = scaling * dot(d, query, qkv + visible[j] * width + key);
                 largest = weight[j] > largest ? weight[j] : largest;
             }
             for (Int j = 0; j < count; j++) total += weight[j] = exponential_of_one(weight[j] - largest);
             memset(out, 0, d * sizeof(REAL));
             for (Int j = 0; j < count; j++) add_scaled(d, weight[j] / total, qkv + visible[j] * width + value, out);
-            log_sum[row * shape->heads + head] = largest + (REAL)log(total);
+            log_sum[row * heads + head] = largest + (REAL)log(total);
         }
     }
 }
 
-/* Adds to grad_qkv, from grad_mixed, for the rows of some chunks. */
-void attend_backward(const Attention *shape, Int cells, Int chunks, const Int *bounds, const Int *parent,
-                     const REAL *qkv, const REAL *log_sum, const REAL *grad_mixed, REAL *grad_qkv) {
-    const Int d = shape->d_head, share = shape->heads / shape->kv_heads;
-    const Int width = (shape->heads + 2 * shape->kv_heads) * d;
-#pragma omp parallel for schedule(static)
-    for (Int cell = 0; cell < cells; cell++)
-        for (Int chunk = 0; chunk < chunks; chunk++)
-            for (Int row = bounds[chunk * (cells + 1) + cell]; row < bounds[chunk * (cells + 1) + cell + 1]; row++) {
-                Int visible[shape->longest];
-                REAL weight[shape->longest], slope[shape->longest];
-                const Int count = list_visible(row, parent, visible);
-                for (Int head = 0; head < shape->heads; head++) {
-                    const Int at = row * shape->heads + head, key = (shape->heads + head / share) * d;
-                    const Int value = key + shape->kv_heads * d;
-                    const REAL *query = qkv + row * width + head * d, *grad = grad_mixed + at * d;
-                    REAL *grad_query = grad_qkv + row * width + head * d, mean = 0;
-                    for (Int j = 0; j < count; j++) {
-                        const REAL score = (REAL)shape->scaling * dot(d, query, qkv + visible[j] * width + key);
-                        weight[j] = exponential_of_one(score - log_sum[at]);
-                        slope[j] = dot(d, grad, qkv + visible[j] * width + value);
-                        mean += weight[j] * slope[j];
-                    }
-                    for (Int j = 0; j < count; j++) {
-                        const REAL score = weight[j] * (slope[j] - mean) * (REAL)shape->scaling;
-                        const Int other = visible[j] * width;
-                        add_scaled(d, score, qkv + other + key, grad_query);
-                        add_scaled(d, score, query, grad_qkv + other + key);
-                        add_scaled(d, weight[j], grad, grad_qkv + other + value);
-                    }
-                }
+/* Adds to grad_qkv of each row and of those that it sees. */
+static void attend_back(const Decoder *decoder, Part part, const REAL *qkv, const REAL *log_sum, const REAL *grad_mixed,
+                        REAL *grad_qkv) {
+    const Int d = decoder->d_head, heads = decoder->heads, kv_heads = decoder->kv_heads;
+    const Int width = (heads + 2 * kv_heads) * d;
+    const REAL scaling = (REAL)decoder->scaling;
+    Int visible[decoder->longest];
+    REAL weight[decoder->longest], slope[decoder->longest];
+    for (Int row = first_row(part); row < first_row(part) + count_rows(part); row++) {
+        const Int count = list_visible(row, decoder->parent, visible);
+        for (Int head = 0; head < heads; head++) {
+            const Int at = row * heads + head, key = (heads + head * kv_heads / heads) * d, value = key + kv_heads * d;
+            const REAL *query = qkv + row * width + head * d, *grad = grad_mixed + at * d;
+            REAL *grad_query = grad_qkv + row * width + head * d, mean = 0;
+            for (Int j = 0; j < count; j++) {
+                const REAL score = scaling * dot(d, query, qkv + visible[j] * width + key);
+                weight[j] = exponential_of_one(score - log_sum[at]);
+                slope[j] = dot(d, grad, qkv + visible[j] * width + value);
+                mean += weight[j] * slope[j];
             }
+            for (Int j = 0; j < count; j++) {
+                const REAL score = weight[j] * (slope[j] - mean) * scaling;
+                const Int other = visible[j] * width;
+                add_scaled(d, score, qkv + other + key, grad_query);
+                add_scaled(d, score, query, grad_qkv + other + key);
+                add_scaled(d, weight[j], grad, grad_qkv + other + value);
+            }
+        }
+    }
 }
 
 /* ---- the gate of the MLP ---- */
@@ -440,7 +457,6 @@ ALWAYS Vector exponential(Vector x) {
 
 /* gated = silu(gate) · up; gate and up are the halves of a row of 2 d. */
 void gate(Int rows, Int d, const REAL *gate_up, REAL *gated) {
-#pragma omp parallel for schedule(static)
     for (Int row = 0; row < rows; row++) {
         const REAL *g = gate_up + 2 * row * d, *up = g + d;
         REAL *out = gated + row * d;
@@ -452,7 +468,6 @@ void gate(Int rows, Int d, const REAL *gate_up, REAL *gated) {
 
 /* Puts the gradient of gate and up in their place. */
 void gate_backward(Int rows, Int d, const REAL *grad_gated, REAL *gate_up) {
-#pragma omp parallel for schedule(static)
     for (Int row = 0; row < rows; row++) {
         REAL *g = gate_up + 2 * row * d, *up = g + d;
         const REAL *slope = grad_gated + row * d;
@@ -467,6 +482,132 @@ void gate_backward(Int rows, Int d, const REAL *grad_gated, REAL *gate_up) {
             const REAL sigmoid = 1 / (1 + (REAL)exp(-g[i])), silu = g[i] * sigmoid;
             g[i] = slope[i] * up[i] * (sigmoid + silu * (1 - sigmoid));
             up[i] = slope[i] * silu;
+        }
+    }
+}
+
+/* ---- the passes ---- */
+
+/* x + residual through one layer: out is the output of its MLP, whose own residual is layer->middle. What nobody reads
+   stops at its keys and values. */
+static void forward_layer(const Decoder *decoder, const Layer *layer, Part part, int is_read, const REAL *residual,
+                          REAL *out) {
+    const Int d = decoder->d, qkv_row = layer->qkv.d_out, start = first_row(part), rows = count_rows(part);
+    normalize(&layer->norm1, part, layer->x, d, residual, layer->n1, d, layer->inverse1);
+    project(&layer->qkv, decoder->adapters, part, layer->n1, layer->low_qkv, layer->qkv_out);
+    if (layer->norm_qk.weight) {
+        const Int qk_row = layer->norm_qk.vectors * layer->norm_qk.d;
+        for (Int row = start; row < start + rows; row++)
+            memcpy(layer->raw_qk + row * qk_row, layer->qkv_out + row * qkv_row, qk_row * sizeof(REAL));
+        normalize(&layer->norm_qk, part, layer->raw_qk, qk_row, NULL, layer->qkv_out, qkv_row, layer->inverse_qk);
+    }
+    rotate(decoder, part, 1, layer->qkv_out);
+    if (!is_read) return;
+    attend(decoder, part, layer->qkv_out, layer->log_sum, layer->mixed);
+    project(&layer->o, decoder->adapters, part, layer->mixed, layer->low_o, layer->middle);
+    normalize(&layer->norm2, part, layer->middle, d, layer->x, layer->n2, d, layer->inverse2);
+    project(&layer->gate_up, decoder->adapters, part, layer->n2, layer->low_gate_up, layer->gate_up_out);
+    const Int d_gated = layer->down.d_in;
+    gate(rows, d_gated, layer->gate_up_out + start * 2 * d_gated, layer->gated + start * d_gated);
+    project(&layer->down, decoder->adapters, part, layer->gated, layer->low_down, out);
+}
+
+/* Cells that go through the layers together. */
+static Int size_block(Int cells, Int rows) {
+    const Int size = BLOCK_ROWS * cells / (rows ? rows : 1);
+    return size < 1 ? 1 : size > cells ? cells : size;
+}
+
+/* Feeds the rows of some chunks, whose x of the first layer is set. The first `unread` chunks stop at the last layer's
+   keys and values; of the others, final is set. bounds is (chunks, cells + 1). */
+void forward(const Decoder *decoder, Int chunks, Int unread, const Int *bounds) {
+    const Int cells = decoder->adapters->cells, last = decoder->num_layers - 1;
+    const Int block = size_block(cells, bounds[(chunks - 1) * (cells + 1) + cells] - bounds[0]);
+#pragma omp parallel for schedule(dynamic)
+    for (Int cell = 0; cell < cells; cell += block)
+        for (Int chunk = 0; chunk < chunks; chunk++) {
+            const Part part = {cell, cell + block < cells ? cell + block : cells, bounds + chunk * (cells + 1)};
+            const REAL *residual = NULL;
+            for (Int l = 0; l <= last; l++) {
+                const Layer *layer = decoder->layers + l;
+                forward_layer(decoder, layer, part, l < last || chunk >= unread, residual,
+                              l < last ? layer[1].x : decoder->x);
+                residual = layer->middle;
+            }
+            if (chunk >= unread)
+                normalize(&decoder->norm, part, decoder->x, decoder->d, residual, decoder->final, decoder->d,
+                          decoder->inverse);
+        }
+}
+
+/* Turns grad from the gradient of a layer's output into that of its input, over some cells' rows of all chunks; at
+   chunks that nobody reads it comes in as zero. */
+static void backward_layer(const Decoder *decoder, const Layer *layer, Int chunks, Int unread, Part all, int is_first) {
+    const Adapters *pack = decoder->adapters;
+    const Int d = decoder->d, d_gated = layer->down.d_in, qkv_row = layer->qkv.d_out, cells = pack->cells;
+    REAL *grad = decoder->grad, *normed = decoder->grad_normed, *low = decoder->grad_low, *grad_qkv = decoder->grad_qkv;
+    for (Int chunk = unread; chunk < chunks; chunk++) {
+        const Part part = {all.first_cell, all.last_cell, all.bounds + chunk * (cells + 1)};
+        const Int start = first_row(part);
+        project_back(&layer->down, pack, part, layer->gated, layer->low_down, grad, low, decoder->grad_gated);
+        gate_backward(count_rows(part), d_gated, decoder->grad_gated + start * d_gated,
+                      layer->gate_up_out + start * 2 * d_gated);
+        project_back(&layer->gate_up, pack, part, layer->n2, layer->low_gate_up, layer->gate_up_out, low, normed);
+        normalize_back(&layer->norm2, part, layer->middle, layer->inverse2, normed, grad, d);
+        project_back(&layer->o, pack, part, layer->mixed, layer->low_o, grad, low, decoder->grad_mixed);
+    }
+    for (Int chunk = 0; chunk < chunks; chunk++) {
+        const Part part = {all.first_cell, all.last_cell, all.bounds + chunk * (cells + 1)};
+        memset(grad_qkv + first_row(part) * qkv_row, 0, count_rows(part) * qkv_row * sizeof(REAL));
+    }
+    for (Int chunk = chunks - 1; chunk >= 0; chunk--) {
+        const Part part = {all.first_cell, all.last_cell, all.bounds + chunk * (cells + 1)};
+        if (chunk >= unread)
+            attend_back(decoder, part, layer->qkv_out, layer->log_sum, decoder->grad_mixed, grad_qkv);
+        /* What follows these rows has added its part already. */
+        rotate(decoder, part, -1, grad_qkv);
+        if (layer->norm_qk.weight)
+            normalize_back(&layer->norm_qk, part, layer->raw_qk, layer->inverse_qk, grad_qkv, grad_qkv, qkv_row);
+        project_back(&layer->qkv, pack, part, layer->n1, layer->low_qkv, grad_qkv, low, is_first ? NULL : normed);
+        if (!is_first) normalize_back(&layer->norm1, part, layer->x, layer->inverse1, normed, grad, d);
+    }
+}
+
+/* Adds to the adapters' gradient, from grad, the gradient of `final`; grad is zero at the `unread` chunks. */
+void backward(const Decoder *decoder, Int chunks, Int unread, const Int *bounds) {
+    const Int cells = decoder->adapters->cells, last = decoder->num_layers - 1;
+    const Int block = size_block(cells, bounds[(chunks - 1) * (cells + 1) + cells]);
+#pragma omp parallel for schedule(dynamic)
+    for (Int cell = 0; cell < cells; cell += block) {
+        const Part all = {cell, cell + block < cells ? cell + block : cells, bounds};
+        for (Int chunk = unread; chunk < chunks; chunk++) {
+            const Part part = {all.first_cell, all.last_cell, bounds + chunk * (cells + 1)};
+            normalize_back(&decoder->norm, part, decoder->x, decoder->inverse, decoder->grad, decoder->grad,
+                           decoder->d);
+        }
+        for (Int l = last; l >= 0; l--)
+            backward_layer(decoder, decoder->layers + l, chunks, l == last ? unread : 0, all, l == 0);
+    }
+}
+
+/* ---- Adam ---- */
+
+/* Adam's update of every cell, Kingma and Ba, 2015, arXiv 1412.6980, algorithm 1; clears the gradient.
+   columns is (cells, 5): 1 - beta1, beta2, 1 - beta2, epsilon and minus the step size, corrected for bias. */
+void update_adam(Int cells, Int num_parameters, const REAL *columns, REAL *parameters, REAL *gradient, REAL *moment1,
+                 REAL *moment2) {
+#pragma omp parallel for schedule(static)
+    for (Int cell = 0; cell < cells; cell++) {
+        const REAL decay1 = columns[5 * cell], keep2 = columns[5 * cell + 1], decay2 = columns[5 * cell + 2];
+        const REAL epsilon = columns[5 * cell + 3], step = columns[5 * cell + 4];
+        REAL *restrict p = parameters + cell * num_parameters, *restrict g = gradient + cell * num_parameters;
+        REAL *restrict m = moment1 + cell * num_parameters, *restrict v = moment2 + cell * num_parameters;
+        for (Int i = 0; i < num_parameters; i++) {
+            const REAL slope = g[i];
+            m[i] += decay1 * (slope - m[i]);
+            v[i] = keep2 * v[i] + decay2 * slope * slope;
+            p[i] += step * m[i] / ((REAL)sqrt(v[i]) + epsilon);
+            g[i] = 0;
         }
     }
 }

@@ -20,57 +20,87 @@ _FLAGS = ("-std=gnu11", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-tr
 _ATTEMPTS = (("-march=native", "-fopenmp"), ("-march=native",), ())
 """Not every compiler knows all of the processor, or threads; the first attempt that works is taken."""
 
-_REALS = {torch.float32: ("float", ctypes.c_float), torch.float64: ("double", ctypes.c_double)}
+_REALS = {torch.float32: "float", torch.float64: "double"}
 
-PerLayer = ctypes.c_int64 * 4
-"""One number for each layer of a group, of which there are at most so many; kernels.c says the same."""
+_Int, _Pointer = ctypes.c_int64, ctypes.c_void_p
+
+PerLayer = _Int * 3
+"""One number for each layer of a group that reads one input: queries, keys and values at most."""
+
+ACTIVATIONS = (
+    *("x", "n1", "inverse1", "low_qkv", "qkv_out", "raw_qk", "inverse_qk", "log_sum", "mixed", "low_o", "middle"),
+    *("n2", "inverse2", "low_gate_up", "gate_up_out", "gated", "low_down"),
+)
+"""What a layer keeps for its backward pass, as kernels.c has it."""
+
+OUTPUTS = ("x", "final", "inverse", "grad", "grad_normed", "grad_mixed", "grad_gated", "grad_qkv", "grad_low")
+"""What the decoder keeps beside its layers, as kernels.c has it."""
 
 
-class Group(ctypes.Structure):
-    """Layers that read the same input, and where each one's adapter lies in a cell's parameters."""
+class Linear(ctypes.Structure):
+    """Layers that read the same input. Like all structures here it holds addresses, whose tensors others keep alive."""
 
     _fields_ = (
-        ("num_layers", ctypes.c_int64),
-        ("d_in", ctypes.c_int64),
-        ("d_out", ctypes.c_int64),
+        ("num_layers", _Int),
+        ("d_in", _Int),
+        ("d_out", _Int),
         ("widths", PerLayer),
         ("start_A", PerLayer),
         ("start_B", PerLayer),
+        ("panels", _Pointer),
+        ("panels_back", _Pointer),
     )
 
 
 class Adapters(ctypes.Structure):
-    """What all adapters of a pack share. It holds addresses: who fills it keeps the tensors alive."""
+    """What all adapters of a pack share."""
 
     _fields_ = (
-        ("cells", ctypes.c_int64),
-        ("rank", ctypes.c_int64),
-        ("num_parameters", ctypes.c_int64),
-        ("ranks", ctypes.c_void_p),
-        ("scale", ctypes.c_void_p),
-        ("parameters", ctypes.c_void_p),
-        ("gradient", ctypes.c_void_p),
+        ("cells", _Int),
+        ("rank", _Int),
+        ("num_parameters", _Int),
+        ("ranks", _Pointer),
+        ("scale", _Pointer),
+        ("parameters", _Pointer),
+        ("gradient", _Pointer),
     )
 
 
-class Attention(ctypes.Structure):
-    """The shape of an attention layer; `longest` is the most positions that a token can see."""
+class Norm(ctypes.Structure):
+    """A root-mean-square norm."""
+
+    _fields_ = (("vectors", _Int), ("d", _Int), ("epsilon", ctypes.c_double), ("weight", _Pointer))
+
+
+class Layer(ctypes.Structure):
+    """One decoder layer and its activations."""
 
     _fields_ = (
-        ("heads", ctypes.c_int64),
-        ("kv_heads", ctypes.c_int64),
-        ("d_head", ctypes.c_int64),
-        ("longest", ctypes.c_int64),
+        *((name, Linear) for name in ("qkv", "o", "gate_up", "down")),
+        *((name, Norm) for name in ("norm1", "norm2", "norm_qk")),
+        *((name, _Pointer) for name in ACTIVATIONS),
+    )
+
+
+class Decoder(ctypes.Structure):
+    """A decoder, the rows that are fed to it, and its adapters."""
+
+    _fields_ = (
+        *((name, _Int) for name in ("num_layers", "d", "heads", "kv_heads", "d_head", "longest")),
         ("scaling", ctypes.c_double),
+        ("layers", ctypes.POINTER(Layer)),
+        ("adapters", ctypes.POINTER(Adapters)),
+        ("norm", Norm),
+        *((name, _Pointer) for name in ("cosines", "sines", "parent", "position", *OUTPUTS)),
     )
 
 
 class _Address:
-    """A tensor argument, dense; None is a null pointer."""
+    """A dense tensor as an argument."""
 
     @classmethod
-    def from_param(cls, tensor: torch.Tensor | None) -> ctypes.c_void_p:
-        return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
+    def from_param(cls, tensor: torch.Tensor) -> ctypes.c_void_p:
+        return ctypes.c_void_p(tensor.data_ptr())
 
 
 @cache
@@ -86,33 +116,21 @@ def load_kernels(dtype: torch.dtype) -> Any:
     """
     if dtype not in _REALS:
         return None
-    name, real = _REALS[dtype]
-    path = _compile(name)
+    path = _compile(_REALS[dtype])
     if path is None:
-        logging.getLogger(__name__).warning("no C compiler works here: packs train two to three times slower")
+        logging.getLogger(__name__).warning("no C compiler works here: packs train several times slower")
         return None
-    library = ctypes.CDLL(str(path))
-    whole, array, group, adapters, attention = (
-        ctypes.c_int64,
-        _Address,
-        ctypes.POINTER(Group),
-        ctypes.POINTER(Adapters),
-        ctypes.POINTER(Attention),
-    )
+    library, decoder = ctypes.CDLL(str(path)), ctypes.POINTER(Decoder)
     for function, arguments in {
-        "adapt": (group, adapters, whole, *(array,) * 4),
-        "adapt_backward": (group, adapters, whole, *(array,) * 6),
-        "update_adam": (whole, whole, *(array,) * 5),
-        "norm": (whole, whole, whole, array, real, array, whole, array, array, whole, array),
-        "norm_backward": (whole, whole, whole, *(array,) * 5, whole),
-        "rotate": (whole, whole, whole, whole, array, array, array, real, array),
-        "attend": (attention, whole, whole, *(array,) * 4),
-        "attend_backward": (attention, whole, whole, *(array,) * 6),
-        "gate": (whole, whole, array, array),
-        "gate_backward": (whole, whole, array, array),
+        "panel_columns": (),
+        "forward": (decoder, _Int, _Int, _Address),
+        "backward": (decoder, _Int, _Int, _Address),
+        "update_adam": (_Int, _Int, *(_Address,) * 5),
+        "gate": (_Int, _Int, _Address, _Address),
+        "gate_backward": (_Int, _Int, _Address, _Address),
     }.items():
         getattr(library, function).argtypes = arguments
-        getattr(library, function).restype = None
+        getattr(library, function).restype = _Int if function == "panel_columns" else None
     return library
 
 
