@@ -23,8 +23,15 @@ class _Buffers:
     """Tensors with one row a token, by name; they grow together and keep what is in them."""
 
     def __init__(self, dtype: torch.dtype, widths: dict[str, int]) -> None:
-        self._tensors = {name: torch.empty((0, width), dtype=dtype) for name, width in widths.items()}
-        self._capacity = 0
+        self._dtype, self._capacity = dtype, 0
+        self._tensors: dict[str, Tensor] = {}
+        self.lay_out(widths)
+
+    def lay_out(self, widths: dict[str, int]) -> None:
+        """Gives the tensors their widths; those of unchanged width stay."""
+        for name, width in widths.items():
+            if name not in self._tensors or self._tensors[name].shape[1] != width:
+                self._tensors[name] = torch.empty((self._capacity, width), dtype=self._dtype)
 
     def __getitem__(self, name: str) -> Tensor:
         return self._tensors[name]
@@ -111,6 +118,7 @@ class _Linear:
         weight = torch.cat([m.weight.detach() for m in layers.values()])
         self.widths = [m.out_features for m in layers.values()]
         self.d_out, self.d_in = weight.shape
+        self.dtype = weight.dtype
         self._panels = [_cut_panels(matrix, library.panel_columns()) for matrix in (weight.T, weight)]
 
     def describe(self, adapters: AdapterPack) -> kernels.Linear:
@@ -157,6 +165,7 @@ class _Layer:
         if hasattr(attention, "q_norm"):
             self._norms.append(self._join_norms(attention))
         self.d = self.qkv.d_in
+        self.kept = _Buffers(self.qkv.dtype, {})
 
     def _join_norms(self, attention: Any) -> _Norm:
         """The norms of queries and keys as one, whose weight differs by head."""
@@ -174,7 +183,7 @@ class _Layer:
         widths |= {"gate_up_out": 2 * self.down.d_in, "gated": self.down.d_in}
         normed = self._norms[2].weight if len(self._norms) > 2 else torch.empty((0, 0))
         widths |= {"raw_qk": normed.numel(), "inverse_qk": len(normed)}
-        self.kept = _Buffers(self._norms[0].weight.dtype, widths)
+        self.kept.lay_out(widths)
 
     def describe(self) -> kernels.Layer:
         """The layer with its current adapters and buffers."""
@@ -206,6 +215,7 @@ class CompiledDecoderNetwork:
         positions = torch.arange(model.config.max_position_embeddings)[None]
         self._turns = [t[0].contiguous() for t in body.rotary_emb(self._embedding, positions)]
         self._rows = _Rows(prompts)
+        self._kept = _Buffers(self._embedding.dtype, {})
         self._attached: Tensor | None = None
         self._leaves: list[Tensor] = []
 
@@ -239,7 +249,7 @@ class CompiledDecoderNetwork:
             each.attach(adapters)
         widths = dict.fromkeys(("x", "final", "grad", "grad_normed"), layer.d) | {"inverse": 1}
         widths |= {"grad_mixed": layer.o.d_in, "grad_gated": layer.down.d_in, "grad_qkv": layer.qkv.d_out}
-        self._kept = _Buffers(self._embedding.dtype, widths | {"grad_low": 3 * adapters.rank})
+        self._kept.lay_out(widths | {"grad_low": 3 * adapters.rank})
         self._decoder = self._describe()
 
     def _describe(self) -> kernels.Decoder:

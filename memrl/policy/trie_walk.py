@@ -139,7 +139,9 @@ class _Ledger:
         return np.concatenate(self.columns[name])
 
     def pad(self, path: np.ndarray) -> np.ndarray:
-        return np.pad(path, ((0, 0), (0, self.depth - path.shape[1])), constant_values=-1)
+        padded = np.full((len(path), self.depth), -1, dtype=np.int64)
+        padded[:, : path.shape[1]] = path
+        return padded
 
 
 def walk_tries(network: PackedNetwork, forest: Forest, num_episodes: np.ndarray, splitter: Splitter) -> Walk:
