@@ -57,7 +57,7 @@ class Versus:
     )
     learning_rate: float = chz.field(default=3e-3, doc="of both (learn, sweep)")
     group_size: int = chz.field(default=32, doc="of both (learn, sweep)")
-    num_seeds: int = chz.field(default=32, doc="secrets (learn)")
+    num_seeds: int = chz.field(default=128, doc="secrets (learn)")
     n_steps: int = chz.field(default=300, doc="most updates of a run (learn, sweep)")
     sweep_cells: int = chz.field(default=2000, doc="cells of the packed sweep (sweep)")
     sample_cells: int = chz.field(default=16, doc="cells that the slow arms are timed on before extrapolating (sweep)")
@@ -72,6 +72,8 @@ class Versus:
         for name in ("rounds", "threads", "num_seeds", "sweep_cells", "sample_cells", "processes"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not 4 <= self.sample_cells <= self.sweep_cells:
+            raise ValueError(f"sample_cells must be 4 to sweep_cells ({self.sweep_cells}), got {self.sample_cells}")
         self.cell(0)
 
     def cell(self, seed: int, **fields: Any) -> TrainConfig:
@@ -219,21 +221,24 @@ def train_one_cell(versus: Versus) -> Row:
 
 def compare_sweeps(versus: Versus) -> tuple[list[Row], str]:
     """Seconds a cell, every process start included, of one TRL process per cell and of memrl's sweeps."""
-    sample = min(versus.sample_cells, versus.sweep_cells)
+    sample, cells = versus.sample_cells, versus.sweep_cells
     trl = _time_trl_processes(versus, sample)
-    alone = _time_launch(versus, sample, pack_size=1)
-    packed = _time_launch(versus, versus.sweep_cells, pack_size=None)
-    per_cell = {
-        "TRL, one process a cell": (trl, sample),
-        "memrl under Ray Tune, one cell a trial": (alone, sample),
-        "memrl under Ray Tune, packed": (packed, versus.sweep_cells),
+    # Ray starts once a sweep, so two samples are needed to tell its start from what a cell costs.
+    few, alone = (_time_launch(versus, size, pack_size=1) for size in (sample // 4, sample))
+    packed = _time_launch(versus, cells, pack_size=None)
+    slope = (alone - few) / (sample - sample // 4)
+    found = {
+        "TRL, one process a cell": (trl / sample * cells, f"{sample} cells in {trl:.1f} s, in proportion"),
+        "memrl under Ray Tune, one cell a trial": (
+            alone + slope * (cells - sample),
+            f"{sample // 4} cells in {few:.1f} s and {sample} in {alone:.1f} s, along the line",
+        ),
+        "memrl under Ray Tune, packed": (packed, "measured"),
     }
-    rows = []
-    for name, (seconds, cells) in per_cell.items():
-        whole = seconds if cells == versus.sweep_cells else seconds / cells * versus.sweep_cells
-        measured = "measured" if cells == versus.sweep_cells else f"extrapolated from {cells} cells in {seconds:.1f} s"
-        row = {"who": name, "s/cell": seconds / cells, f"s for {versus.sweep_cells} cells": whole}
-        rows.append({**row, "times slower than packed": whole / packed, "how": measured})
+    rows: list[Row] = [
+        {"who": name, f"s for {cells} cells": whole, "times slower than packed": whole / packed, "how": how}
+        for name, (whole, how) in found.items()
+    ]
     note = (
         f"binary, N={versus.N}, learning rate {versus.learning_rate}, {versus.processes} processes of one thread each;"
         " memrl stops a cell at P(secret) >= 0.9, TRL at a group's mean reward >= 0.9"
