@@ -94,9 +94,9 @@ def summarize_sweep(address: str, num_planned: int | None = None) -> Summary:
     if trained.empty:
         raise ValueError(f"results must hold at least one finished cell, got none at {address}")
     cells = measured_cells(table)
-    if cells.empty:
-        raise ValueError(f"results must hold a cell that measured something, got {len(trained)} failed at {address}")
     lora = cells[(cells["agent"] == "lora").to_numpy()].reset_index(drop=True)
+    if lora.empty:
+        raise ValueError(f"results must hold a cell that measured something, got {len(trained)} failed at {address}")
     curves = collect_curves(store.read(CURVES, list(CURVE_COLUMNS)), lora)
     chosen = hold_out_settings(cells)
     chosen_lora = chosen[(chosen["agent"] == "lora").to_numpy()].reset_index(drop=True)

@@ -210,6 +210,15 @@ def test_tables_without_a_finished_cell_are_refused(tmp_path):
     assert done.stderr == f"error: results must hold at least one finished cell, got none at {tmp_path}\n"
 
 
+def test_cells_that_all_failed_are_refused_though_the_agents_played(sweep, tmp_path):
+    source, target = TableStore(str(sweep)), TableStore(str(tmp_path))
+    cells = source.read("episodes_to_memorize")
+    kept = pc.or_(pc.equal(cells["status"], "failed"), pc.not_equal(cells["agent"], "lora"))
+    target.append("episodes_to_memorize", cells.filter(kept))
+    with pytest.raises(ValueError, match="results must hold a cell that measured something, got 1 failed at"):
+        summarize_sweep(str(tmp_path))
+
+
 def test_help_and_bad_input_import_nothing_heavy():
     program = (
         "import sys; from memrl.report import main\n"
