@@ -212,6 +212,7 @@ def test_tables_without_a_finished_cell_are_refused(tmp_path):
 
 def test_cells_that_all_failed_are_refused_though_the_agents_played(sweep, tmp_path):
     source, target = TableStore(str(sweep)), TableStore(str(tmp_path))
+    target.create()
     cells = source.read("episodes_to_memorize")
     kept = pc.or_(pc.equal(cells["status"], "failed"), pc.not_equal(cells["agent"], "lora"))
     target.append("episodes_to_memorize", cells.filter(kept))
