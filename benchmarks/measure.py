@@ -139,6 +139,11 @@ def synchronize(device: str) -> None:
 
 def peak_memory_gib(who: int = resource.RUSAGE_SELF) -> float:
     """The most memory that this process (or one of its children) has held, in GiB."""
+    status = Path("/proc/self/status")
+    if who == resource.RUSAGE_SELF and status.exists():
+        # Linux counts in ru_maxrss what the process was before exec, which is its parent's memory.
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) / 2**20
     peak = resource.getrusage(who).ru_maxrss
     return peak / (2**30 if sys.platform == "darwin" else 2**20)
 

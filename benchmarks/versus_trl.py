@@ -60,7 +60,10 @@ class Versus:
     num_seeds: int = chz.field(default=128, doc="secrets (learn)")
     n_steps: int = chz.field(default=300, doc="most updates of a run (learn, sweep)")
     sweep_cells: int = chz.field(default=2000, doc="cells of the packed sweep (sweep)")
-    sample_cells: int = chz.field(default=16, doc="cells that the slow arms are timed on before extrapolating (sweep)")
+    sample_cells: int = chz.field(default=16, doc="cells that arms of a process a cell are timed on (sweep)")
+    trial_cells: int = chz.field(
+        default=250, doc="cells that one cell a trial is timed on, a fifth of them first (sweep)"
+    )
     processes: int = chz.field(default=2, doc="processes at once, one thread each (sweep)")
     seed: int = chz.field(default=0, doc="the cell (cell)")
     output: str | None = chz.field(default=None, doc="file for the numbers, as JSON")
@@ -72,8 +75,8 @@ class Versus:
         for name in ("rounds", "threads", "num_seeds", "sweep_cells", "sample_cells", "processes"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not 4 <= self.sample_cells <= self.sweep_cells:
-            raise ValueError(f"sample_cells must be 4 to sweep_cells ({self.sweep_cells}), got {self.sample_cells}")
+        if not 5 <= self.trial_cells <= self.sweep_cells:
+            raise ValueError(f"trial_cells must be 5 to sweep_cells ({self.sweep_cells}), got {self.trial_cells}")
         self.cell(0)
 
     def cell(self, seed: int, **fields: Any) -> TrainConfig:
@@ -222,18 +225,19 @@ def train_one_cell(versus: Versus) -> Row:
 def compare_sweeps(versus: Versus) -> tuple[list[Row], str]:
     """Seconds a cell, every process start included, of one TRL process per cell and of memrl's sweeps."""
     sample, cells = versus.sample_cells, versus.sweep_cells
-    trl = _time_trl_processes(versus, sample)
-    # Ray starts once a sweep, so two samples are needed to tell its start from what a cell costs.
-    few, alone = (_time_launch(versus, size, pack_size=1) for size in (sample // 4, sample))
+    few, many = versus.trial_cells // 5, versus.trial_cells
+    trl, alone = (_time_processes(versus, sample, arm) for arm in ("trl", "rl_train"))
+    # Ray starts once a sweep and trials reuse their processes, so two samples tell the start from what a cell costs.
+    start, end = (_time_launch(versus, size, pack_size=1) for size in (few, many))
     packed = _time_launch(versus, cells, pack_size=None)
-    slope = (alone - few) / (sample - sample // 4)
     found = {
-        "TRL, one process a cell": (trl / sample * cells, f"{sample} cells in {trl:.1f} s, in proportion"),
-        "memrl under Ray Tune, one cell a trial": (
-            alone + slope * (cells - sample),
-            f"{sample // 4} cells in {few:.1f} s and {sample} in {alone:.1f} s, along the line",
-        ),
         "memrl under Ray Tune, packed": (packed, "measured"),
+        "memrl under Ray Tune, one cell a trial": (
+            end + (end - start) / (many - few) * (cells - many),
+            f"{few} cells in {start:.1f} s and {many} in {end:.1f} s, along the line",
+        ),
+        "memrl, one process a cell": (alone / sample * cells, f"{sample} cells in {alone:.1f} s, in proportion"),
+        "TRL, one process a cell": (trl / sample * cells, f"{sample} cells in {trl:.1f} s, in proportion"),
     }
     rows: list[Row] = [
         {"who": name, f"s for {cells} cells": whole, "times slower than packed": whole / packed, "how": how}
@@ -246,17 +250,23 @@ def compare_sweeps(versus: Versus) -> tuple[list[Row], str]:
     return rows, note
 
 
-def _time_trl_processes(versus: Versus, cells: int) -> float:
+def _time_processes(versus: Versus, cells: int, arm: Literal["trl", "rl_train"]) -> float:
+    """Seconds of so many cells, a process each, some at once."""
     words = [f"{name}={getattr(versus, name)}" for name in ("N", "lora_rank", "learning_rate", "group_size", "n_steps")]
-    command = [sys.executable, str(Path(__file__).resolve()), "part=cell", "threads=1", *words]
+    with tempfile.TemporaryDirectory(prefix="memrl-versus-") as folder:
+        commands = {
+            "trl": [str(Path(__file__).resolve()), "part=cell", "threads=1"],
+            "rl_train": ["-m", "memrl.rl_train", "env_type=single_step", "reward_type=binary"],
+        }
 
-    def run(seed: int) -> None:
-        _run_quietly([*command, f"seed={seed}"])
+        def run(seed: int) -> None:
+            place = [] if arm == "trl" else [f"results={folder}/{seed}"]
+            _run_quietly([sys.executable, *commands[arm], *words, f"seed={seed}", *place])
 
-    start = time.perf_counter()
-    with ThreadPoolExecutor(versus.processes) as pool:
-        list(pool.map(run, range(cells)))
-    return time.perf_counter() - start
+        start = time.perf_counter()
+        with ThreadPoolExecutor(versus.processes) as pool:
+            list(pool.map(run, range(cells)))
+        return time.perf_counter() - start
 
 
 def _time_launch(versus: Versus, cells: int, pack_size: int | None) -> float:

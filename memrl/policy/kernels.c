@@ -45,19 +45,23 @@ ALWAYS REAL add_lanes(Vector v) {
     return (sums[0] + sums[2]) + (sums[1] + sums[3]);
 }
 
+#ifdef __has_builtin
+#define HAS_SHUFFLE __has_builtin(__builtin_shufflevector)
+#else
+#define HAS_SHUFFLE 0
+#endif
+
 /* The sums of the lanes of four vectors. */
-#if defined(__has_builtin) && __has_builtin(__builtin_shufflevector)
 ALWAYS Quad add_lanes_of_4(const Vector v[4]) {
+#if HAS_SHUFFLE
     const Quad a = fold(v[0]), b = fold(v[1]), c = fold(v[2]), d = fold(v[3]);
     const Quad ab = __builtin_shufflevector(a, b, 0, 4, 1, 5) + __builtin_shufflevector(a, b, 2, 6, 3, 7);
     const Quad cd = __builtin_shufflevector(c, d, 0, 4, 1, 5) + __builtin_shufflevector(c, d, 2, 6, 3, 7);
     return __builtin_shufflevector(ab, cd, 0, 1, 4, 5) + __builtin_shufflevector(ab, cd, 2, 3, 6, 7);
-}
 #else
-ALWAYS Quad add_lanes_of_4(const Vector v[4]) {
     return (Quad){add_lanes(v[0]), add_lanes(v[1]), add_lanes(v[2]), add_lanes(v[3])};
-}
 #endif
+}
 
 ALWAYS REAL dot(Int n, const REAL *x, const REAL *y) {
     Vector sum = {0};

@@ -42,6 +42,7 @@ def test_the_wheel_holds_every_file_of_the_package(wheel):
     held = set(zipfile.ZipFile(wheel).namelist())
     assert set(listed.split()) - held == set()
     assert "memrl/assets/embedded/model.safetensors" in held
+    assert "memrl/policy/kernels.c" in held
     assert not [name for name in held if name.startswith(("tests", "sweeps", "results", "benchmarks"))]
 
 
