@@ -17,7 +17,7 @@ from memrl.policy.base_model import EncodedTask, check_model_folder, encode_task
 from memrl.task.env import step_rewards
 from memrl.task.parse import ParsedAnswer, collect_outcomes, parse_answer
 from memrl.task.reward import Channel, build_channel
-from memrl.task.secret import draw_secret
+from memrl.task.secret import cell_secret
 
 if TYPE_CHECKING:
     from rich.columns import Columns
@@ -166,11 +166,6 @@ def decode(tokenizer: "PreTrainedTokenizerBase", tokens: Sequence[int]) -> str:
     return str(tokenizer.decode(list(tokens), clean_up_tokenization_spaces=False))
 
 
-def draw_or_take_secret(config: TrainConfig) -> int:
-    """The secret of a cell: the one that is fixed, or the one that N and seed draw."""
-    return int(draw_secret(config.N, config.seed)[0]) if config.secret is None else config.secret
-
-
 def print_preview(
     console: "Console",
     config: TrainConfig,
@@ -181,7 +176,7 @@ def print_preview(
     prior: "Prior",
 ) -> None:
     """Prints prompt, secret, answers, and how near the policy is to a uniform secret."""
-    secret = draw_or_take_secret(config)
+    secret = cell_secret(config)
     source = "fixed" if config.secret is not None else f"drawn from N={config.N} and seed={config.seed}"
     console.print(f"prompt: {show_text(decode(tokenizer, task.prompt_ids))}")
     console.print(build_prompt_columns(task, tokenizer))

@@ -188,6 +188,17 @@ def simulate_agents(Ns: Sequence[int] = (16, 64, 256), num_seeds: int = 200) -> 
     return pa.Table.from_pylist(rows, schema=EPISODES_TO_MEMORIZE_SCHEMA)
 
 
+SMALL_GRID = {
+    "Ns": (16, 64),
+    "processes": ("sft", "binary", "binned-8", "per_bit"),
+    "ranks": (1, 8),
+    "rates": (1e-3, 3e-3, 1e-2),
+    "num_seeds": 8,
+    "max_episodes": 600,
+}
+"""What the tests of the report simulate."""
+
+
 def write_sweep(folder: str, **grid: Any) -> None:
     """Writes a simulated sweep, the baseline agents on its N and one failed cell as the tables of a folder."""
     cells, curves = simulate_sweep(**grid)

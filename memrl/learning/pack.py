@@ -25,7 +25,7 @@ from memrl.rollout.in_process import InProcessSampler
 from memrl.rollout.replay import Replay
 from memrl.tables.schema import CURVES_SCHEMA
 from memrl.task.reward import Channel, build_channel
-from memrl.task.secret import draw_secret
+from memrl.task.secret import cell_secret
 from memrl.theory.observer import PackObserver
 
 
@@ -88,7 +88,7 @@ class Pack:
     def _start_cell(self, config: TrainConfig, task: EncodedTask) -> CellProgress:
         prior = _share_prior(*self._where, task)
         check_calibrated(prior, task, config.model)
-        secret = int(draw_secret(config.N, config.seed)[0]) if config.secret is None else config.secret
+        secret = cell_secret(config)
         return CellProgress(
             config, secret, _share_channel(**{name: getattr(config, name) for name in _CHANNEL_FIELDS}), prior
         )

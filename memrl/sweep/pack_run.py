@@ -17,7 +17,7 @@ from memrl.learning.provenance import describe_versions, find_revision
 from memrl.learning.timeline import Timeline
 from memrl.rollout.backend import RolloutBackend
 from memrl.tables.schema import CURVES_SCHEMA, EPISODES_TO_MEMORIZE_SCHEMA
-from memrl.task.secret import draw_secret
+from memrl.task.secret import cell_secret
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,7 @@ def failed_row(cell: TrainConfig, error: str) -> dict[str, Any]:
     """
     row: dict[str, Any] = dict.fromkeys(EPISODES_TO_MEMORIZE_SCHEMA.names)
     row.update({name: value for name, value in cell.identity().items() if name in row})
-    secret = int(draw_secret(cell.N, cell.seed)[0]) if cell.secret is None else cell.secret
+    secret = cell_secret(cell)
     row.update(
         cell_id=cell.cell_id,
         agent="lora",

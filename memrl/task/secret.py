@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from memrl.config import TrainConfig
+
 _SECRET_STREAM = 0x5EC2E7
 """Keeps the secrets' random numbers apart from every other stream of the same seed."""
 
@@ -30,6 +32,15 @@ def draw_secret(N: int, seed: int, length: int = 1) -> np.ndarray:
     """
     stream = np.random.default_rng(np.random.SeedSequence([_SECRET_STREAM, N, seed]))
     return stream.integers(N, size=length)
+
+
+def cell_secret(cell: TrainConfig) -> int:
+    """The secret of a cell: the one that is fixed, or the one that N and seed draw.
+
+    >>> cell_secret(TrainConfig(N=64, secret=42))
+    42
+    """
+    return int(draw_secret(cell.N, cell.seed)[0]) if cell.secret is None else cell.secret
 
 
 def to_bits(values: np.ndarray, k: int) -> np.ndarray:

@@ -24,7 +24,7 @@ from memrl.task.reward import (
     per_bit_reward,
     secret_itself,
 )
-from memrl.task.secret import draw_secret
+from memrl.task.secret import cell_secret
 from memrl.theory.bayes_agent import EpisodesBySecret, play_greedy
 from memrl.theory.capacity import channel_capacity
 from memrl.theory.dynamic_programming import LARGEST_N, plan_optimal
@@ -148,7 +148,7 @@ def _play_bayes(agent: str, play: Callable[[Channel], EpisodesBySecret | None], 
     seconds = (time.perf_counter() - start) / len(cells)
     rows = []
     for config in cells:
-        secret = _secret(config)
+        secret = cell_secret(config)
         e50, e90 = int(episodes.to_half[secret]), int(episodes.to_know[secret])
         rows.append(_describe_exact(agent, config) | _memorized(config.N, e50, e90, seconds))
     return rows
@@ -169,7 +169,7 @@ def _play_uniform(cells: list[TrainConfig]) -> list[Row]:
 def _play_tabular(cells: list[TrainConfig], learning_rates: Sequence[float]) -> list[Row]:
     start = time.perf_counter()
     runs = [(config, rate) for rate in learning_rates for config in cells]
-    secrets, seeds = np.array([_secret(config) for config, _ in runs]), [config.seed for config, _ in runs]
+    secrets, seeds = np.array([cell_secret(config) for config, _ in runs]), [config.seed for config, _ in runs]
     done = train_tabular(cells[0], secrets, seeds, np.array([rate for _, rate in runs]))
     seconds = (time.perf_counter() - start) / len(runs)
     rows = []
@@ -220,7 +220,7 @@ def _describe(agent: str, config: TrainConfig, unused: Sequence[str], chosen: Ro
     channel = build_channel(config)
     capacity = channel_capacity(channel)
     fields = chz.asdict(config) | config.identity() | dict.fromkeys(unused) | chosen
-    fields["secret"] = _secret(config)
+    fields["secret"] = cell_secret(config)
     identity = json.dumps({"agent": agent, "channel": config.channel_name, **fields}, sort_keys=True)
     return fields | {
         "cell_id": hashlib.sha256(identity.encode()).hexdigest()[:16],
@@ -236,7 +236,3 @@ def _describe(agent: str, config: TrainConfig, unused: Sequence[str], chosen: Ro
         "error": None,
         "tokens": None,
     }
-
-
-def _secret(config: TrainConfig) -> int:
-    return int(draw_secret(config.N, config.seed)[0]) if config.secret is None else config.secret

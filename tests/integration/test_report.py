@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.compute as pc
 import pytest
-from simulated_sweep import write_sweep
+from simulated_sweep import SMALL_GRID, write_sweep
 
 from memrl.analysis.figure_data import collect_figures
 from memrl.analysis.page import write_report
@@ -22,20 +22,12 @@ from memrl.tables.store import TableStore
 
 ROOT = Path(__file__).resolve().parents[2]
 FIGURES = ("ledger", "episodes", "rate", "learning", "maps", "prior", "leak")
-GRID = {
-    "Ns": (16, 64),
-    "processes": ("sft", "binary", "binned-8", "per_bit"),
-    "ranks": (1, 8),
-    "rates": (1e-3, 3e-3, 1e-2),
-    "num_seeds": 8,
-    "max_episodes": 600,
-}
 
 
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sweep")
-    write_sweep(str(folder), **GRID)
+    write_sweep(str(folder), **SMALL_GRID)
     return folder
 
 

@@ -3,7 +3,7 @@
 import shutil
 
 import pytest
-from simulated_sweep import write_sweep
+from simulated_sweep import SMALL_GRID, write_sweep
 
 from memrl.analysis.page import write_report
 
@@ -18,14 +18,6 @@ QUIET = (
     "--disable-component-update",
     "--disable-sync",
 )
-GRID = {
-    "Ns": (16, 64),
-    "processes": ("sft", "binary", "binned-8", "per_bit"),
-    "ranks": (1, 8),
-    "rates": (1e-3, 3e-3, 1e-2),
-    "num_seeds": 8,
-    "max_episodes": 600,
-}
 PLOTS = {"ledger": 2, "episodes": 4, "rate": 1, "learning": 4, "maps": 4, "prior": 2, "leak": 4}
 PATIENCE_MS = 120_000
 
@@ -33,7 +25,7 @@ PATIENCE_MS = 120_000
 @pytest.fixture(scope="module")
 def address(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sweep")
-    write_sweep(str(folder), **GRID)
+    write_sweep(str(folder), **SMALL_GRID)
     return write_report(str(folder), grid="tiny", num_planned=500).as_uri()
 
 
