@@ -577,20 +577,29 @@ static void backward_layer(const Decoder *decoder, const Layer *layer, Int chunk
     }
 }
 
-/* Adds to the adapters' gradient, from grad, the gradient of `final`; grad is zero at the `unread` chunks. */
-void backward(const Decoder *decoder, Int chunks, Int unread, const Int *bounds) {
+/* The backward pass of some cells. */
+static void backward_cells(const Decoder *decoder, Int chunks, Int unread, Part all) {
     const Int cells = decoder->adapters->cells, last = decoder->num_layers - 1;
+    for (Int chunk = unread; chunk < chunks; chunk++) {
+        const Part part = {all.first_cell, all.last_cell, all.bounds + chunk * (cells + 1)};
+        normalize_back(&decoder->norm, part, decoder->x, decoder->inverse, decoder->grad, decoder->grad, decoder->d);
+    }
+    for (Int l = last; l >= 0; l--)
+        backward_layer(decoder, decoder->layers + l, chunks, l == last ? unread : 0, all, l == 0);
+}
+
+/* Adds to the adapters' gradient, from grad, the gradient of `final`; grad is zero at the `unread` chunks. Cells whose
+   grad is zero everywhere, which `is_zero` says of each, are left out: so is their adapters' gradient. */
+void backward(const Decoder *decoder, Int chunks, Int unread, const Int *bounds, const uint8_t *is_zero) {
+    const Int cells = decoder->adapters->cells;
     const Int block = size_block(cells, bounds[(chunks - 1) * (cells + 1) + cells]);
 #pragma omp parallel for schedule(dynamic)
     for (Int cell = 0; cell < cells; cell += block) {
-        const Part all = {cell, cell + block < cells ? cell + block : cells, bounds};
-        for (Int chunk = unread; chunk < chunks; chunk++) {
-            const Part part = {all.first_cell, all.last_cell, bounds + chunk * (cells + 1)};
-            normalize_back(&decoder->norm, part, decoder->x, decoder->inverse, decoder->grad, decoder->grad,
-                           decoder->d);
+        const Int end = cell + block < cells ? cell + block : cells;
+        for (Int first = cell, after; first < end; first = after) {
+            for (after = first + 1; after < end && is_zero[after] == is_zero[first];) after++;
+            if (!is_zero[first]) backward_cells(decoder, chunks, unread, (Part){first, after, bounds});
         }
-        for (Int l = last; l >= 0; l--)
-            backward_layer(decoder, decoder->layers + l, chunks, l == last ? unread : 0, all, l == 0);
     }
 }
 

@@ -124,7 +124,7 @@ def load_kernels(dtype: torch.dtype) -> Any:
     for function, arguments in {
         "panel_columns": (),
         "forward": (decoder, _Int, _Int, _Address),
-        "backward": (decoder, _Int, _Int, _Address),
+        "backward": (decoder, _Int, _Int, _Address, _Address),
         "update_adam": (_Int, _Int, *(_Address,) * 5),
         "gate": (_Int, _Int, _Address, _Address),
         "gate_backward": (_Int, _Int, _Address, _Address),

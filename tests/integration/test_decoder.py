@@ -235,6 +235,33 @@ def test_decoder_in_float32_is_near_float64(monkeypatch, kind, config, more, bui
     assert 0 < difference <= 1e-4 * largest(read_gradients(exact))
 
 
+@pytest.mark.parametrize("silent", [{0}, {1}, {0, 2}, {0, 1, 2}], ids=str)
+@pytest.mark.parametrize("build", BY_HAND)
+def test_cells_without_gradient_are_left_out_and_the_others_have_theirs(monkeypatch, build, silent):
+    keep_norms_in_dtype(monkeypatch)
+    model = build_model(Qwen3ForCausalLM, Qwen3Config)
+    gradients = []
+    for network, adapters in (build(model), pack_by_autograd(model)):
+        logprobs = walk_tree(network)
+        of_cell = torch.tensor([0, 1, 2] + [cell for cell, _ in list_paths()])
+        speaks = ~torch.isin(of_cell, torch.tensor(sorted(silent)))
+        network.backpropagate((draw_weights(logprobs) * logprobs * speaks[:, None]).sum())
+        gradients.append(read_gradients(adapters))
+    got, expected = gradients
+    assert {cell for (cell, _, _), tensor in got.items() if tensor.any()} == {0, 1, 2} - silent
+    assert largest_difference(got, expected) <= 1e-10 * largest(expected)
+
+
+def test_the_backward_pass_of_silent_cells_is_not_computed(monkeypatch):
+    model = build_model(LlamaForCausalLM, LlamaConfig)
+    network, adapters = pack_compiled(model)
+    logprobs = walk_tree(network)
+    # What a pass along them would read: it would spread to their adapters.
+    network._layers[0].kept["gated"].fill_(float("nan"))
+    network.backpropagate((0.0 * logprobs).sum())
+    assert not adapters.gradient.any()
+
+
 OTHERS = [
     pytest.param(GemmaForCausalLM, GemmaConfig, {}, id="gemma"),
     pytest.param(Gemma2ForCausalLM, Gemma2Config, {"sliding_window": 64}, id="gemma2"),
