@@ -1,10 +1,11 @@
 """Counts the floating-point operations that an update needs, and those that padding adds.
 
 What counts as needed: a prompt once per cell, a distinct beginning of an answer once per cell, the sampling pass as the
-forward pass, no gradient of base weights, each adapter at its own rank. The last layer's queries, output projection and
-MLP count only where a token's output is read (the prompt's last token and the nodes), and the first layer's input
-gradient is left out. A multiplication and an addition are two operations. Norms, activations, softmax, Adam and
-everything else that is no matrix multiplication do not count.
+forward pass, no gradient of base weights, no backward pass of a cell without gradient (its episodes were all rewarded
+alike), each adapter at its own rank. The last layer's queries, output projection and MLP count only where a token's
+output is read (the prompt's last token and the nodes), and the first layer's input gradient is left out. A
+multiplication and an addition are two operations. Norms, activations, softmax, Adam and everything else that is no
+matrix multiplication do not count.
 """
 
 from collections.abc import Iterator
@@ -62,11 +63,13 @@ class Fed:
         prompts: prompt tokens of each cell, int64 (cells,).
         levels: fed nodes of each cell, one int64 (cells,) a level.
         num_computed: tokens that were computed, padding included.
+        has_gradient: whether a cell's gradient is other than zero, bool (cells,); unset: every cell's.
     """
 
     prompts: np.ndarray
     levels: list[np.ndarray] = field(default_factory=list)
     num_computed: int = 0
+    has_gradient: np.ndarray | None = None
 
     @property
     def num_real(self) -> int:
@@ -105,25 +108,28 @@ def count_operations(shape: Shape, fed: Fed, ranks: np.ndarray) -> Operations:
     """
     nodes = sum(fed.levels, np.zeros_like(fed.prompts))
     everywhere, read = fed.prompts + nodes, 1 + nodes
+    back = np.ones(len(nodes)) if fed.has_gradient is None else fed.has_gradient.astype(np.float64)
     base = adapters = 0.0
     for index, layer in enumerate(shape.layers):
         for name, (d_in, d_out) in layer.items():
             tokens = read if index == len(shape.layers) - 1 and name not in _ALWAYS else everywhere
             gives_gradient = not (index == 0 and name in _ATTENTION_INPUT)
-            base += 2.0 * d_in * d_out * tokens.sum() * (1 + gives_gradient)
+            base += 2.0 * d_in * d_out * (tokens * (1 + gives_gradient * back)).sum()
             # forward: A x and B (A x); backward: the same two for the gradients of B and A, one to A x, one to x.
-            adapters += 2.0 * (tokens * ranks).sum() * (2 * d_in + 3 * d_out + d_in * gives_gradient)
+            backward = 2 * d_out + d_in + d_in * gives_gradient
+            adapters += 2.0 * (tokens * ranks * (d_in + d_out + backward * back)).sum()
     # Two matrix products forward (scores, mixing), four backward; the last layer asks for fewer tokens' queries.
     seen_all, seen_read = _count_seen(fed)
-    attention = 12.0 * shape.attention_width * ((len(shape.layers) - 1) * seen_all + seen_read)
-    head = 2.0 * 2.0 * shape.hidden * shape.vocabulary * float(read.sum())
-    return Operations(base, adapters, attention, head)
+    seen = (len(shape.layers) - 1) * seen_all + seen_read
+    attention = 4.0 * shape.attention_width * (seen * (1 + 2 * back)).sum()
+    head = 2.0 * shape.hidden * shape.vocabulary * (read * (1 + back)).sum()
+    return Operations(float(base), float(adapters), float(attention), float(head))
 
 
-def _count_seen(fed: Fed) -> tuple[float, float]:
-    """Positions that tokens see, themselves included, summed over all tokens and over those whose output is read."""
-    below = sum((level * (fed.prompts + depth + 1)).sum() for depth, level in enumerate(fed.levels))
-    return float((fed.prompts * (fed.prompts + 1) / 2).sum() + below), float(fed.prompts.sum() + below)
+def _count_seen(fed: Fed) -> tuple[np.ndarray, np.ndarray]:
+    """Positions that a cell's tokens see, themselves included: of all tokens, and of those whose output is read."""
+    below = sum((n * (fed.prompts + depth + 1) for depth, n in enumerate(fed.levels)), np.zeros_like(fed.prompts))
+    return fed.prompts * (fed.prompts + 1) / 2 + below, fed.prompts + below
 
 
 @contextmanager
@@ -131,9 +137,9 @@ def watch_walks() -> Iterator[list[Fed]]:
     """Notes what every walk inside the block feeds to its network; the list grows by one entry a walk."""
     walks: list[Fed] = []
     classes: list[Any] = [CompiledDecoderNetwork, DecoderNetwork, HuggingFaceNetwork]
-    before = [(cls, cls.prefill, cls.extend) for cls in classes]
+    before = [(cls, cls.prefill, cls.extend, cls.backpropagate) for cls in classes]
 
-    def watch(cls: Any, prefill: Any, extend: Any) -> None:
+    def watch(cls: Any, prefill: Any, extend: Any, backpropagate: Any) -> None:
         pads = cls is not CompiledDecoderNetwork
 
         def prefill_watched(self: Any) -> Tensor:
@@ -147,12 +153,16 @@ def watch_walks() -> Iterator[list[Fed]]:
             walk.num_computed += int(nodes.max()) * len(nodes) if pads else len(tokens)
             return extend(self, tokens, parents, cell)
 
-        cls.prefill, cls.extend = prefill_watched, extend_watched
+        def backpropagate_watched(self: Any, loss: Tensor) -> None:
+            backpropagate(self, loss)
+            walks[-1].has_gradient = (self._adapters.gradient != 0).any(1).cpu().numpy()
 
-    for cls, prefill, extend in before:
-        watch(cls, prefill, extend)
+        cls.prefill, cls.extend, cls.backpropagate = prefill_watched, extend_watched, backpropagate_watched
+
+    for methods in before:
+        watch(*methods)
     try:
         yield walks
     finally:
-        for cls, prefill, extend in before:
-            cls.prefill, cls.extend = prefill, extend
+        for cls, prefill, extend, backpropagate in before:
+            cls.prefill, cls.extend, cls.backpropagate = prefill, extend, backpropagate

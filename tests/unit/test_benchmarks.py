@@ -57,31 +57,33 @@ def test_a_bad_argument_is_one_line(name, word, message):
     assert done.stderr.count("\n") == 1
 
 
-def count_by_hand(shape, prompts, levels, rank):
+def count_by_hand(shape, prompts, levels, rank, silent=()):
     """The needed operations, token by token and layer by layer, as a reader would count them with pen and paper."""
     base = adapters = attention = head = 0
     for cell, prompt in enumerate(prompts):
         tokens = [(position + 1, position == prompt - 1) for position in range(prompt)]
         for depth, level in enumerate(levels):
             tokens += [(prompt + depth + 1, True)] * int(level[cell])
+        goes_back = cell not in silent
         for seen, is_read in tokens:
-            head += (2 + 2) * shape.hidden * shape.vocabulary if is_read else 0
+            head += (2 + 2 * goes_back) * shape.hidden * shape.vocabulary if is_read else 0
             for index, layer in enumerate(shape.layers):
                 is_last = index == len(shape.layers) - 1
                 for name, (d_in, d_out) in layer.items():
                     if is_last and not is_read and name not in ("k_proj", "v_proj"):
                         continue
                     first = index == 0 and name in ("q_proj", "k_proj", "v_proj")
-                    base += 2 * d_in * d_out * (1 if first else 2)
+                    base += 2 * d_in * d_out * (2 if goes_back and not first else 1)
                     forward = 2 * rank * d_in + 2 * rank * d_out
                     backward = 2 * rank * d_out * 2 + 2 * rank * d_in * (1 if first else 2)
-                    adapters += forward + backward
+                    adapters += forward + backward * goes_back
                 if is_read or not is_last:
-                    attention += 6 * 2 * seen * shape.attention_width
+                    attention += (2 + 4 * goes_back) * 2 * seen * shape.attention_width
     return base, adapters, attention, head
 
 
-def test_needed_operations_as_counted_by_hand(benchmarks):
+@pytest.mark.parametrize("silent", [[], [0], [0, 1]])
+def test_needed_operations_as_counted_by_hand(benchmarks, silent):
     import numpy as np
     from flops import Fed, Shape, count_operations
 
@@ -89,8 +91,9 @@ def test_needed_operations_as_counted_by_hand(benchmarks):
     widths = [(6, 6), (6, 4), (6, 4), (6, 6), (6, 10), (6, 10), (10, 6)]
     shape = Shape([dict(zip(names, widths, strict=True))] * 3, attention_width=6, hidden=6, vocabulary=11)
     prompts, levels = np.array([3, 5]), [np.array([2, 4]), np.array([1, 0])]
-    counted = count_operations(shape, Fed(prompts, levels), np.array([2, 2]))
-    expected = count_by_hand(shape, prompts, levels, rank=2)
+    fed = Fed(prompts, levels, has_gradient=~np.isin([0, 1], silent))
+    counted = count_operations(shape, fed, np.array([2, 2]))
+    expected = count_by_hand(shape, prompts, levels, 2, silent)
     assert (counted.base, counted.adapters, counted.attention, counted.head) == expected
 
 
