@@ -6,199 +6,14 @@
    so that their activations stay in the core's cache from one operation to the next; threads share the cells. No sum
    runs over more than one cell, so a cell's result does not depend on its neighbors.
 
-   Compiled once for each of -DREAL=float and -DREAL=double; kernels.py declares the same structures. */
+   Compiled once for each kind of numbers that products.h knows; kernels.py declares the same structures. */
 
 #include <math.h>
-#include <stdint.h>
-#include <string.h>
 
-#ifdef __AVX512F__
-#define VECTOR_BYTES 64
-#else
-#define VECTOR_BYTES 32
-#endif
-#define LANES ((int)(VECTOR_BYTES / sizeof(REAL)))
-#define PANEL (2 * LANES) /* columns of a panel of base weights */
-#define ALWAYS static inline __attribute__((always_inline))
+#include "products.h"
+
 #define MOST_LAYERS 3 /* of a group that reads one input: queries, keys and values */
 #define BLOCK_ROWS 96 /* rows that go through the layers together, about */
-
-typedef int64_t Int;
-typedef REAL Vector __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(REAL)), may_alias));
-
-ALWAYS Vector load(const REAL *x) { return *(const Vector *)x; }
-ALWAYS void store(REAL *x, Vector v) { *(Vector *)x = v; }
-ALWAYS Vector spread(REAL x) { return x - (Vector){0}; }
-
-typedef REAL Quad __attribute__((vector_size(4 * sizeof(REAL))));
-
-/* Four sums of lanes, whose sum is that of all. */
-ALWAYS Quad fold(Vector v) {
-    Quad parts[LANES / 4];
-    memcpy(parts, &v, sizeof v);
-    for (int part = 1; part < LANES / 4; part++) parts[0] += parts[part];
-    return parts[0];
-}
-
-ALWAYS REAL add_lanes(Vector v) {
-    const Quad sums = fold(v);
-    return (sums[0] + sums[2]) + (sums[1] + sums[3]);
-}
-
-#ifdef __has_builtin
-#define HAS_SHUFFLE __has_builtin(__builtin_shufflevector)
-#else
-#define HAS_SHUFFLE 0
-#endif
-
-/* The sums of the lanes of four vectors. */
-ALWAYS Quad add_lanes_of_4(const Vector v[4]) {
-#if HAS_SHUFFLE
-    const Quad a = fold(v[0]), b = fold(v[1]), c = fold(v[2]), d = fold(v[3]);
-    const Quad ab = __builtin_shufflevector(a, b, 0, 4, 1, 5) + __builtin_shufflevector(a, b, 2, 6, 3, 7);
-    const Quad cd = __builtin_shufflevector(c, d, 0, 4, 1, 5) + __builtin_shufflevector(c, d, 2, 6, 3, 7);
-    return __builtin_shufflevector(ab, cd, 0, 1, 4, 5) + __builtin_shufflevector(ab, cd, 2, 3, 6, 7);
-#else
-    return (Quad){add_lanes(v[0]), add_lanes(v[1]), add_lanes(v[2]), add_lanes(v[3])};
-#endif
-}
-
-ALWAYS REAL dot(Int n, const REAL *x, const REAL *y) {
-    Vector sum = {0};
-    Int i = 0;
-    for (; i + LANES <= n; i += LANES) sum += load(x + i) * load(y + i);
-    REAL total = add_lanes(sum);
-    for (; i < n; i++) total += x[i] * y[i];
-    return total;
-}
-
-ALWAYS REAL dot_weighted(Int n, const REAL *x, const REAL *weight, const REAL *y) {
-    Vector sum = {0};
-    Int i = 0;
-    for (; i + LANES <= n; i += LANES) sum += load(x + i) * load(weight + i) * load(y + i);
-    REAL total = add_lanes(sum);
-    for (; i < n; i++) total += x[i] * weight[i] * y[i];
-    return total;
-}
-
-/* y += a x */
-ALWAYS void add_scaled(Int n, REAL a, const REAL *x, REAL *y) {
-    const Vector factor = spread(a);
-    Int i = 0;
-    for (; i + LANES <= n; i += LANES) store(y + i, load(y + i) + factor * load(x + i));
-    for (; i < n; i++) y[i] += a * x[i];
-}
-
-/* ---- small matrix products ---- */
-
-/* c (M, V vectors) += a (M, k) b (k, V vectors), or = where `fresh`; a has any strides. M, V and fresh are constants
-   where it is inlined. */
-ALWAYS void multiply_tile(const int M, const int V, const int fresh, Int k, const REAL *a, Int a_row, Int a_col,
-                          const REAL *b, Int b_row, REAL *c, Int c_row) {
-    Vector sum[6][2];
-#pragma GCC unroll 6
-    for (int i = 0; i < M; i++)
-#pragma GCC unroll 2
-        for (int v = 0; v < V; v++) sum[i][v] = fresh ? (Vector){0} : load(c + i * c_row + v * LANES);
-    for (Int p = 0; p < k; p++) {
-        Vector right[2];
-#pragma GCC unroll 2
-        for (int v = 0; v < V; v++) right[v] = load(b + p * b_row + v * LANES);
-#pragma GCC unroll 6
-        for (int i = 0; i < M; i++) {
-            const Vector left = spread(a[i * a_row + p * a_col]);
-#pragma GCC unroll 2
-            for (int v = 0; v < V; v++) sum[i][v] += left * right[v];
-        }
-    }
-#pragma GCC unroll 6
-    for (int i = 0; i < M; i++)
-#pragma GCC unroll 2
-        for (int v = 0; v < V; v++) store(c + i * c_row + v * LANES, sum[i][v]);
-}
-
-/* The same for any number of rows m. */
-ALWAYS void multiply_rows(const int V, const int fresh, Int m, Int k, const REAL *a, Int a_row, Int a_col,
-                          const REAL *b, Int b_row, REAL *c, Int c_row) {
-#define TILE(M) multiply_tile(M, V, fresh, k, a, a_row, a_col, b, b_row, c, c_row)
-    for (; m >= 6; m -= 6, a += 6 * a_row, c += 6 * c_row) TILE(6);
-    switch (m) {
-    case 5: TILE(5); break;
-    case 4: TILE(4); break;
-    case 3: TILE(3); break;
-    case 2: TILE(2); break;
-    case 1: TILE(1); break;
-    }
-#undef TILE
-}
-
-/* c (m, n) += a (m, k) b (k, n); a has any strides, b and c have rows without gaps between columns. */
-static void multiply(Int m, Int n, Int k, const REAL *a, Int a_row, Int a_col, const REAL *b, Int b_row, REAL *c,
-                     Int c_row) {
-    Int j = 0;
-    for (; j + 2 * LANES <= n; j += 2 * LANES) multiply_rows(2, 0, m, k, a, a_row, a_col, b + j, b_row, c + j, c_row);
-    for (; j + LANES <= n; j += LANES) multiply_rows(1, 0, m, k, a, a_row, a_col, b + j, b_row, c + j, c_row);
-    for (; j < n; j++)
-        for (Int i = 0; i < m; i++) {
-            REAL sum = c[i * c_row + j];
-            for (Int p = 0; p < k; p++) sum += a[i * a_row + p * a_col] * b[p * b_row + j];
-            c[i * c_row + j] = sum;
-        }
-}
-
-Int panel_columns(void) { return PANEL; }
-
-/* c (m, n) = a (m, k) times a matrix (k, n) that is stored as (panels, k, PANEL), the last filled up with zeros. */
-static void multiply_panels(Int m, Int n, Int k, const REAL *a, const REAL *panels, REAL *c) {
-    Int j = 0;
-    for (; j + PANEL <= n; j += PANEL, panels += k * PANEL)
-        multiply_rows(2, 1, m, k, a, k, 1, panels, PANEL, c + j, n);
-    for (Int i = 0; i < m && j < n; i++) {
-        REAL rest[PANEL];
-        multiply_tile(1, 2, 1, k, a + i * k, k, 1, panels, PANEL, rest, PANEL);
-        memcpy(c + i * n + j, rest, (n - j) * sizeof(REAL));
-    }
-}
-
-/* c (M, 4) = scale a (M, k) b (4, k) transposed. */
-ALWAYS void dot_tile(const int M, REAL scale, Int k, const REAL *a, Int a_row, const REAL *b, Int b_row, REAL *c,
-                     Int c_row) {
-    Vector sum[3][4];
-    for (int i = 0; i < M; i++)
-        for (int j = 0; j < 4; j++) sum[i][j] = (Vector){0};
-    Int p = 0;
-    for (; p + LANES <= k; p += LANES) {
-        Vector right[4];
-        for (int j = 0; j < 4; j++) right[j] = load(b + j * b_row + p);
-#pragma GCC unroll 3
-        for (int i = 0; i < M; i++) {
-            const Vector left = load(a + i * a_row + p);
-            for (int j = 0; j < 4; j++) sum[i][j] += left * right[j];
-        }
-    }
-#pragma GCC unroll 3
-    for (int i = 0; i < M; i++) {
-        Quad total = add_lanes_of_4(sum[i]);
-        for (int j = 0; j < 4; j++)
-            for (Int q = p; q < k; q++) total[j] += a[i * a_row + q] * b[j * b_row + q];
-        total *= scale;
-        memcpy(c + i * c_row, &total, sizeof total);
-    }
-}
-
-/* c (m, n) = scale a (m, k) b (n, k) transposed, all with rows without gaps between columns. */
-static void multiply_transposed(REAL scale, Int m, Int n, Int k, const REAL *a, Int a_row, const REAL *b, Int b_row,
-                                REAL *c, Int c_row) {
-    Int j = 0;
-    for (; j + 4 <= n; j += 4) {
-        const REAL *right = b + j * b_row;
-        Int i = 0;
-        for (; i + 3 <= m; i += 3) dot_tile(3, scale, k, a + i * a_row, a_row, right, b_row, c + i * c_row + j, c_row);
-        for (; i < m; i++) dot_tile(1, scale, k, a + i * a_row, a_row, right, b_row, c + i * c_row + j, c_row);
-    }
-    for (; j < n; j++)
-        for (Int i = 0; i < m; i++) c[i * c_row + j] = scale * dot(k, a + i * a_row, b + j * b_row);
-}
 
 /* ---- what the decoder is made of ---- */
 
@@ -209,8 +24,8 @@ typedef struct {
     Int widths[MOST_LAYERS];     /* d_out of each */
     Int start_A[MOST_LAYERS];    /* (rank, d_in) */
     Int start_B[MOST_LAYERS];    /* transposed, (rank, d_out) */
-    const REAL *panels;          /* (d_in, d_out), as multiply_panels takes it */
-    const REAL *panels_back;     /* (d_out, d_in) */
+    const void *panels;          /* (d_in, d_out), as multiply_base takes it */
+    const void *panels_back;     /* (d_out, d_in) */
 } Linear;
 
 /* What all adapters of the pack share. */
@@ -238,7 +53,9 @@ typedef struct {
 } Layer;
 
 typedef struct {
-    Int num_layers, d, heads, kv_heads, d_head, longest; /* longest: positions that a row can see at most */
+    Int num_layers, d, heads, kv_heads, d_head;
+    Int longest; /* positions that a row can see at most */
+    Int widest;  /* numbers of a row of `rounded` */
     double scaling;
     const Layer *layers;
     const Adapters *adapters;
@@ -247,6 +64,7 @@ typedef struct {
     const Int *parent, *position;  /* of each row; parent is -1 at a prompt's first token */
     REAL *x, *final, *inverse;     /* after the last layer, before and after the norm */
     REAL *grad, *grad_normed, *grad_mixed, *grad_gated, *grad_qkv, *grad_low;
+    REAL *rounded;                 /* room for the inputs of one linear layer */
 } Decoder;
 
 /* Some cells' rows of one chunk. */
@@ -261,10 +79,12 @@ ALWAYS Int count_rows(Part part) { return part.bounds[part.last_cell] - first_ro
 /* ---- linear layers ---- */
 
 /* out = base(x) + scale B A x; low = scale A x, (rows, layers · rank), is kept for the way back. */
-static void project(const Linear *linear, const Adapters *pack, Part part, const REAL *x, REAL *low, REAL *out) {
+static void project(const Decoder *decoder, const Linear *linear, Part part, const REAL *x, REAL *low, REAL *out) {
+    const Adapters *pack = decoder->adapters;
     const Int start = first_row(part), d_in = linear->d_in, d_out = linear->d_out;
     const Int low_row = linear->num_layers * pack->rank;
-    multiply_panels(count_rows(part), d_out, d_in, x + start * d_in, linear->panels, out + start * d_out);
+    multiply_base(count_rows(part), d_out, d_in, x + start * d_in, decoder->rounded + start * decoder->widest,
+                  linear->panels, out + start * d_out);
     for (Int cell = part.first_cell; cell < part.last_cell; cell++) {
         const Int row = part.bounds[cell], rows = part.bounds[cell + 1] - row, rank = pack->ranks[cell];
         /* Without padding, the A's of all layers are one matrix. */
@@ -281,13 +101,14 @@ static void project(const Linear *linear, const Adapters *pack, Part part, const
 }
 
 /* Adds to the gradients of A and B; grad_x, unless it is null, is the gradient of x. */
-static void project_back(const Linear *linear, const Adapters *pack, Part part, const REAL *x, const REAL *low,
+static void project_back(const Decoder *decoder, const Linear *linear, Part part, const REAL *x, const REAL *low,
                          const REAL *grad_out, REAL *grad_low, REAL *grad_x) {
+    const Adapters *pack = decoder->adapters;
     const Int start = first_row(part), d_in = linear->d_in, d_out = linear->d_out;
     const Int low_row = linear->num_layers * pack->rank;
     if (grad_x)
-        multiply_panels(count_rows(part), d_in, d_out, grad_out + start * d_out, linear->panels_back,
-                        grad_x + start * d_in);
+        multiply_base(count_rows(part), d_in, d_out, grad_out + start * d_out,
+                      decoder->rounded + start * decoder->widest, linear->panels_back, grad_x + start * d_in);
     for (Int cell = part.first_cell; cell < part.last_cell; cell++) {
         const Int row = part.bounds[cell], rows = part.bounds[cell + 1] - row, rank = pack->ranks[cell];
         const Int blocks = rank == pack->rank ? 1 : linear->num_layers, height = rank * linear->num_layers / blocks;
@@ -498,7 +319,7 @@ static void forward_layer(const Decoder *decoder, const Layer *layer, Part part,
                           REAL *out) {
     const Int d = decoder->d, qkv_row = layer->qkv.d_out, start = first_row(part), rows = count_rows(part);
     normalize(&layer->norm1, part, layer->x, d, residual, layer->n1, d, layer->inverse1);
-    project(&layer->qkv, decoder->adapters, part, layer->n1, layer->low_qkv, layer->qkv_out);
+    project(decoder, &layer->qkv, part, layer->n1, layer->low_qkv, layer->qkv_out);
     if (layer->norm_qk.weight) {
         const Int qk_row = layer->norm_qk.vectors * layer->norm_qk.d;
         for (Int row = start; row < start + rows; row++)
@@ -508,12 +329,12 @@ static void forward_layer(const Decoder *decoder, const Layer *layer, Part part,
     rotate(decoder, part, 1, layer->qkv_out);
     if (!is_read) return;
     attend(decoder, part, layer->qkv_out, layer->log_sum, layer->mixed);
-    project(&layer->o, decoder->adapters, part, layer->mixed, layer->low_o, layer->middle);
+    project(decoder, &layer->o, part, layer->mixed, layer->low_o, layer->middle);
     normalize(&layer->norm2, part, layer->middle, d, layer->x, layer->n2, d, layer->inverse2);
-    project(&layer->gate_up, decoder->adapters, part, layer->n2, layer->low_gate_up, layer->gate_up_out);
+    project(decoder, &layer->gate_up, part, layer->n2, layer->low_gate_up, layer->gate_up_out);
     const Int d_gated = layer->down.d_in;
     gate(rows, d_gated, layer->gate_up_out + start * 2 * d_gated, layer->gated + start * d_gated);
-    project(&layer->down, decoder->adapters, part, layer->gated, layer->low_down, out);
+    project(decoder, &layer->down, part, layer->gated, layer->low_down, out);
 }
 
 /* Cells that go through the layers together. */
@@ -553,12 +374,12 @@ static void backward_layer(const Decoder *decoder, const Layer *layer, Int chunk
     for (Int chunk = unread; chunk < chunks; chunk++) {
         const Part part = {all.first_cell, all.last_cell, all.bounds + chunk * (cells + 1)};
         const Int start = first_row(part);
-        project_back(&layer->down, pack, part, layer->gated, layer->low_down, grad, low, decoder->grad_gated);
+        project_back(decoder, &layer->down, part, layer->gated, layer->low_down, grad, low, decoder->grad_gated);
         gate_backward(count_rows(part), d_gated, decoder->grad_gated + start * d_gated,
                       layer->gate_up_out + start * 2 * d_gated);
-        project_back(&layer->gate_up, pack, part, layer->n2, layer->low_gate_up, layer->gate_up_out, low, normed);
+        project_back(decoder, &layer->gate_up, part, layer->n2, layer->low_gate_up, layer->gate_up_out, low, normed);
         normalize_back(&layer->norm2, part, layer->middle, layer->inverse2, normed, grad, d);
-        project_back(&layer->o, pack, part, layer->mixed, layer->low_o, grad, low, decoder->grad_mixed);
+        project_back(decoder, &layer->o, part, layer->mixed, layer->low_o, grad, low, decoder->grad_mixed);
     }
     for (Int chunk = 0; chunk < chunks; chunk++) {
         const Part part = {all.first_cell, all.last_cell, all.bounds + chunk * (cells + 1)};
@@ -572,7 +393,7 @@ static void backward_layer(const Decoder *decoder, const Layer *layer, Int chunk
         rotate(decoder, part, -1, grad_qkv);
         if (layer->norm_qk.weight)
             normalize_back(&layer->norm_qk, part, layer->raw_qk, layer->inverse_qk, grad_qkv, grad_qkv, qkv_row);
-        project_back(&layer->qkv, pack, part, layer->n1, layer->low_qkv, grad_qkv, low, is_first ? NULL : normed);
+        project_back(decoder, &layer->qkv, part, layer->n1, layer->low_qkv, grad_qkv, low, is_first ? NULL : normed);
         if (!is_first) normalize_back(&layer->norm1, part, layer->x, layer->inverse1, normed, grad, d);
     }
 }

@@ -8,6 +8,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,25 @@ from typing import Any
 import torch
 
 SOURCE = Path(__file__).with_name("kernels.c")
+_SOURCES = (SOURCE, SOURCE.with_name("products.h"))
 
 _FLAGS = ("-std=gnu11", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
 _ATTEMPTS = (("-march=native", "-fopenmp"), ("-march=native",), ())
 """Not every compiler knows all of the processor, or threads; the first attempt that works is taken."""
 
-_REALS = {torch.float32: "float", torch.float64: "double"}
+_TILES = ("-DTILES", "-mamx-tile", "-mamx-bf16")
+WITH_TILES = tuple((*_TILES, *extra) for extra in _ATTEMPTS)
+"""The same with AMX's instructions for base weights in bfloat16."""
+
+_ARCH_PRCTL, _REQUEST_PERMISSION, _TILE_DATA = 158, 0x1023, 18
+"""Linux on x86-64: the system call, and what of it asks for tiles (arch_prctl(2), ARCH_REQ_XCOMP_PERM)."""
+
+KINDS = {
+    torch.float32: ("-DREAL=float",),
+    torch.float64: ("-DREAL=double",),
+    torch.bfloat16: ("-DREAL=float", "-DBASE_BFLOAT16"),
+}
+"""Of a base model's dtypes: what products.h is told of numbers."""
 
 _Int, _Pointer = ctypes.c_int64, ctypes.c_void_p
 
@@ -33,7 +47,10 @@ ACTIVATIONS = (
 )
 """What a layer keeps for its backward pass, as kernels.c has it."""
 
-OUTPUTS = ("x", "final", "inverse", "grad", "grad_normed", "grad_mixed", "grad_gated", "grad_qkv", "grad_low")
+OUTPUTS = (
+    *("x", "final", "inverse", "grad", "grad_normed", "grad_mixed", "grad_gated", "grad_qkv", "grad_low"),
+    "rounded",
+)
 """What the decoder keeps beside its layers, as kernels.c has it."""
 
 
@@ -86,7 +103,7 @@ class Decoder(ctypes.Structure):
     """A decoder, the rows that are fed to it, and its adapters."""
 
     _fields_ = (
-        *((name, _Int) for name in ("num_layers", "d", "heads", "kv_heads", "d_head", "longest")),
+        *((name, _Int) for name in ("num_layers", "d", "heads", "kv_heads", "d_head", "longest", "widest")),
         ("scaling", ctypes.c_double),
         ("layers", ctypes.POINTER(Layer)),
         ("adapters", ctypes.POINTER(Adapters)),
@@ -105,41 +122,75 @@ class _Address:
 
 @cache
 def load_kernels(dtype: torch.dtype) -> Any:
-    """The functions of kernels.c for numbers of one dtype, compiled on first use into the user's cache.
+    """The functions of kernels.c for base models of one dtype, compiled on first use into the user's cache.
 
     Args:
-        dtype: float32 or float64.
+        dtype: float32, float64, or bfloat16, whose adapters and activations are float32.
 
     Returns:
         a library whose functions take tensors, numbers and the structures of this module; None where the dtype is
         another, or no C compiler works here.
     """
-    if dtype not in _REALS:
+    if dtype not in KINDS:
         return None
-    path = _compile(_REALS[dtype])
+    tiles = WITH_TILES if dtype == torch.bfloat16 and request_tiles() else ()
+    path = compile_kernels(KINDS[dtype], (*tiles, *_ATTEMPTS))
     if path is None:
         logging.getLogger(__name__).warning("no C compiler works here: packs train several times slower")
         return None
+    return open_kernels(path)
+
+
+def open_kernels(path: Path) -> Any:
+    """The functions of a file that `compile_kernels` made."""
     library, decoder = ctypes.CDLL(str(path)), ctypes.POINTER(Decoder)
     for function, arguments in {
         "panel_columns": (),
+        "panel_depth": (),
         "forward": (decoder, _Int, _Int, _Address),
         "backward": (decoder, _Int, _Int, _Address, _Address),
         "update_adam": (_Int, _Int, *(_Address,) * 5),
+        "multiply_base": (_Int, _Int, _Int, *(_Address,) * 4),
         "gate": (_Int, _Int, _Address, _Address),
         "gate_backward": (_Int, _Int, _Address, _Address),
     }.items():
         getattr(library, function).argtypes = arguments
-        getattr(library, function).restype = _Int if function == "panel_columns" else None
+        getattr(library, function).restype = _Int if function.startswith("panel_") else None
     return library
 
 
-def _compile(real: str) -> Path | None:
-    """The compiled file of a C type; None if no compiler makes one."""
+def cut_panels(matrix: torch.Tensor, library: Any) -> torch.Tensor:
+    """Base weights (k, n) as the library's multiply_base takes them; products.h describes the layout."""
+    columns, depth = library.panel_columns(), library.panel_depth()
+    k, n = matrix.shape
+    filled = torch.nn.functional.pad(matrix, (0, -n % columns, 0, -k % depth))
+    pairs = filled.reshape(-1, 1 if depth == 1 else 2, filled.shape[1] // columns, columns).permute(2, 0, 3, 1)
+    return pairs.contiguous() if depth == 1 else pairs.to(torch.bfloat16).contiguous()
+
+
+@cache
+def request_tiles() -> bool:
+    """Whether the processor has AMX for bfloat16, and lets this process use it.
+
+    Linux grants tiles on request, once to a process, its threads and those that it forks.
+    """
+    if platform.machine() != "x86_64" or not {"amx_tile", "amx_bf16"} <= set(_describe_processor().split()):
+        return False
+    arguments = map(ctypes.c_long, (_ARCH_PRCTL, _REQUEST_PERMISSION, _TILE_DATA))
+    return ctypes.CDLL(None).syscall(*arguments) == 0
+
+
+def compile_kernels(kind: Sequence[str], attempts: Sequence[Sequence[str]] = _ATTEMPTS) -> Path | None:
+    """The compiled file of a kind of numbers, by the first attempt that works; None if no compiler makes one.
+
+    Args:
+        kind: flags, as in KINDS.
+        attempts: more flags to try.
+    """
     compiler = next(filter(None, map(shutil.which, (os.environ.get("CC", "cc"), "gcc", "clang"))), None)
     folder = _cache_folder()
-    for extra in _ATTEMPTS:
-        flags = (*_FLAGS, *extra, f"-DREAL={real}")
+    for extra in attempts:
+        flags = (*_FLAGS, *extra, *kind)
         target = folder / f"kernels-{_identify(compiler, flags)}.so"
         if target.exists():
             return target
@@ -173,8 +224,13 @@ def _cache_folder() -> Path:
 
 def _identify(compiler: str | None, flags: tuple[str, ...]) -> str:
     """Changes with whatever changes the compiled file: machines that share a home may differ in their processor."""
+    texts = (source.read_text() for source in _SOURCES)
+    parts = (*texts, str(compiler), *flags, platform.machine(), _describe_processor())
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+
+def _describe_processor() -> str:
+    """What the processor can do, in the system's words."""
     described = Path("/proc/cpuinfo")
     lines = described.read_text().splitlines() if described.exists() else []
-    processor = next((line for line in lines if line.lower().startswith(("flags", "features"))), platform.processor())
-    parts = (SOURCE.read_text(), str(compiler), *flags, platform.machine(), processor)
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+    return next((line for line in lines if line.lower().startswith(("flags", "features"))), platform.processor())

@@ -1,0 +1,325 @@
+/* Vectors of numbers, and the matrix products of kernels.c. Numbers are of type REAL: float, or double.
+
+   With -DBASE_BFLOAT16 what meets a base weight, itself a bfloat16, is rounded to bfloat16 first. The product of two
+   is exact in float, and sums are of type REAL, so it is one function however it is computed: as floats, or, with
+   -DTILES, by the tiles of AMX. */
+
+#include <stdint.h>
+#include <string.h>
+
+#ifdef __AVX512F__
+#define VECTOR_BYTES 64
+#else
+#define VECTOR_BYTES 32
+#endif
+#define LANES ((int)(VECTOR_BYTES / sizeof(REAL)))
+#define ALWAYS static inline __attribute__((always_inline))
+
+typedef int64_t Int;
+typedef REAL Vector __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(REAL)), may_alias));
+
+ALWAYS Vector load(const REAL *x) { return *(const Vector *)x; }
+ALWAYS void store(REAL *x, Vector v) { *(Vector *)x = v; }
+ALWAYS Vector spread(REAL x) { return x - (Vector){0}; }
+
+typedef REAL Quad __attribute__((vector_size(4 * sizeof(REAL))));
+
+/* Four sums of lanes, whose sum is that of all. */
+ALWAYS Quad fold(Vector v) {
+    Quad parts[LANES / 4];
+    memcpy(parts, &v, sizeof v);
+    for (int part = 1; part < LANES / 4; part++) parts[0] += parts[part];
+    return parts[0];
+}
+
+ALWAYS REAL add_lanes(Vector v) {
+    const Quad sums = fold(v);
+    return (sums[0] + sums[2]) + (sums[1] + sums[3]);
+}
+
+#ifdef __has_builtin
+#define HAS_SHUFFLE __has_builtin(__builtin_shufflevector)
+#else
+#define HAS_SHUFFLE 0
+#endif
+
+/* The sums of the lanes of four vectors. */
+ALWAYS Quad add_lanes_of_4(const Vector v[4]) {
+#if HAS_SHUFFLE
+    const Quad a = fold(v[0]), b = fold(v[1]), c = fold(v[2]), d = fold(v[3]);
+    const Quad ab = __builtin_shufflevector(a, b, 0, 4, 1, 5) + __builtin_shufflevector(a, b, 2, 6, 3, 7);
+    const Quad cd = __builtin_shufflevector(c, d, 0, 4, 1, 5) + __builtin_shufflevector(c, d, 2, 6, 3, 7);
+    return __builtin_shufflevector(ab, cd, 0, 1, 4, 5) + __builtin_shufflevector(ab, cd, 2, 3, 6, 7);
+#else
+    return (Quad){add_lanes(v[0]), add_lanes(v[1]), add_lanes(v[2]), add_lanes(v[3])};
+#endif
+}
+
+ALWAYS REAL dot(Int n, const REAL *x, const REAL *y) {
+    Vector sum = {0};
+    Int i = 0;
+    for (; i + LANES <= n; i += LANES) sum += load(x + i) * load(y + i);
+    REAL total = add_lanes(sum);
+    for (; i < n; i++) total += x[i] * y[i];
+    return total;
+}
+
+ALWAYS REAL dot_weighted(Int n, const REAL *x, const REAL *weight, const REAL *y) {
+    Vector sum = {0};
+    Int i = 0;
+    for (; i + LANES <= n; i += LANES) sum += load(x + i) * load(weight + i) * load(y + i);
+    REAL total = add_lanes(sum);
+    for (; i < n; i++) total += x[i] * weight[i] * y[i];
+    return total;
+}
+
+/* y += a x */
+ALWAYS void add_scaled(Int n, REAL a, const REAL *x, REAL *y) {
+    const Vector factor = spread(a);
+    Int i = 0;
+    for (; i + LANES <= n; i += LANES) store(y + i, load(y + i) + factor * load(x + i));
+    for (; i < n; i++) y[i] += a * x[i];
+}
+
+/* ---- small matrix products ---- */
+
+/* c (M, V vectors) += a (M, k) b (k, V vectors), or = where `fresh`; a has any strides. M, V and fresh are constants
+   where it is inlined. */
+ALWAYS void multiply_tile(const int M, const int V, const int fresh, Int k, const REAL *a, Int a_row, Int a_col,
+                          const REAL *b, Int b_row, REAL *c, Int c_row) {
+    Vector sum[6][2];
+#pragma GCC unroll 6
+    for (int i = 0; i < M; i++)
+#pragma GCC unroll 2
+        for (int v = 0; v < V; v++) sum[i][v] = fresh ? (Vector){0} : load(c + i * c_row + v * LANES);
+    for (Int p = 0; p < k; p++) {
+        Vector right[2];
+#pragma GCC unroll 2
+        for (int v = 0; v < V; v++) right[v] = load(b + p * b_row + v * LANES);
+#pragma GCC unroll 6
+        for (int i = 0; i < M; i++) {
+            const Vector left = spread(a[i * a_row + p * a_col]);
+#pragma GCC unroll 2
+            for (int v = 0; v < V; v++) sum[i][v] += left * right[v];
+        }
+    }
+#pragma GCC unroll 6
+    for (int i = 0; i < M; i++)
+#pragma GCC unroll 2
+        for (int v = 0; v < V; v++) store(c + i * c_row + v * LANES, sum[i][v]);
+}
+
+/* The same for any number of rows m. */
+ALWAYS void multiply_rows(const int V, const int fresh, Int m, Int k, const REAL *a, Int a_row, Int a_col,
+                          const REAL *b, Int b_row, REAL *c, Int c_row) {
+#define TILE(M) multiply_tile(M, V, fresh, k, a, a_row, a_col, b, b_row, c, c_row)
+    for (; m >= 6; m -= 6, a += 6 * a_row, c += 6 * c_row) TILE(6);
+    switch (m) {
+    case 5: TILE(5); break;
+    case 4: TILE(4); break;
+    case 3: TILE(3); break;
+    case 2: TILE(2); break;
+    case 1: TILE(1); break;
+    }
+#undef TILE
+}
+
+/* c (m, n) += a (m, k) b (k, n); a has any strides, b and c have rows without gaps between columns. */
+static void multiply(Int m, Int n, Int k, const REAL *a, Int a_row, Int a_col, const REAL *b, Int b_row, REAL *c,
+                     Int c_row) {
+    Int j = 0;
+    for (; j + 2 * LANES <= n; j += 2 * LANES) multiply_rows(2, 0, m, k, a, a_row, a_col, b + j, b_row, c + j, c_row);
+    for (; j + LANES <= n; j += LANES) multiply_rows(1, 0, m, k, a, a_row, a_col, b + j, b_row, c + j, c_row);
+    for (; j < n; j++)
+        for (Int i = 0; i < m; i++) {
+            REAL sum = c[i * c_row + j];
+            for (Int p = 0; p < k; p++) sum += a[i * a_row + p * a_col] * b[p * b_row + j];
+            c[i * c_row + j] = sum;
+        }
+}
+
+/* c (M, 4) = scale a (M, k) b (4, k) transposed. */
+ALWAYS void dot_tile(const int M, REAL scale, Int k, const REAL *a, Int a_row, const REAL *b, Int b_row, REAL *c,
+                     Int c_row) {
+    Vector sum[3][4];
+    for (int i = 0; i < M; i++)
+        for (int j = 0; j < 4; j++) sum[i][j] = (Vector){0};
+    Int p = 0;
+    for (; p + LANES <= k; p += LANES) {
+        Vector right[4];
+        for (int j = 0; j < 4; j++) right[j] = load(b + j * b_row + p);
+#pragma GCC unroll 3
+        for (int i = 0; i < M; i++) {
+            const Vector left = load(a + i * a_row + p);
+            for (int j = 0; j < 4; j++) sum[i][j] += left * right[j];
+        }
+    }
+#pragma GCC unroll 3
+    for (int i = 0; i < M; i++) {
+        Quad total = add_lanes_of_4(sum[i]);
+        for (int j = 0; j < 4; j++)
+            for (Int q = p; q < k; q++) total[j] += a[i * a_row + q] * b[j * b_row + q];
+        total *= scale;
+        memcpy(c + i * c_row, &total, sizeof total);
+    }
+}
+
+/* c (m, n) = scale a (m, k) b (n, k) transposed, all with rows without gaps between columns. */
+static void multiply_transposed(REAL scale, Int m, Int n, Int k, const REAL *a, Int a_row, const REAL *b, Int b_row,
+                                REAL *c, Int c_row) {
+    Int j = 0;
+    for (; j + 4 <= n; j += 4) {
+        const REAL *right = b + j * b_row;
+        Int i = 0;
+        for (; i + 3 <= m; i += 3) dot_tile(3, scale, k, a + i * a_row, a_row, right, b_row, c + i * c_row + j, c_row);
+        for (; i < m; i++) dot_tile(1, scale, k, a + i * a_row, a_row, right, b_row, c + i * c_row + j, c_row);
+    }
+    for (; j < n; j++)
+        for (Int i = 0; i < m; i++) c[i * c_row + j] = scale * dot(k, a + i * a_row, b + j * b_row);
+}
+
+/* ---- products with base weights ---- */
+
+#ifdef TILES
+#define PANEL 32
+#define DEPTH 32
+#else
+#define PANEL (2 * LANES)
+#define DEPTH 1
+#endif
+
+/* Base weights (k, n) are stored as panels of so many columns, with rows up to a multiple of so many, filled up with
+   zeros: (panels, k, PANEL) numbers of type REAL, or, where the depth is not 1, (panels, k / 2, PANEL, 2) bfloat16s. */
+Int panel_columns(void) { return PANEL; }
+Int panel_depth(void) { return DEPTH; }
+
+#ifdef BASE_BFLOAT16
+/* The bits of x as a float whose last 16 are zero, to even where two are as near. The NaNs that arithmetic makes stay
+   NaNs. */
+ALWAYS uint32_t round_bits(REAL x) {
+    const float single = (float)x;
+    uint32_t bits;
+    memcpy(&bits, &single, sizeof bits);
+    return (bits + 0x7fff + (bits >> 16 & 1)) & 0xffff0000;
+}
+#endif
+
+#ifndef TILES
+/* c (m, n) = a (m, k) times the matrix (k, n) of the panels. */
+static void multiply_panels(Int m, Int n, Int k, const REAL *a, const REAL *panels, REAL *c) {
+    Int j = 0;
+    for (; j + PANEL <= n; j += PANEL, panels += k * PANEL)
+        multiply_rows(2, 1, m, k, a, k, 1, panels, PANEL, c + j, n);
+    for (Int i = 0; i < m && j < n; i++) {
+        REAL rest[PANEL];
+        multiply_tile(1, 2, 1, k, a + i * k, k, 1, panels, PANEL, rest, PANEL);
+        memcpy(c + i * n + j, rest, (n - j) * sizeof(REAL));
+    }
+}
+
+/* c (m, n) = a (m, k) times base weights (k, n). `rounded` has room for a; without -DBASE_BFLOAT16 it is not used. */
+void multiply_base(Int m, Int n, Int k, const REAL *a, REAL *rounded, const void *weights, REAL *c) {
+#ifdef BASE_BFLOAT16
+    for (Int i = 0; i < m * k; i++) {
+        const uint32_t bits = round_bits(a[i]);
+        float single;
+        memcpy(&single, &bits, sizeof single);
+        rounded[i] = single;
+    }
+    a = rounded;
+#endif
+    multiply_panels(m, n, k, a, weights, c);
+}
+
+#else
+#include <immintrin.h>
+
+#define TILE_ROWS 16
+#define STRIP (2 * TILE_ROWS) /* rows of a and c that meet a panel together */
+
+/* Compilers do not know of all the memory that tile instructions read. */
+ALWAYS void finish_writes(const void *memory) { __asm__ volatile("" ::"r"(memory) : "memory"); }
+
+/* Tiles 0 to 3 are sums: upper left, upper right, lower left, lower right, of so many upper and lower rows. Tiles 4 and
+   5 are upper and lower rows of a, 6 and 7 the left and right columns of a panel. */
+static void configure_tiles(Int upper, Int lower) {
+    struct {
+        uint8_t palette, start_row, reserved[14];
+        uint16_t row_bytes[16];
+        uint8_t rows[16];
+    } tiles = {.palette = 1};
+    const Int rows[] = {upper, upper, lower, lower, upper, lower, TILE_ROWS, TILE_ROWS};
+    for (int tile = 0; tile < 8; tile++) {
+        tiles.rows[tile] = (uint8_t)rows[tile];
+        tiles.row_bytes[tile] = rows[tile] ? 64 : 0;
+    }
+    finish_writes(&tiles);
+    _tile_loadconfig(&tiles);
+    finish_writes(&tiles);
+}
+
+/* c, a strip of 32 columns, = a times one panel: rows (upper and lower, k), k a multiple of 32. */
+ALWAYS void multiply_strip(const int has_lower, Int k, const uint16_t *a, const uint16_t *panel, float *c, Int c_row) {
+    _tile_zero(0);
+    _tile_zero(1);
+    if (has_lower) {
+        _tile_zero(2);
+        _tile_zero(3);
+    }
+    for (Int p = 0; p < k; p += DEPTH, panel += DEPTH * PANEL) {
+        _tile_loadd(6, panel, 2 * 2 * PANEL);
+        _tile_loadd(7, panel + PANEL, 2 * 2 * PANEL);
+        _tile_loadd(4, a + p, 2 * k);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_dpbf16ps(1, 4, 7);
+        if (has_lower) {
+            _tile_loadd(5, a + TILE_ROWS * k + p, 2 * k);
+            _tile_dpbf16ps(2, 5, 6);
+            _tile_dpbf16ps(3, 5, 7);
+        }
+    }
+    _tile_stored(0, c, 4 * c_row);
+    _tile_stored(1, c + TILE_ROWS, 4 * c_row);
+    if (has_lower) {
+        _tile_stored(2, c + TILE_ROWS * c_row, 4 * c_row);
+        _tile_stored(3, c + TILE_ROWS * c_row + TILE_ROWS, 4 * c_row);
+    }
+}
+
+/* c = a times all panels, strips of so many upper and lower rows. */
+static void multiply_strips(Int strips, Int upper, Int lower, Int n, Int k, const uint16_t *a, const uint16_t *panels,
+                            float *c) {
+    configure_tiles(upper, lower);
+    for (Int j = 0; j < n; j += PANEL, panels += k * PANEL)
+        for (Int strip = 0; strip < strips; strip++) {
+            const uint16_t *left = a + strip * STRIP * k;
+            const Int columns = n - j < PANEL ? n - j : PANEL;
+            float rest[STRIP * PANEL], *out = c + strip * STRIP * n + j;
+            float *to = columns < PANEL ? rest : out;
+            const Int to_row = columns < PANEL ? PANEL : n;
+            if (lower)
+                multiply_strip(1, k, left, panels, to, to_row);
+            else
+                multiply_strip(0, k, left, panels, to, to_row);
+            for (Int i = 0; i < upper + lower && to == rest; i++)
+                memcpy(out + i * n, rest + i * PANEL, columns * sizeof(float));
+        }
+}
+
+/* c (m, n) = a (m, k) times base weights (k, n). `rounded` has room for a with rows up to a multiple of 32. */
+void multiply_base(Int m, Int n, Int k, const REAL *a, REAL *rounded, const void *weights, REAL *c) {
+    const Int filled = (k + DEPTH - 1) / DEPTH * DEPTH, whole = m / STRIP * STRIP, rest = m - whole;
+    uint16_t *left = (uint16_t *)rounded;
+    for (Int row = 0; row < m; row++) {
+        for (Int i = 0; i < k; i++) left[row * filled + i] = (uint16_t)(round_bits(a[row * k + i]) >> 16);
+        memset(left + row * filled + k, 0, (filled - k) * sizeof *left);
+    }
+    finish_writes(left);
+    if (whole) multiply_strips(whole / STRIP, TILE_ROWS, TILE_ROWS, n, filled, left, weights, c);
+    if (rest) {
+        const Int upper = rest < TILE_ROWS ? rest : TILE_ROWS;
+        multiply_strips(1, upper, rest - upper, n, filled, left + whole * filled, weights, c + whole * n);
+    }
+    _tile_release();
+}
+#endif
