@@ -288,17 +288,9 @@ class CompiledDecoderNetwork:
         loss.backward()
         slopes = [leaf.grad for leaf in self._leaves if leaf.grad is not None]
         assert len(slopes) == len(self._leaves), "every level's logits are part of the loss"
-        kept, bounds = self._kept["grad"], self._rows.bounds()
-        grad = kept[: len(self._rows.position)]
+        grad, bounds = self._kept["grad"], self._rows.bounds()
         grad[: self._rows.num_unread] = 0.0
-        torch.cat(slopes, out=grad[self._rows.num_unread :])
+        torch.cat(slopes, out=grad[self._rows.num_unread : len(self._rows.position)])
         self._point()
-        self._library.backward(self._decoder, len(bounds), 1, bounds, self._find_zero(grad, bounds[1:]))
+        self._library.backward(self._decoder, len(bounds), 1, bounds)
         self._leaves = []
-
-    def _find_zero(self, grad: Tensor, bounds: Tensor) -> Tensor:
-        """Whether the gradient is zero at all of a cell's rows, as where its episodes were all rewarded alike."""
-        places = bounds.diff(dim=1)
-        cell_of = torch.arange(places.shape[1]).repeat(len(places)).repeat_interleave(places.flatten())
-        rows = (grad[self._rows.num_unread :] != 0).any(1)
-        return torch.bincount(cell_of[rows], minlength=places.shape[1]) == 0

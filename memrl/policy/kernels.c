@@ -409,17 +409,28 @@ static void backward_cells(const Decoder *decoder, Int chunks, Int unread, Part 
         backward_layer(decoder, decoder->layers + l, chunks, l == last ? unread : 0, all, l == 0);
 }
 
-/* Adds to the adapters' gradient, from grad, the gradient of `final`; grad is zero at the `unread` chunks. Cells whose
-   grad is zero everywhere, which `is_zero` says of each, are left out: so is their adapters' gradient. */
-void backward(const Decoder *decoder, Int chunks, Int unread, const Int *bounds, const uint8_t *is_zero) {
+/* Whether the gradient is zero at all of a cell's rows: where its episodes were all rewarded alike, no advantage is
+   left. */
+static int is_zero(const Decoder *decoder, Int chunks, Int unread, const Int *bounds, Int cell) {
+    const Int cells = decoder->adapters->cells, d = decoder->d;
+    for (const Int *place = bounds + unread * (cells + 1) + cell; unread < chunks; unread++, place += cells + 1)
+        for (Int i = place[0] * d; i < place[1] * d; i++)
+            if (decoder->grad[i] != 0) return 0;
+    return 1;
+}
+
+/* Adds to the adapters' gradient, from grad, the gradient of `final`; grad is zero at the `unread` chunks. Cells where
+   it is zero everywhere are left out, as their adapters' gradient is zero too. */
+void backward(const Decoder *decoder, Int chunks, Int unread, const Int *bounds) {
     const Int cells = decoder->adapters->cells;
     const Int block = size_block(cells, bounds[(chunks - 1) * (cells + 1) + cells]);
 #pragma omp parallel for schedule(dynamic)
     for (Int cell = 0; cell < cells; cell += block) {
         const Int end = cell + block < cells ? cell + block : cells;
         for (Int first = cell, after; first < end; first = after) {
-            for (after = first + 1; after < end && is_zero[after] == is_zero[first];) after++;
-            if (!is_zero[first]) backward_cells(decoder, chunks, unread, (Part){first, after, bounds});
+            const int skip = is_zero(decoder, chunks, unread, bounds, first);
+            for (after = first + 1; after < end && is_zero(decoder, chunks, unread, bounds, after) == skip;) after++;
+            if (!skip) backward_cells(decoder, chunks, unread, (Part){first, after, bounds});
         }
     }
 }

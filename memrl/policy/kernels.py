@@ -148,7 +148,7 @@ def open_kernels(path: Path) -> Any:
         "panel_columns": (),
         "panel_depth": (),
         "forward": (decoder, _Int, _Int, _Address),
-        "backward": (decoder, _Int, _Int, _Address, _Address),
+        "backward": (decoder, _Int, _Int, _Address),
         "update_adam": (_Int, _Int, *(_Address,) * 5),
         "multiply_base": (_Int, _Int, _Int, *(_Address,) * 4),
         "gate": (_Int, _Int, _Address, _Address),
