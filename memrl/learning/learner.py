@@ -73,6 +73,8 @@ class Learner:
     ) -> np.ndarray:
         """Makes one update of every cell's adapter from its own episodes.
 
+        Where all advantages are zero there is nothing to backpropagate, and Adam goes on by its moments.
+
         Args:
             walk: the episodes, scored with gradient.
             rewards: of the walk's outcomes.
@@ -93,7 +95,8 @@ class Learner:
         for number, name in enumerate(names):
             edges = torch.from_numpy(np.nonzero(kind_of == number)[0]).to(loss.device)
             loss = loss + edge_loss(*(c[edges] for c in columns), cast(Loss, name), clip[edges]).sum()
-        self._network.backpropagate(loss)
+        if gain.any() or cost.any():
+            self._network.backpropagate(loss)
         norms = self.adapters.gradient_norms()
         self.adapters.step()
         return norms

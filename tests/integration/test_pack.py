@@ -46,6 +46,21 @@ def test_the_same_pack_again_gives_identical_rows_and_curves_but_for_times(train
     pd.testing.assert_frame_equal(curves, trained[1], check_exact=True)
 
 
+def test_episodes_that_were_all_rewarded_alike_are_not_backpropagated(monkeypatch):
+    # A group of one has no baseline, so that nothing is learned from it.
+    pack = Pack([TrainConfig(N=8, group_size=1, seed=seed, **RATE) for seed in range(2)])
+    before = pack.adapters.parameters.clone()
+
+    def refuse(loss):
+        raise AssertionError("backpropagated")
+
+    monkeypatch.setattr(pack._network, "backpropagate", refuse)
+    for _ in range(3):
+        pack.update()
+    assert (pack.drain()[1]["gradient_norm"].to_numpy() == 0).all()
+    assert (pack.adapters.parameters == before).all()
+
+
 def test_another_seed_gives_other_episodes_and_another_secret():
     rows, _ = train([chz.replace(MIXED[0], seed=seed, group_size=4) for seed in range(8)])
     assert rows["secret"].nunique() > 2
