@@ -39,6 +39,7 @@ def multiply(library, a, weights):
     arrays = {"rounded": m * (-(-k // depth) * depth), "out": m * n}
     kept = {name: torch.full((size + 128,), GUARD) for name, size in arrays.items()}
     inside = {name: kept[name][64:-64] for name in kept}
+    inside["rounded"].fill_(torch.nan)  # nothing of what was there before may count
     library.multiply_base(
         m, n, k, a.contiguous(), inside["rounded"], kernels.cut_panels(weights.float(), library), inside["out"]
     )
