@@ -2,13 +2,14 @@
 
 The policy of cell k is base(x) + scale[k] · B[k] A[k] x on every linear layer (LoRA Without Regret: all layers, the
 MLP above all). Ranks differ by zero-padding: where a column of B is zero, the row of A gets no gradient, and where a
-row of A is zero, the column of B gets none, so padding stays zero without a mask.
+row of A is zero, the column of B gets none, so padding stays zero without a mask. The experts of a mixture have one A
+and one B each, all of the cell's rank.
 
 Source: Schulman and Thinking Machines Lab, LoRA Without Regret, 2025, doi 10.64434/tml.20250929.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +21,12 @@ from memrl.policy.kernels import load_kernels
 
 _ADAPTER_STREAM = 0xADA97E
 """Keeps the adapters' random numbers apart from every other stream of the same cell."""
+
+_NAMES_OF_EXPERTS = frozenset({"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"})
+"""Names that PEFT reads as those of experts in `target_modules` of a model that has experts, whatever layer they mean.
+
+Source: peft 0.21, utils/transformers_weight_conversion.py, _MOE_TARGET_MODULE_MAPPING.
+"""
 
 
 def _update_adam(
@@ -48,8 +55,13 @@ def describe_adapter(config: TrainConfig, layers: Iterable[str]) -> dict[str, ob
 
     Args:
         config: the cell.
-        layers: paths of the layers that its adapter is on.
+        layers: paths of the layers that its adapter is on; experts' end in `.experts` and the parameter's name.
     """
+    names = list(layers)
+    experts = {f"experts.{name.rpartition('.')[2]}" for name in names if _is_of_experts(name)}
+    linears = {name.rpartition(".")[2] for name in names if not _is_of_experts(name)}
+    mistaken = linears & _NAMES_OF_EXPERTS if experts else set()
+    parameters = experts | {f"{name}.weight" for name in mistaken}
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -58,9 +70,44 @@ def describe_adapter(config: TrainConfig, layers: Iterable[str]) -> dict[str, ob
         "lora_alpha": config.lora_alpha,
         "lora_dropout": 0.0,
         "bias": "none",
-        "target_modules": sorted({name.rpartition(".")[2] for name in layers}),
+        "target_modules": sorted(linears - mistaken),
+        **({"target_parameters": sorted(parameters)} if parameters else {}),
         "inference_mode": True,
     }
+
+
+def _is_of_experts(name: str) -> bool:
+    return name.rpartition(".")[0].endswith(".experts")
+
+
+@dataclass(frozen=True, eq=False)
+class ExpertProjection:
+    """One linear map of every expert of a layer, as a single parameter.
+
+    Attributes:
+        weight: (experts, d_out, d_in), or (experts, d_in, d_out) where transposed.
+        is_transposed: which of the two.
+        experts_per_token: how many experts a token goes to.
+    """
+
+    weight: Tensor
+    is_transposed: bool
+    experts_per_token: int
+
+    @property
+    def num_experts(self) -> int:
+        """How many experts share the parameter."""
+        return self.weight.shape[0]
+
+    @property
+    def in_features(self) -> int:
+        """Width of an expert's input."""
+        return self.weight.shape[1 if self.is_transposed else 2]
+
+    @property
+    def out_features(self) -> int:
+        """Width of an expert's output."""
+        return self.weight.shape[2 if self.is_transposed else 1]
 
 
 @dataclass(frozen=True)
@@ -68,11 +115,12 @@ class Slot:
     """Where one layer's adapter lies in the flat tensors.
 
     Attributes:
-        name: the layer's path in the model.
+        name: the layer's path in the model; of experts, the parameter's.
         d_in: width of its input.
         d_out: width of its output.
-        start_A: offset of A, (rank, d_in) row-major.
-        start_B: offset of B transposed, (rank, d_out) row-major.
+        start_A: offset of A, (experts, rank, d_in) row-major; a linear layer's is (rank, d_in).
+        start_B: offset of B transposed, (experts, rank, d_out) row-major; a linear layer's is (rank, d_out).
+        num_experts: of a linear layer, unset.
     """
 
     name: str
@@ -80,6 +128,20 @@ class Slot:
     d_out: int
     start_A: int
     start_B: int
+    num_experts: int | None = None
+
+    @property
+    def num_blocks(self) -> int:
+        """How many pairs of A and B a cell has here."""
+        return 1 if self.num_experts is None else self.num_experts
+
+    @property
+    def peft_name(self) -> str:
+        """The layer's name in PEFT's files, where the experts' second parameter wraps their first."""
+        if self.num_experts is None:
+            return self.name
+        path, _, leaf = self.name.rpartition(".")
+        return f"{path}.base_layer" if leaf == "gate_up_proj" else path
 
 
 class AdapterPack:
@@ -89,7 +151,7 @@ class AdapterPack:
     operations, with a learning rate, a step count and moments of each cell's own.
 
     Args:
-        groups: the linear layers by path, in groups of layers that read the same input.
+        groups: the linear layers, and experts, by path, in groups of layers that read the same input.
         configs: one a cell: rank, alpha, learning rate, Adam's constants, and the stream of A's start.
         dtype: of the adapters.
         device: where they live.
@@ -103,13 +165,13 @@ class AdapterPack:
 
     def __init__(
         self,
-        groups: Iterable[dict[str, nn.Linear]],
+        groups: Iterable[Mapping[str, nn.Linear | ExpertProjection]],
         configs: Sequence[TrainConfig],
         *,
         dtype: torch.dtype,
         device: str = "cpu",
     ) -> None:
-        self._groups = [{name: (m.in_features, m.out_features) for name, m in group.items()} for group in groups]
+        self._groups = [{name: _measure(layer) for name, layer in group.items()} for group in groups]
         self._ranks = np.array([c.lora_rank for c in configs])
         self._alphas = np.array([c.lora_alpha for c in configs])
         self._lay_out(int(self._ranks.max()))
@@ -137,10 +199,10 @@ class AdapterPack:
         self.slots: dict[str, Slot] = {}
         offset = 0
         for group in self._groups:
-            starts_A = offset + np.cumsum([0, *(rank * d_in for d_in, _ in group.values())])
-            starts_B = starts_A[-1] + np.cumsum([0, *(rank * d_out for _, d_out in group.values())])
-            for (name, (d_in, d_out)), a, b in zip(group.items(), starts_A, starts_B, strict=False):
-                self.slots[name] = Slot(name, d_in, d_out, int(a), int(b))
+            starts_A = offset + np.cumsum([0, *(rank * (n or 1) * d_in for d_in, _, n in group.values())])
+            starts_B = starts_A[-1] + np.cumsum([0, *(rank * (n or 1) * d_out for _, d_out, n in group.values())])
+            for (name, (d_in, d_out, n)), a, b in zip(group.items(), starts_A, starts_B, strict=False):
+                self.slots[name] = Slot(name, d_in, d_out, int(a), int(b), n)
             offset = int(starts_B[-1])
         self._num_parameters = offset
 
@@ -150,8 +212,8 @@ class AdapterPack:
             stream = np.random.default_rng(np.random.SeedSequence([_ADAPTER_STREAM, int(config.cell_id, 16)]))
             for slot in self.slots.values():
                 bound = 1.0 / math.sqrt(slot.d_in)
-                A = stream.uniform(-bound, bound, size=(config.lora_rank, slot.d_in))
-                self.view_A(self.parameters, slot)[cell, : config.lora_rank] = torch.from_numpy(A)
+                A = stream.uniform(-bound, bound, size=(slot.num_blocks, config.lora_rank, slot.d_in))
+                self.view_blocks_A(self.parameters, slot)[cell, :, : config.lora_rank] = torch.from_numpy(A)
 
     def _renew(self) -> None:
         self.gradient = torch.zeros_like(self.parameters)
@@ -165,6 +227,18 @@ class AdapterPack:
     def view_B(self, flat: Tensor, slot: Slot) -> Tensor:
         """B of a layer, transposed, as (cells, rank, d_out) of a flat tensor."""
         return flat[:, slot.start_B : slot.start_B + self.rank * slot.d_out].unflatten(1, (self.rank, slot.d_out))
+
+    def view_blocks_A(self, flat: Tensor, slot: Slot) -> Tensor:
+        """A of each expert, or of a linear layer as the only one: (cells, experts, rank, d_in), a view of `flat`."""
+        return self._view_blocks(flat, slot.start_A, (slot.num_blocks, self.rank, slot.d_in))
+
+    def view_blocks_B(self, flat: Tensor, slot: Slot) -> Tensor:
+        """B of each expert transposed, as (cells, experts, rank, d_out) of a flat tensor."""
+        return self._view_blocks(flat, slot.start_B, (slot.num_blocks, self.rank, slot.d_out))
+
+    @staticmethod
+    def _view_blocks(flat: Tensor, start: int, shape: tuple[int, int, int]) -> Tensor:
+        return flat[:, start : start + math.prod(shape)].unflatten(1, shape)
 
     def gradient_norms(self) -> np.ndarray:
         """The l2 norm of each cell's gradient: float64 (cells,)."""
@@ -202,7 +276,10 @@ class AdapterPack:
     def _narrow(self, flats: list[Tensor], rank: int) -> list[Tensor]:
         """Cuts padded ranks off, and lays the slots out anew."""
         wide = [
-            {s.name: (self.view_A(flat, s)[:, :rank], self.view_B(flat, s)[:, :rank]) for s in self.slots.values()}
+            {
+                slot.name: (self.view_blocks_A(flat, slot)[:, :, :rank], self.view_blocks_B(flat, slot)[:, :, :rank])
+                for slot in self.slots.values()
+            }
             for flat in flats
         ]
         self._lay_out(rank)
@@ -211,22 +288,28 @@ class AdapterPack:
             flat = torch.empty((self.num_cells, self._num_parameters), dtype=flats[0].dtype, device=flats[0].device)
             for slot in self.slots.values():
                 A, B = views[slot.name]
-                self.view_A(flat, slot).copy_(A)
-                self.view_B(flat, slot).copy_(B)
+                self.view_blocks_A(flat, slot).copy_(A)
+                self.view_blocks_B(flat, slot).copy_(B)
             narrow.append(flat)
         return narrow
 
     def export_peft(self, cell: int) -> dict[str, Tensor]:
-        """One cell's adapter under PEFT's names, sliced to its true rank: A (rank, d_in), B (d_out, rank)."""
+        """One cell's adapter under PEFT's names, sliced to its true rank: A (rank, d_in), B (d_out, rank).
+
+        Those of experts are A (experts · rank, d_in), expert by expert, and B (d_out, rank · experts), where the
+        experts are the inner index.
+
+        Source: peft 0.21, tuners/lora/layer.py, ParamWrapper.get_delta_weight.
+        """
         rank, tensors = int(self._ranks[cell]), {}
         for slot in self.slots.values():
-            A, B = self.view_A(self.parameters, slot)[cell], self.view_B(self.parameters, slot)[cell]
-            assert not A[rank:].any(), "padding must stay zero"
-            assert not B[rank:].any(), "padding must stay zero"
-            prefix = f"base_model.model.{slot.name}"
-            tensors[f"{prefix}.lora_A.weight"] = A[:rank].clone()
+            A, B = self.view_blocks_A(self.parameters, slot)[cell], self.view_blocks_B(self.parameters, slot)[cell]
+            assert not A[:, rank:].any(), "padding must stay zero"
+            assert not B[:, rank:].any(), "padding must stay zero"
+            name_A, name_B = _name_tensors(slot)
             # Of rank 1, B's transpose is contiguous as it is: only a clone is a copy for sure.
-            tensors[f"{prefix}.lora_B.weight"] = B[:rank].T.clone(memory_format=torch.contiguous_format)
+            tensors[name_A] = A[:, :rank].clone().flatten(0, 1)
+            tensors[name_B] = B[:, :rank].permute(2, 1, 0).clone(memory_format=torch.contiguous_format).flatten(1)
         return tensors
 
     def import_peft(self, cell: int, tensors: dict[str, Tensor]) -> None:
@@ -238,18 +321,19 @@ class AdapterPack:
         rank = int(self._ranks[cell])
         expected: dict[str, tuple[int, int]] = {}
         for slot in self.slots.values():
-            prefix = f"base_model.model.{slot.name}"
-            expected[f"{prefix}.lora_A.weight"] = (rank, slot.d_in)
-            expected[f"{prefix}.lora_B.weight"] = (slot.d_out, rank)
+            name_A, name_B = _name_tensors(slot)
+            expected[name_A] = (slot.num_blocks * rank, slot.d_in)
+            expected[name_B] = (slot.d_out, rank * slot.num_blocks)
         got = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         if got != expected:
             different = sorted(n for n in got.keys() | expected.keys() if got.get(n) != expected.get(n))
             first = different[0]
             raise ValueError(f"adapter must have shape {expected.get(first)} at {first}, got {got.get(first)}")
         for slot in self.slots.values():
-            A, B = self.view_A(self.parameters, slot)[cell], self.view_B(self.parameters, slot)[cell]
-            A[:rank] = tensors[f"base_model.model.{slot.name}.lora_A.weight"]
-            B[:rank] = tensors[f"base_model.model.{slot.name}.lora_B.weight"].T
+            A, B = self.view_blocks_A(self.parameters, slot)[cell], self.view_blocks_B(self.parameters, slot)[cell]
+            name_A, name_B = _name_tensors(slot)
+            A[:, :rank] = tensors[name_A].unflatten(0, (slot.num_blocks, rank))
+            B[:, :rank] = tensors[name_B].unflatten(1, (rank, slot.num_blocks)).permute(2, 1, 0)
         self._moment1[cell], self._moment2[cell], self._steps[cell] = 0.0, 0.0, 0
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -267,3 +351,14 @@ class AdapterPack:
         self._moment1.copy_(state["moment1"])
         self._moment2.copy_(state["moment2"])
         self._steps = state["steps"].numpy().copy()
+
+
+def _measure(layer: nn.Linear | ExpertProjection) -> tuple[int, int, int | None]:
+    """Width of the input, width of the output, and the number of experts, which a linear layer has not."""
+    return layer.in_features, layer.out_features, layer.num_experts if isinstance(layer, ExpertProjection) else None
+
+
+def _name_tensors(slot: Slot) -> tuple[str, str]:
+    """PEFT's names of A and B."""
+    prefix = f"base_model.model.{slot.peft_name}"
+    return f"{prefix}.lora_A.weight", f"{prefix}.lora_B.weight"

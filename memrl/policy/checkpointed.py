@@ -13,6 +13,7 @@ from transformers import DynamicCache
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from memrl.config import TrainConfig
+from memrl.policy.adapter_pack import ExpertProjection
 from memrl.policy.hugging_face import HuggingFaceNetwork
 
 _MOST_OF_FREE_MEMORY = 0.5
@@ -90,34 +91,41 @@ class CheckpointedNetwork(HuggingFaceNetwork):
 
 
 def needs_checkpointing(
-    linears: Iterable[nn.Linear], prompts: Sequence[Sequence[int]], configs: Sequence[TrainConfig]
+    layers: Iterable[nn.Linear | ExpertProjection], prompts: Sequence[Sequence[int]], configs: Sequence[TrainConfig]
 ) -> bool:
     """Whether the activations of a pack's walk would take more than half of the memory that is free where it runs.
 
     Args:
-        linears: the layers that adapters go on.
+        layers: those that adapters go on.
         prompts: token ids of each cell's prompt.
         configs: one a cell.
     """
-    layers = list(linears)
-    free = measure_free_bytes(layers[0].weight.device)
-    return estimate_activation_bytes(layers, prompts, configs) > _MOST_OF_FREE_MEMORY * free
+    counted = list(layers)
+    free = measure_free_bytes(counted[0].weight.device)
+    return estimate_activation_bytes(counted, prompts, configs) > _MOST_OF_FREE_MEMORY * free
 
 
 def estimate_activation_bytes(
-    linears: Iterable[nn.Linear], prompts: Sequence[Sequence[int]], configs: Sequence[TrainConfig]
+    layers: Iterable[nn.Linear | ExpertProjection], prompts: Sequence[Sequence[int]], configs: Sequence[TrainConfig]
 ) -> int:
-    """About what autograd keeps of a walk: input and output of every linear layer, at every position of the tree.
+    """About what autograd keeps of a walk: input and output of every layer, at every position of the tree.
+
+    Experts count as often as a token goes to one.
 
     Args:
-        linears: the layers that adapters go on.
+        layers: those that adapters go on.
         prompts: token ids of each cell's prompt.
         configs: one a cell; an episode is taken for as many tokens as a secret has bits, twice, and one.
     """
-    per_token = sum((m.in_features + m.out_features) * m.weight.element_size() for m in linears)
+    per_token = sum(_count_uses(m) * (m.in_features + m.out_features) * m.weight.element_size() for m in layers)
     # Every cell is padded to the widest.
     nodes = max(min(c.episodes_per_update + 1, c.N) * (2 * math.ceil(math.log2(c.N)) + 1) for c in configs)
     return per_token * len(configs) * (max(map(len, prompts)) + nodes)
+
+
+def _count_uses(layer: nn.Linear | ExpertProjection) -> int:
+    """How often a token goes through the layer."""
+    return layer.experts_per_token if isinstance(layer, ExpertProjection) else 1
 
 
 def measure_free_bytes(device: torch.device) -> float:

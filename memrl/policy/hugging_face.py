@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
 from memrl.policy.adapter_pack import AdapterPack
+from memrl.policy.experts import PackedExperts
 from memrl.policy.network import PaddedTree
 
 
@@ -39,7 +40,12 @@ class _Adapted(torch.autograd.Function):
 
 
 class PackedLinear(nn.Module):
-    """A frozen linear layer with room for one adapter a cell; without adapters it is the layer itself."""
+    """A frozen linear layer with room for one adapter a cell.
+
+    Args:
+        name: the layer's path in the model.
+        base: the layer.
+    """
 
     A: Tensor
     B: Tensor
@@ -47,22 +53,31 @@ class PackedLinear(nn.Module):
     grad_B: Tensor
     scale: Tensor
 
-    def __init__(self, base: nn.Linear) -> None:
+    def __init__(self, name: str, base: nn.Linear) -> None:
         super().__init__()
+        self._name = name
         self.base = base.requires_grad_(False)
         self.weight = base.weight
         self._tracked = torch.zeros((), requires_grad=True)
 
+    def attach(self, adapters: AdapterPack) -> None:
+        """Takes views of the pack's adapters and of their gradient."""
+        slot = adapters.slots[self._name]
+        self.A, self.B = adapters.view_A(adapters.parameters, slot), adapters.view_B(adapters.parameters, slot)
+        self.grad_A, self.grad_B = adapters.view_A(adapters.gradient, slot), adapters.view_B(adapters.gradient, slot)
+        self.scale = adapters.scale
+
     def forward(self, x: Tensor) -> Tensor:
-        """Applies base and adapters: (cells, tokens, d_in) to (cells, tokens, d_out)."""
-        out: Any = _Adapted.apply(x, self._tracked, self)
-        return out
+        """Applies base and adapters: (cells, tokens, d_in), or (cells · tokens, d_in), to the same of d_out."""
+        by_cell = x.reshape(len(self.A), -1, x.shape[-1])
+        out: Any = _Adapted.apply(by_cell, self._tracked, self)
+        return out.reshape(*x.shape[:-1], -1)
 
 
 class HuggingFaceNetwork:
-    """A causal language model with its linear layers packed; its attention must take a 4D mask.
+    """A causal language model with its linear layers and experts packed; its attention must take a 4D mask.
 
-    While a walk is under way the model's linear layers carry the adapters; between walks it is the plain model.
+    While a walk is under way the model's layers carry the adapters; between walks it is the plain model.
 
     Args:
         model: the base model, frozen.
@@ -74,20 +89,13 @@ class HuggingFaceNetwork:
         self._model: Any = model
         self._adapters = adapters
         self._tree = PaddedTree(prompts, model.device)
-        linears = {name: model.get_submodule(name) for name in adapters.slots}
-        self._layers = {name: PackedLinear(m) for name, m in linears.items() if isinstance(m, nn.Linear)}
+        self._layers = pack_layers(model, adapters)
         self._keys_values = DynamicCache()
 
     def prefill(self) -> Tensor:
         """See PackedNetwork.prefill."""
-        for name, layer in self._layers.items():
-            slot, pack = self._adapters.slots[name], self._adapters
-            layer.A, layer.B, layer.scale = (
-                pack.view_A(pack.parameters, slot),
-                pack.view_B(pack.parameters, slot),
-                pack.scale,
-            )
-            layer.grad_A, layer.grad_B = pack.view_A(pack.gradient, slot), pack.view_B(pack.gradient, slot)
+        for layer in self._layers.values():
+            layer.attach(self._adapters)
         self._keys_values = DynamicCache()
         ids, visible, positions = self._tree.start()
         return self._forward(ids, visible, positions, logits_to_keep=1)[:, 0]
@@ -124,3 +132,16 @@ class HuggingFaceNetwork:
         for name, module in modules.items():
             parent, _, leaf = name.rpartition(".")
             setattr(self._model.get_submodule(parent), leaf, module)
+
+
+def pack_layers(model: nn.Module, adapters: AdapterPack) -> dict[str, PackedLinear | PackedExperts]:
+    """The layers of a model that the pack has adapters for, with room for them, by path."""
+    layers: dict[str, PackedLinear | PackedExperts] = {}
+    for slot in adapters.slots.values():
+        path = slot.name if slot.num_experts is None else slot.name.rpartition(".")[0]
+        module = model.get_submodule(path)
+        if isinstance(module, nn.Linear):
+            layers[path] = PackedLinear(path, module)
+        elif path not in layers:
+            layers[path] = PackedExperts(path, module)
+    return layers

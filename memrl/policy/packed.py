@@ -9,9 +9,10 @@ from transformers import PreTrainedModel
 
 from memrl.config import TrainConfig
 from memrl.policy import decoder
-from memrl.policy.adapter_pack import AdapterPack, find_linears
+from memrl.policy.adapter_pack import AdapterPack, ExpertProjection, find_linears
 from memrl.policy.checkpointed import CheckpointedNetwork, needs_checkpointing
 from memrl.policy.compiled_decoder import CompiledDecoderNetwork
+from memrl.policy.experts import describe_projections, find_experts, leave_out_routers, list_unadapted_experts
 from memrl.policy.hugging_face import HuggingFaceNetwork
 from memrl.policy.kernels import load_kernels
 from memrl.policy.network import PackedNetwork
@@ -37,16 +38,35 @@ def build_network(
         if library is not None:
             return CompiledDecoderNetwork(model, prompts, adapters, library), adapters
         return decoder.DecoderNetwork(model, prompts, adapters), adapters
-    linears = find_linears(model)
-    check_linears(model, linears)
-    groups = [{name: linear} for name, linear in linears.items()]
+    groups = group_layers(model)
     adapters = AdapterPack(groups, configs, dtype=dtype, device=str(model.device))
-    kind = CheckpointedNetwork if needs_checkpointing(linears.values(), prompts, configs) else HuggingFaceNetwork
+    layers = [layer for group in groups for layer in group.values()]
+    kind = CheckpointedNetwork if needs_checkpointing(layers, prompts, configs) else HuggingFaceNetwork
     return kind(model, prompts, adapters), adapters
 
 
-def check_linears(model: PreTrainedModel, linears: Mapping[str, nn.Linear]) -> None:
-    """Says what of a model has no adapters: experts that share one tensor are no linear layers.
+def group_layers(model: PreTrainedModel) -> list[dict[str, nn.Linear | ExpertProjection]]:
+    """The layers of any model that adapters go on, by path, each a group of its own.
+
+    Experts come last, so that linear layers draw the start of their adapters as they would without them.
+
+    Raises:
+        ValueError: the model has no linear layers for adapters.
+    """
+    experts = find_experts(model)
+    linears = leave_out_routers(model, find_linears(model))
+    check_layers(model, linears, experts)
+    projections = {name: p for module in describe_projections(experts).values() for name, p in module.items()}
+    return [{name: layer} for name, layer in (linears | projections).items()]
+
+
+def check_layers(model: PreTrainedModel, linears: Mapping[str, nn.Linear], experts: Mapping[str, nn.Module]) -> None:
+    """Says what of a model has no adapters: routers, and experts of a kind of their own.
+
+    Args:
+        model: the base model.
+        linears: the linear layers that adapters go on, by path.
+        experts: the modules of experts that adapters go on, by path.
 
     Raises:
         ValueError: the model has no linear layers for adapters.
@@ -54,6 +74,8 @@ def check_linears(model: PreTrainedModel, linears: Mapping[str, nn.Linear]) -> N
     kind = type(model).__name__
     if not linears:
         raise ValueError(f"model must have linear layers (torch.nn.Linear) beside its head, got {kind}")
-    if any(parameter.dim() == 3 and ".experts." in name for name, parameter in model.named_parameters()):
-        message = f"the experts and routers of {kind} have no adapters: its {len(linears)} other linear layers learn"
-        warnings.warn(message, stacklevel=2)
+    unadapted = list_unadapted_experts(model, experts)
+    if unadapted or experts:
+        left_out = "experts and routers" if unadapted else "routers"
+        learning = f"{len(linears)} other linear layers" + (f" and {len(experts)} layers of experts" if experts else "")
+        warnings.warn(f"the {left_out} of {kind} have no adapters: its {learning} learn", stacklevel=3)

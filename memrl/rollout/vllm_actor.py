@@ -29,6 +29,9 @@ ENGINE_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 _CPU_BLOCK_TOKENS = 32
 """Tokens of a block of the key-value cache, the fewest that vLLM's CPU kernels take; only whole blocks are cached."""
 
+_SPARSE_BLOCKS = ("minimax", "minimax_m2", "mixtral", "phimoe")
+"""Kinds of models whose block of experts transformers calls `mlp`, and vLLM what their first checkpoints did."""
+
 _ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine lives in the actor's own process
     "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB; without it a CPU engine takes most of the machine's memory
@@ -181,6 +184,8 @@ class VLLMEngine:
 
         self._options = options
         self._engine_rank = round_up_rank(options.max_lora_rank)
+        self._has_experts = _has_experts(options.model)
+        self._model_type = _read_config(options.model).model_type
         self._sleeps = options.colocated and device == "cuda"
         self._llm = LLM(**describe_engine(options, device))
         self._serial = itertools.count(1)
@@ -222,8 +227,9 @@ class VLLMEngine:
                 continue
             serial = next(self._serial)
             name = f"{request.cell_id}-{request.adapter_version}-{serial}"
-            files = publish_adapter(self._folder, name, request.adapter, request.adapter_config)
-            loaded[key] = LoRARequest(name, serial, str(files))
+            tensors = name_for_engine(request.adapter, self._model_type)
+            files = publish_adapter(self._folder, name, tensors, request.adapter_config)
+            loaded[key] = LoRARequest(name, serial, str(files), is_3d_lora_weight=self._has_experts)
             self._llm.llm_engine.add_lora(loaded[key])
             withdraw_adapter(files)
         return loaded
@@ -280,13 +286,28 @@ class VLLMEngine:
         )
 
 
+def name_for_engine(tensors: Mapping[str, np.ndarray], model_type: str) -> dict[str, np.ndarray]:
+    """An adapter's tensors under the names that vLLM knows the layers by; PEFT reads these as well as its own.
+
+    vLLM passes over an adapter on a layer that it does not know, without a word.
+
+    Args:
+        tensors: under PEFT's names.
+        model_type: of the base model's config.
+    """
+    if model_type not in _SPARSE_BLOCKS:
+        return dict(tensors)
+    return {name.replace(".mlp.experts.", ".block_sparse_moe.experts."): tensor for name, tensor in tensors.items()}
+
+
 def describe_engine(options: EngineOptions, device: str) -> dict[str, Any]:
     """The arguments of `vllm.LLM` for these options on cpu or cuda.
 
     Raises:
         ValueError: the model has experts, which vLLM runs beside adapters by kernels for GPUs alone.
     """
-    if device == "cpu" and _has_experts(options.model):
+    has_experts = _has_experts(options.model)
+    if device == "cpu" and has_experts:
         raise ValueError("vLLM's CPU build serves no adapters on models with experts")
     parallel = options.tensor_parallel_size
     described: dict[str, Any] = {
@@ -307,6 +328,9 @@ def describe_engine(options: EngineOptions, device: str) -> dict[str, Any]:
         "logprobs_mode": "raw_logprobs" if options.temperature == 1 else "processed_logprobs",
         "enforce_eager": device == "cpu",
     }
+    if has_experts:
+        # Adapters come in PEFT's layout, one tensor for all experts, whatever layout the model's own weights have.
+        described["enable_mixed_moe_lora_format"] = True
     if device == "cpu":
         # A prompt cut in two would wind a seeded generator back, which torch does for GPUs alone.
         whole_prompts = {"enable_chunked_prefill": False, "max_num_batched_tokens": max(2048, options.max_model_len)}
@@ -332,8 +356,8 @@ def _bound_length(options: EngineOptions) -> int:
 
 
 def _rank_of(request: SampleRequest) -> int:
-    """The largest rank among the adapter's matrices A, each (rank, d_in)."""
-    return max(tensor.shape[0] for name, tensor in request.adapter.items() if ".lora_A." in name)
+    """The adapter's rank, as its config says: the matrices A of experts lie on each other, so their height is more."""
+    return int(request.adapter_config["r"])
 
 
 def _collect_episodes(request: SampleRequest, output: Any) -> SampledEpisodes:

@@ -21,6 +21,7 @@ from memrl.rollout.vllm_actor import (
     EngineOptions,
     cut_into_waves,
     describe_engine,
+    name_for_engine,
     round_up_rank,
     spread_seed,
 )
@@ -86,6 +87,18 @@ def test_models_with_experts_are_for_engines_on_gpus(kind: type[transformers.Pre
     with pytest.raises(ValueError, match=r"^vLLM's CPU build serves no adapters on models with experts$"):
         describe_engine(options, "cpu")
     assert describe_engine(options, "cuda")["enable_lora"]
+    assert describe_engine(options, "cuda")["enable_mixed_moe_lora_format"]
+
+
+def test_experts_are_named_as_the_engine_knows_them() -> None:
+    names = ("layers.0.mlp.experts.base_layer.lora_A.weight", "layers.0.mlp.gate_proj.lora_A.weight")
+    tensors = {name: np.full(1, place) for place, name in enumerate(names)}
+    renamed = {
+        "layers.0.block_sparse_moe.experts.base_layer.lora_A.weight": tensors[names[0]],
+        names[1]: tensors[names[1]],
+    }
+    assert name_for_engine(tensors, "mixtral") == renamed
+    assert name_for_engine(tensors, "qwen3_moe") == tensors
 
 
 @given(request_lists, st.integers(1, 5))
