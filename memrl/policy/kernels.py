@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-SOURCE = Path(__file__).with_name("kernels.c")
-_SOURCES = (SOURCE, SOURCE.with_name("products.h"))
+SOURCES = [Path(__file__).with_name(name) for name in ("kernels.c", "products.h")]
+"""What is compiled, and what it includes."""
 
 _FLAGS = ("-std=gnu11", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
 _ATTEMPTS = (("-march=native", "-fopenmp"), ("-march=native",), ())
@@ -198,7 +198,7 @@ def compile_kernels(kind: Sequence[str], attempts: Sequence[Sequence[str]] = _AT
             continue
         # Processes that start together each compile; the last rename wins, and all are the same file.
         with tempfile.NamedTemporaryFile(dir=folder, suffix=".so", delete=False) as scratch:
-            command = [compiler, *flags, str(SOURCE), "-o", scratch.name, "-lm"]
+            command = [compiler, *flags, str(SOURCES[0]), "-o", scratch.name, "-lm"]
         if subprocess.run(command, capture_output=True, check=False).returncode == 0:
             os.replace(scratch.name, target)
             return target
@@ -224,7 +224,7 @@ def _cache_folder() -> Path:
 
 def _identify(compiler: str | None, flags: tuple[str, ...]) -> str:
     """Changes with whatever changes the compiled file: machines that share a home may differ in their processor."""
-    texts = (source.read_text() for source in _SOURCES)
+    texts = (source.read_text() for source in SOURCES)
     parts = (*texts, str(compiler), *flags, platform.machine(), _describe_processor())
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 

@@ -43,7 +43,7 @@ class _Rounded(torch.autograd.Function):
         return round_to_bfloat16(x) @ weight.T
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx, grad):  # pyright: ignore[reportIncompatibleMethodOverride]
         (weight,) = ctx.saved_tensors
         return round_to_bfloat16(grad) @ weight, None
 

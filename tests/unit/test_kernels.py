@@ -1,10 +1,14 @@
 """The compiled kernels: when they are there, where they lie, and the one that the decoder's tests do not see whole."""
 
 import logging
+import platform
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
 
+from memrl.policy import kernels
 from memrl.policy.kernels import load_kernels
 
 
@@ -42,6 +46,35 @@ def test_a_compiler_that_knows_fewer_flags_is_enough(monkeypatch, tmp_path):
     gate_up, gated = torch.randn(3, 14, dtype=torch.float64), torch.empty(3, 7, dtype=torch.float64)
     library.gate(3, 7, gate_up, gated)
     torch.testing.assert_close(gated, torch.nn.functional.silu(gate_up[:, :7]) * gate_up[:, 7:])
+
+
+def test_a_change_of_either_source_is_compiled_anew(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    copies = [Path(shutil.copy(source, tmp_path)) for source in kernels.SOURCES]
+    assert {copy.name for copy in copies} == {"kernels.c", "products.h"}
+    monkeypatch.setattr(kernels, "SOURCES", copies)
+    made = {kernels.compile_kernels(kernels.KINDS[torch.float64])}
+    for copy in copies:
+        copy.write_text(copy.read_text() + "/* another */\n")
+        made.add(kernels.compile_kernels(kernels.KINDS[torch.float64]))
+    assert None not in made
+    assert len(made) == 3
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="AMX is an extension of x86-64")
+def test_tiles_are_compiled_where_the_processor_has_them_if_the_compiler_knows_them(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(kernels, "request_tiles", lambda: True)
+    assert load_anew(torch.bfloat16).panel_depth() == 32
+    assert load_anew(torch.float32).panel_depth() == 1
+    old = tmp_path / "cc"
+    old.write_text('#!/bin/sh\ncase "$*" in *amx*) exit 1;; esac\nexec gcc "$@"\n')
+    old.chmod(0o755)
+    monkeypatch.setenv("CC", str(old))
+    assert load_anew(torch.bfloat16).panel_depth() == 1
+    monkeypatch.delenv("CC")
+    monkeypatch.setattr(kernels, "request_tiles", lambda: False)
+    assert load_anew(torch.bfloat16).panel_depth() == 1
 
 
 def test_other_dtypes_have_no_kernels():
