@@ -357,7 +357,9 @@ def _bound_length(options: EngineOptions) -> int:
 
 def _rank_of(request: SampleRequest) -> int:
     """The adapter's rank, as its config says: the matrices A of experts lie on each other, so their height is more."""
-    return int(request.adapter_config["r"])
+    rank = request.adapter_config["r"]
+    assert isinstance(rank, int), "PEFT's r is a whole number"
+    return rank
 
 
 def _collect_episodes(request: SampleRequest, output: Any) -> SampledEpisodes:
