@@ -63,7 +63,7 @@ class CheckpointedNetwork(HuggingFaceNetwork):
         with self._checkpoint_layers():
             logits = self._model(
                 input_ids=torch.cat(ids, dim=1),
-                attention_mask=mask[:, None],
+                attention_mask=self._mask(mask),
                 position_ids=torch.cat(positions, dim=1),
                 use_cache=False,
                 logits_to_keep=wanted.shape[1],

@@ -94,12 +94,12 @@ class Bucket:
     def gather(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         """The groups' rows of (slots, width of x) as zero-padded (groups, width, width of x)."""
         padded = x.new_zeros((len(self.cell) * self.width, x.shape[1]), dtype=dtype)
-        padded[self.places] = x[self.rows].to(dtype)
+        padded.index_add_(0, self.places, x.index_select(0, self.rows).to(dtype))
         return padded.unflatten(0, (len(self.cell), self.width))
 
     def scatter(self, padded: Tensor, x: Tensor) -> None:
         """Adds what `gather` would give as `padded` to the rows of x."""
-        x.index_add_(0, self.rows, padded.flatten(0, 1)[self.places].to(x.dtype))
+        x.index_add_(0, self.rows, padded.flatten(0, 1).index_select(0, self.places).to(x.dtype))
 
 
 class Routing:
@@ -224,9 +224,8 @@ class _Adapted(torch.autograd.Function):
             at = bucket.cell, bucket.expert
             wide = bucket.gather(grad_out, low.dtype)
             grad_low = torch.bmm(wide, layer.B[at].mT).mul_(layer.scale[bucket.cell])
-            # No two groups share an expert and a cell.
-            layer.grad_B[at] += torch.bmm(low.mT, wide)
-            layer.grad_A[at] += torch.bmm(grad_low.mT, bucket.gather(x, low.dtype))
+            layer.grad_B.index_put_(at, torch.bmm(low.mT, wide), accumulate=True)
+            layer.grad_A.index_put_(at, torch.bmm(grad_low.mT, bucket.gather(x, low.dtype)), accumulate=True)
             if grad_x is not None:
                 bucket.scatter(torch.bmm(grad_low, layer.A[at]), grad_x)
         return grad_x, None, None, None
@@ -270,8 +269,9 @@ class PackedExperts(nn.Module):
         num_cells, num_experts = self._gate_up.A.shape[:2]
         routing = Routing(top_k_index, num_experts, num_cells)
         chosen = top_k_index.shape[1]
-        gate_up: Any = _Adapted.apply(hidden_states[routing.order // chosen], self._tracked, self._gate_up, routing)
+        by_slot = hidden_states.index_select(0, routing.order // chosen)
+        gate_up: Any = _Adapted.apply(by_slot, self._tracked, self._gate_up, routing)
         down: Any = _Adapted.apply(self.base._apply_gate(gate_up), self._tracked, self._down, routing)
-        weighted = down * top_k_weights.flatten()[routing.order, None]
-        by_token = weighted[torch.argsort(routing.order)].unflatten(0, (-1, chosen))
+        weighted = down * top_k_weights.flatten().index_select(0, routing.order)[:, None]
+        by_token = weighted.index_select(0, torch.argsort(routing.order)).unflatten(0, (-1, chosen))
         return by_token.sum(1).to(hidden_states.dtype)

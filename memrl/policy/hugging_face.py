@@ -119,7 +119,7 @@ class HuggingFaceNetwork:
         try:
             return self._model(
                 input_ids=ids,
-                attention_mask=visible[:, None],
+                attention_mask=self._mask(visible),
                 position_ids=positions,
                 past_key_values=self._keys_values,
                 use_cache=True,
@@ -127,6 +127,14 @@ class HuggingFaceNetwork:
             ).logits
         finally:
             self._swap({name: layer.base for name, layer in self._layers.items()})
+
+    def _mask(self, visible: Tensor) -> Tensor:
+        """What sees what, as the model's attention takes it: the plain kind of transformers adds the mask."""
+        mask = visible[:, None]
+        if self._model.config.get_text_config()._attn_implementation != "eager":
+            return mask
+        dtype = self._model.dtype
+        return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
 
     def _swap(self, modules: dict[str, Any]) -> None:
         for name, module in modules.items():

@@ -77,5 +77,5 @@ def check_layers(model: PreTrainedModel, linears: Mapping[str, nn.Linear], exper
     unadapted = list_unadapted_experts(model, experts)
     if unadapted or experts:
         left_out = "experts and routers" if unadapted else "routers"
-        learning = f"{len(linears)} other linear layers" + (f" and {len(experts)} layers of experts" if experts else "")
+        learning = f"{len(linears)} other linear layers" + (f" and {len(experts)} blocks of experts" if experts else "")
         warnings.warn(f"the {left_out} of {kind} have no adapters: its {learning} learn", stacklevel=3)

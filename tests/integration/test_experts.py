@@ -282,23 +282,46 @@ def test_peft_reads_the_files_of_a_cell_and_computes_its_logits(name, tmp_path, 
     assert (got - plain).abs().max() > 1e-2
 
 
-def test_peft_tells_a_shared_expert_from_the_others():
-    """Both have a down_proj; only the shared one's gate_proj and up_proj are layers of their own."""
-    config = transformers.Qwen2MoeConfig(
+OTHERS = {
+    "qwen2, a shared expert": lambda: transformers.Qwen2MoeConfig(
         **COMMON, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=48, shared_expert_intermediate_size=32
-    )
+    ),
+    "qwen3, a layer without experts": lambda: transformers.Qwen3MoeConfig(
+        **COMMON, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=48, mlp_only_layers=[0]
+    ),
+    "gemma4, experts beside a dense block": lambda: transformers.Gemma4TextConfig(
+        **COMMON,
+        enable_moe_block=True,
+        num_experts=4,
+        top_k_experts=2,
+        moe_intermediate_size=48,
+        hidden_size_per_layer_input=0,
+        num_kv_shared_layers=0,
+        layer_types=["full_attention"] * 2,
+    ),
+    "gpt-oss, transposed and biased": lambda: transformers.GptOssConfig(
+        **COMMON, num_local_experts=4, num_experts_per_tok=2, sliding_window=64, rope_parameters=None
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_peft_computes_the_logits_of_other_mixtures(name):
+    """Dense layers beside experts have names that PEFT takes for the experts' own in a model of their kind."""
     torch.manual_seed(0)
-    model = transformers.AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
-    adapters = AdapterPack(group_layers(model), [CELLS[0]], dtype=torch.float32)
+    model = transformers.AutoModelForCausalLM.from_config(OTHERS[name]()).eval().requires_grad_(False)
+    adapters = AdapterPack(group_layers(model), CELLS[:2], dtype=torch.float32)
     generator = torch.Generator().manual_seed(0)
-    tensors = {n: 0.1 * torch.randn(t.shape, generator=generator) for n, t in adapters.export_peft(0).items()}
-    adapters.import_peft(0, tensors)
-    got = HuggingFaceNetwork(model, [TASKS[0].prompt_ids], adapters).prefill()[0]
-    loaded = PlainCell(model, CELLS[0], adapters, tensors)
-    with torch.no_grad():
-        expected = loaded.model(input_ids=torch.tensor([TASKS[0].prompt_ids])).logits[0, -1]
-    torch.testing.assert_close(got, expected, rtol=0, atol=1e-4)
-    assert "model.layers.0.mlp.shared_expert.down_proj" in adapters.slots
+    for cell in range(2):
+        tensors = adapters.export_peft(cell)
+        adapters.import_peft(cell, {n: 0.1 * torch.randn(t.shape, generator=generator) for n, t in tensors.items()})
+    got = HuggingFaceNetwork(model, [task.prompt_ids for task in TASKS[:2]], adapters).prefill()
+    for cell in range(2):
+        loaded = PlainCell(model, CELLS[cell], adapters, adapters.export_peft(cell))
+        with torch.no_grad():
+            expected = loaded.model(input_ids=torch.tensor([TASKS[cell].prompt_ids])).logits[0, -1]
+        torch.testing.assert_close(got[cell], expected, rtol=0, atol=1e-4)
+    assert (got[0] - got[1]).abs().max() > 1e-2
 
 
 @pytest.mark.parametrize("name", NAMES)

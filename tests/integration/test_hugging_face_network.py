@@ -82,7 +82,7 @@ def test_memory_decides_whether_layers_are_checkpointed(monkeypatch):
 def test_the_user_is_told_what_has_no_adapters(name):
     model, config = build_model(name), TrainConfig(N=16, lora_rank=2)
     with pytest.warns(
-        UserWarning, match=r"^the routers of \w+ have no adapters: its 8 other linear layers and 2 layers"
+        UserWarning, match=r"^the routers of \w+ have no adapters: its 8 other linear layers and 2 blocks"
     ):
         _, adapters = build_network(model, [[1, 2]], [config])
     names = describe_adapter(config, adapters.slots)
