@@ -53,14 +53,19 @@ def _describe(module: Any, leaf: str) -> ExpertProjection:
 def leave_out_routers(model: nn.Module, linears: Mapping[str, nn.Linear]) -> dict[str, nn.Linear]:
     """The linear layers that choose no experts: vLLM takes no adapters on those that do.
 
-    A router is a linear layer beside experts that share a parameter, with one output for each.
+    A router is called one, lies beside experts that share a parameter, and has one output for each.
     """
-    blocks = {name.partition(".experts.")[0]: len(p) for name, p in _name_shared_weights(model)}
+    blocks = [(name.partition(".experts.")[0], len(weight)) for name, weight in _name_shared_weights(model)]
     return {
         name: linear
         for name, linear in linears.items()
-        if not any(name.startswith(f"{block}.") and linear.out_features == n for block, n in blocks.items())
+        if not any(linear.out_features == n and _is_called_router(name, block) for block, n in blocks)
     }
+
+
+def _is_called_router(name: str, block: str) -> bool:
+    child = name.removeprefix(f"{block}.").partition(".")[0]
+    return name.startswith(f"{block}.") and ("router" in child or "gate" in child)
 
 
 def list_unadapted_experts(model: nn.Module, experts: Iterable[str]) -> list[str]:
