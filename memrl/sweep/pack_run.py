@@ -44,6 +44,7 @@ class PackRun:
         backend: who samples; None: the learner's own weights.
         alternates: whether a backend samples for one half of the pack while the other updates; not where sampler and
             learner share a GPU, which each then has in turn for the whole pack.
+        timeline: what its process did before, for the same trace.
     """
 
     def __init__(
@@ -53,17 +54,21 @@ class PackRun:
         device: str = "cpu",
         backend: RolloutBackend | None = None,
         alternates: bool = True,
+        timeline: Timeline | None = None,
     ) -> None:
         self._alternates = alternates
         self.updates = 0
-        self._timeline = Timeline()
+        self._timeline = timeline or Timeline()
         self._held = CURVES_SCHEMA.empty_table()
         self._last_bits: dict[str, float] = {}
         self._failed_rows: list[dict[str, Any]] = []
         self._pack: Any = None
-        self._start(cells, device, backend)
-        # Half-packs record more finely who samples and who updates.
-        self._timeline = getattr(self._pack, "timeline", self._timeline)
+        with self._timeline.record("start", "pack"):
+            self._start(cells, device, backend)
+        if hasattr(self._pack, "timeline"):
+            # Half-packs record more finely who samples and who updates.
+            self._pack.timeline.spans[:0] = self._timeline.spans
+            self._timeline = self._pack.timeline
 
     @property
     def finished(self) -> bool:
@@ -87,7 +92,7 @@ class PackRun:
 
     @property
     def trace(self) -> str:
-        """The Chrome trace of sampling and updating so far."""
+        """The Chrome trace of its start, and of sampling and updating so far."""
         return self._timeline.to_chrome_trace()
 
     def advance(self, seconds: float) -> Parcel:

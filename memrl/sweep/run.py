@@ -104,8 +104,7 @@ def run_sweep(
             ):
                 num_cpus, num_gpus = count_places(engines, execution, num_cpus, num_gpus)
                 plan = plan_packs(cells, execution, max(num_cpus, execution.num_threads), num_gpus)
-                recorder.begin(plan.packs)
-                watch.line.phase = "stopping" if watch.interrupted else "loading the model"
+                watch.begin(plan)
                 _run_trials(plan, watch, engines, execution)
                 if watch.agents.ident is not None and not watch.interrupted:
                     watch.line.phase = "playing the baseline agents"
@@ -121,23 +120,36 @@ class _Watch:
     def __init__(self, recorder: Recorder, line: ProgressLine, agents: AgentPlay) -> None:
         self.recorder, self.line, self.agents = recorder, line, agents
         self.interrupted = False
+        self._packs_left: set[int] = set()
+        self._places = 0
+
+    def begin(self, plan: Plan) -> None:
+        self.recorder.begin(plan.packs)
+        self._packs_left, self._places = set(range(len(plan.packs))), plan.num_trials
+        self.line.phase = "stopping" if self.interrupted else "loading the model"
 
     def should_stop(self) -> bool:
         self.line.tick()
         return self.interrupted
 
     def take(self, pack: int, parcel: Parcel, *, live: int, episodes: int) -> None:
-        if not self.recorder.has_started:
-            # Not earlier: until then, every core loads what trials need.
-            self.agents.start()
         self.recorder.take(pack, parcel, live=live, episodes=episodes)
         self.line.phase = "stopping" if self.interrupted else ""
+        if not live:
+            self._end(pack)
 
     def take_trace(self, pack: int, trace: str) -> None:
         self.recorder.take_trace(pack, trace)
 
     def fail(self, pack: int, error: str) -> None:
         self.recorder.fail(pack, error)
+        self._end(pack)
+
+    def _end(self, pack: int) -> None:
+        self._packs_left.discard(pack)
+        # Not earlier: until no pack is left for a trial's place, its core has better things to do.
+        if len(self._packs_left) < self._places and self.agents.ident is None:
+            self.agents.start()
 
 
 @contextmanager

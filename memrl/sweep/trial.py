@@ -10,6 +10,7 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import TrialScheduler
 
 from memrl.config import TrainConfig
+from memrl.learning.timeline import Timeline
 from memrl.rollout.backend import RolloutBackend
 from memrl.sweep.pack_run import PackRun, Parcel
 from memrl.sweep.rollouts import uses_engines
@@ -59,12 +60,14 @@ class PackTrial(tune.Trainable):
             pool: the engines that sample cells with rollout=vllm.
             colocated: whether the engine on this trial's GPU samples, in turn with the learner.
         """
-        import torch
+        self._timeline = Timeline()
+        with self._timeline.record("load", "pack"):
+            import torch
 
-        torch.set_num_threads(num_threads)
-        # Adam's moments of a gradient that has vanished would else be denormal numbers, which CPUs are slow at.
-        torch.set_flush_denormal(True)
-        self._backend = _connect(pool, colocated) if pool else None
+            torch.set_num_threads(num_threads)
+            # Adam's moments of a gradient that has vanished would else be denormal numbers, which CPUs are slow at.
+            torch.set_flush_denormal(True)
+            self._backend = _connect(pool, colocated) if pool else None
         self._alternates = not colocated
         self._packs, self._device = packs, device
         self.reset_config(config)
@@ -73,7 +76,8 @@ class PackTrial(tune.Trainable):
         """Goes on to another pack in the same process."""
         cells = self._packs[new_config["pack"]]
         backend = self._backend if uses_engines(cells) else None
-        self._run = PackRun(cells, device=self._device, backend=backend, alternates=self._alternates)
+        timeline, self._timeline = self._timeline, Timeline()
+        self._run = PackRun(cells, device=self._device, backend=backend, alternates=self._alternates, timeline=timeline)
         return True
 
     def step(self) -> dict[str, Any]:

@@ -163,6 +163,21 @@ def test_every_named_region_is_a_function_of_memrl(benchmarks):
     assert {category for _, _, category in regions} == set(CATEGORIES) - {"head, loss, copies", "Python, numpy"}
 
 
+def test_a_sweeps_time_is_split_by_what_trials_recorded(benchmarks):
+    from sweep_time import KINDS, read_spans, split_time
+
+    from memrl.learning.timeline import Span, Timeline
+
+    first = Timeline(
+        [Span("load", "pack", 1.0, 3.0), Span("start", "pack", 3.0, 6.0), Span("round", "pack", 6.0, 16.0)]
+    )
+    second = Timeline([Span("start", "pack", 17.0, 17.5), Span("round", "pack", 18.0, 20.0)])
+    spans = read_spans([second.to_chrome_trace(), first.to_chrome_trace()])
+    shares = split_time(spans, 20.0)
+    assert list(shares) == list(KINDS)
+    assert list(shares.values()) == pytest.approx([12.0, 0.5, 5.0, 2.5])
+
+
 @pytest.mark.slow
 def test_roofline_accounts_for_all_of_the_time(tmp_path):
     words = ("pack_sizes=1,2", "N=16", "group_size=4", "rounds=1", "block_s=0.05", "profile_s=0.05", "threads=1")
