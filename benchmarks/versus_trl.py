@@ -40,8 +40,10 @@ class Versus:
         ValueError: a field makes no sense; the message is one line.
     """
 
-    part: Literal["all", "steady", "learn", "sweep", "cell"] = chz.field(
-        default="all", doc="steady: episodes/s; learn: E50 of both; sweep: whole sweeps; cell: one TRL run to the end"
+    part: Literal["all", "steady", "learn", "sweep", "cell", "tune"] = chz.field(
+        default="all",
+        doc="steady: episodes/s; learn: E50 of both; sweep: whole sweeps; cell: one TRL run to its end;"
+        " tune: sample_cells by Ray Tune, a process each",
     )
     N: int = chz.field(default=64, doc="the secret is uniform on 0 .. N-1")
     lora_rank: int = chz.field(default=8, doc="rank of the adapter on every linear layer but the head")
@@ -75,6 +77,8 @@ class Versus:
         for name in ("rounds", "threads", "num_seeds", "sweep_cells", "sample_cells", "processes"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.sample_cells < 4 and self.part == "sweep":
+            raise ValueError(f"sample_cells must be at least 4, got {self.sample_cells}")
         if not 5 <= self.trial_cells <= self.sweep_cells:
             raise ValueError(f"trial_cells must be 5 to sweep_cells ({self.sweep_cells}), got {self.trial_cells}")
         self.cell(0)
@@ -97,6 +101,9 @@ def main() -> None:
     (versus,) = cli.parse_arguments(sys.argv[1:], Versus, usage=USAGE)
     if versus.part == "cell":
         print(json.dumps(train_one_cell(versus)))
+        return
+    if versus.part == "tune":
+        print(json.dumps(tune_cells(versus)))
         return
     settle(versus.threads)
     report = Report("memrl against TRL", chz.asdict(versus), describe_machine(versus.threads), versus.output)
@@ -222,21 +229,49 @@ def train_one_cell(versus: Versus) -> Row:
     return {"updates": trl.updates, "mean_reward": trl.mean_reward, "peak_gib": peak_memory_gib()}
 
 
+def tune_cells(versus: Versus) -> Row:
+    """Cells by memrl under Ray Tune, each to its end in a process of its own, some at once."""
+    import ray
+
+    from memrl.sweep.trial import tune_packs
+
+    rows: list[Row] = []
+
+    class Listener:
+        def take(self, pack: int, parcel: Any, *, live: int, episodes: int) -> None:
+            rows.extend(parcel.rows)
+
+        def take_trace(self, pack: int, trace: str) -> None: ...
+
+        def fail(self, pack: int, error: str) -> None:
+            raise RuntimeError(error)
+
+    ray.init("local", num_cpus=versus.processes, include_dashboard=False, log_to_driver=False)
+    packs = [[versus.cell(seed)] for seed in range(versus.sample_cells)]
+    places: list[list[dict[str, float]]] = [[{"CPU": 1.0}]]
+    tune_packs(packs, Listener(), lambda: False, num_trials=versus.processes, placements=places, reuse_actors=False)
+    ray.shutdown()
+    assert len(rows) == versus.sample_cells, f"{versus.sample_cells} cells must end, {len(rows)} did"
+    return {"memorized": sum(row["status"] == "memorized" for row in rows)}
+
+
 def compare_sweeps(versus: Versus) -> tuple[list[Row], str]:
     """Seconds a cell, every process start included, of one TRL process per cell and of memrl's sweeps."""
-    sample, cells = versus.sample_cells, versus.sweep_cells
-    few, many = versus.trial_cells // 5, versus.trial_cells
-    trl, alone = (_time_processes(versus, sample, arm) for arm in ("trl", "rl_train"))
-    # Ray starts once a sweep and trials reuse their processes, so two samples tell the start from what a cell costs.
-    start, end = (_time_launch(versus, size, pack_size=1) for size in (few, many))
+    cells, sample = versus.sweep_cells, versus.sample_cells
+    trl = _time_trl(versus)
+    # Ray starts once a sweep, so two samples tell that start from what a cell costs.
+    processes, trials = (
+        [(size, time_it(size)) for size in sizes]
+        for time_it, sizes in (
+            (lambda size: _time_tune(versus, size), (sample // 4, sample)),
+            (lambda size: _time_launch(versus, size, pack_size=1), (versus.trial_cells // 5, versus.trial_cells)),
+        )
+    )
     packed = _time_launch(versus, cells, pack_size=None)
     found = {
         "memrl under Ray Tune, packed": (packed, "measured"),
-        "memrl under Ray Tune, one cell a trial": (
-            end + (end - start) / (many - few) * (cells - many),
-            f"{few} cells in {start:.1f} s and {many} in {end:.1f} s, along the line",
-        ),
-        "memrl, one process a cell": (alone / sample * cells, f"{sample} cells in {alone:.1f} s, in proportion"),
+        "memrl under Ray Tune, one cell a trial, processes reused": _extend_line(trials, cells),
+        "memrl under Ray Tune, one process a cell": _extend_line(processes, cells),
         "TRL, one process a cell": (trl / sample * cells, f"{sample} cells in {trl:.1f} s, in proportion"),
     }
     rows: list[Row] = [
@@ -250,23 +285,37 @@ def compare_sweeps(versus: Versus) -> tuple[list[Row], str]:
     return rows, note
 
 
-def _time_processes(versus: Versus, cells: int, arm: Literal["trl", "rl_train"]) -> float:
-    """Seconds of so many cells, a process each, some at once."""
+def _extend_line(samples: list[tuple[int, float]], cells: int) -> tuple[float, str]:
+    """Seconds of so many cells along the line through two samples, and in words how they were found.
+
+    >>> _extend_line([(50, 30.0), (250, 50.0)], 2000)
+    (225.0, '50 cells in 30.0 s and 250 in 50.0 s, along the line')
+    """
+    (few, start), (many, end) = samples
+    words = f"{few} cells in {start:.1f} s and {many} in {end:.1f} s, along the line"
+    return end + (end - start) / (many - few) * (cells - many), words
+
+
+def _time_trl(versus: Versus) -> float:
+    """Seconds of `sample_cells` by TRL, a process each, some at once."""
     words = [f"{name}={getattr(versus, name)}" for name in ("N", "lora_rank", "learning_rate", "group_size", "n_steps")]
-    with tempfile.TemporaryDirectory(prefix="memrl-versus-") as folder:
-        commands = {
-            "trl": [str(Path(__file__).resolve()), "part=cell", "threads=1"],
-            "rl_train": ["-m", "memrl.rl_train", "env_type=single_step", "reward_type=binary"],
-        }
 
-        def run(seed: int) -> None:
-            place = [] if arm == "trl" else [f"results={folder}/{seed}"]
-            _run_quietly([sys.executable, *commands[arm], *words, f"seed={seed}", *place])
+    def run(seed: int) -> None:
+        _run_quietly([sys.executable, str(Path(__file__).resolve()), "part=cell", "threads=1", *words, f"seed={seed}"])
 
-        start = time.perf_counter()
-        with ThreadPoolExecutor(versus.processes) as pool:
-            list(pool.map(run, range(cells)))
-        return time.perf_counter() - start
+    start = time.perf_counter()
+    with ThreadPoolExecutor(versus.processes) as pool:
+        list(pool.map(run, range(versus.sample_cells)))
+    return time.perf_counter() - start
+
+
+def _time_tune(versus: Versus, cells: int) -> float:
+    """Seconds of so many cells by Ray Tune, a process each, Ray's start included."""
+    names = ("N", "lora_rank", "learning_rate", "group_size", "n_steps", "processes")
+    words = [f"{name}={getattr(versus, name)}" for name in names]
+    start = time.perf_counter()
+    _run_quietly([sys.executable, str(Path(__file__).resolve()), "part=tune", f"sample_cells={cells}", *words])
+    return time.perf_counter() - start
 
 
 def _time_launch(versus: Versus, cells: int, pack_size: int | None) -> float:

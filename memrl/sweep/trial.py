@@ -126,6 +126,7 @@ def tune_packs(
     num_threads: int = 1,
     pool: str = "",
     colocated: bool = False,
+    reuse_actors: bool = True,
     scheduler: TrialScheduler | None = None,
 ) -> None:
     """Runs every pack as a trial and returns when all have ended, or soon after `should_stop` says so.
@@ -141,6 +142,7 @@ def tune_packs(
         num_threads: CPU threads of a trial.
         pool: the engines that sample cells with rollout=vllm.
         colocated: whether a trial is sampled by the engine on its own GPU.
+        reuse_actors: whether a trial's process serves the next one too, which saves imports and the base model.
         scheduler: one of Tune's own, which may stop trials early. With packs of one cell it judges cells, such as
             ASHAScheduler(time_attr="episodes", metric="absorbed_bits", mode="max"). A cell that it stops leaves no row.
     """
@@ -153,7 +155,9 @@ def tune_packs(
         tuner = tune.Tuner(
             tune.with_resources(trainable, place),
             param_space={"pack": tune.grid_search(list(range(len(packs))))},
-            tune_config=tune.TuneConfig(max_concurrent_trials=num_trials, reuse_actors=True, scheduler=scheduler),
+            tune_config=tune.TuneConfig(
+                max_concurrent_trials=num_trials, reuse_actors=reuse_actors, scheduler=scheduler
+            ),
             run_config=tune.RunConfig(
                 name="sweep",
                 storage_path=storage,
