@@ -69,9 +69,10 @@ class Gpu:
         self.cells(max(sizes))
 
     def cells(self, size: int) -> list[TrainConfig]:
-        """Cells of the binary channel that do not end."""
+        """Cells of the distance channel that do not end: each has a gradient, so every update needs the same."""
         fields: dict[str, Any] = {name: getattr(self, name) for name in ("N", "group_size", "lora_rank")}
-        return [TrainConfig(seed=i, n_steps=FOREVER, learning_rate=4e-5, **fields) for i in range(size)]
+        fields |= {"reward_type": "distance", "learning_rate": 4e-5, "n_steps": FOREVER}
+        return [TrainConfig(seed=i, **fields) for i in range(size)]
 
 
 def main() -> None:

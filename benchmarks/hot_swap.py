@@ -56,7 +56,7 @@ class HotSwap:
 def main() -> None:
     """Builds one engine, measures every pack and prints the table."""
     (job,) = cli.parse_arguments(sys.argv[1:], HotSwap, usage=USAGE)
-    from memrl.policy.base_model import check_model_folder
+    from memrl.policy.model_folder import check_model_folder
     from memrl.rollout.vllm_actor import EngineOptions, VLLMEngine, find_engine_device
 
     os.environ["OMP_NUM_THREADS"] = str(job.threads)

@@ -62,7 +62,7 @@ def main() -> None:
     import ray
     from measure import settle
 
-    from memrl.policy.base_model import check_model_folder
+    from memrl.policy.model_folder import check_model_folder
     from memrl.rollout.actor_pool import start_rollout_actors
     from memrl.rollout.vllm_actor import EngineOptions
 

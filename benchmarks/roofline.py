@@ -5,7 +5,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from statistics import median
+from statistics import fmean, median
 from typing import Any, Literal
 
 import chz
@@ -92,11 +92,12 @@ def measure_pack(roofline: Roofline, size: int, N: int) -> tuple[Row, Row]:
         pack.drain()
 
     with watch_walks() as walks:
-        for _ in range(3):
+        # Which cells have a gradient is chance: their number settles over some hundred updates of a cell.
+        for _ in range(max(3, 256 // size)):
             update()
     counted = [count_operations(shape, fed, pack.adapters.ranks) for fed in walks]
     needed = {
-        name: median(getattr(c, name) for c in counted) for name in ("total", "base", "adapters", "attention", "head")
+        name: fmean(getattr(c, name) for c in counted) for name in ("total", "base", "adapters", "attention", "head")
     }
     seconds, rates = [], []
     for _ in range(roofline.rounds):

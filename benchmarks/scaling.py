@@ -202,7 +202,8 @@ def scale_model(scaling: Scaling) -> tuple[list[Row], str]:
         model = build_random_base(size)
         shape = Shape.of(model)
         for cells in read_counts("model_pack_sizes", scaling.model_pack_sizes):
-            pack = BarePack(model, scaling.cells(cells))
+            # Rewards by distance: every cell has a gradient, so every update needs the same.
+            pack = BarePack(model, scaling.cells(cells, reward_type="distance"))
             with watch_walks() as walks:
                 pack.update()
             needed = count_operations(shape, walks[-1], pack.adapters.ranks).total

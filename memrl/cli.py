@@ -3,7 +3,6 @@
 Nothing here imports more than chz, so that `--help` and a bad argument answer at once.
 """
 
-import os
 import re
 import shutil
 import sys
@@ -11,20 +10,19 @@ import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
-from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 
 import chz
 
 from memrl.config import did_you_mean
+from memrl.policy.model_folder import check_model_folder
 
 BAD_INPUT = 2
 """The exit code of a command that refuses its arguments."""
 
 _HELP = ("-h", "--help")
 _TRUE, _FALSE = ("true", "yes", "1"), ("false", "no", "0")
-_HUB_NAME = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
 _WIDEST_WORD = 34
 
 
@@ -53,7 +51,7 @@ def parse_arguments(
         reject_unknown(words, [name for cls in classes for name in chz.chz_fields(cls)])
         instances = tuple(build(cls, words, defaults) for cls in classes)
         for instance in instances:
-            check_model(getattr(instance, "model", "embedded"))
+            check_model_folder(getattr(instance, "model", "embedded"))
     return instances
 
 
@@ -177,29 +175,6 @@ def _read_number(name: str, kind: type, text: str) -> int | float:
     if kind is int and not number.is_integer():
         raise ValueError(f"{name} must {rule}, got {text!r}")
     return kind(number)
-
-
-def check_model(model: str) -> None:
-    """Refuses a model that its name alone shows to be unreadable.
-
-    `embedded` passes, and so does a name of the Hugging Face hub, which may be on disk or not.
-
-    Raises:
-        ValueError: a folder lacks config.json or weights, or the name is neither a folder nor a possible hub name.
-    """
-    folder = Path(model).expanduser()
-    if model == "embedded":
-        return
-    if not folder.is_dir():
-        typo = "/" not in model and get_close_matches(model, ["embedded"], cutoff=0.7)
-        if not folder.exists() and not typo and _HUB_NAME.fullmatch(model):
-            return
-        hint = did_you_mean(model, ["embedded"]) if typo else ""
-        raise ValueError(f"model must be embedded, a folder or a Hugging Face name, got {model!r}{hint}")
-    if not os.access(folder, os.R_OK | os.X_OK) or not os.access(folder / "config.json", os.R_OK):
-        raise ValueError(f"model must be a folder with a readable config.json, got {model!r}")
-    if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
-        raise ValueError(f"model must be a folder with weights (*.safetensors), got {model!r}")
 
 
 def format_help(usage: str, classes: Sequence[type], defaults: Mapping[str, object]) -> str:

@@ -13,7 +13,7 @@ import chz
 
 from memrl.cli import exit_on_bad_input, parse_arguments
 from memrl.config import TrainConfig
-from memrl.policy.base_model import EncodedTask, check_model_folder, encode_task, load_base_model
+from memrl.policy.base_model import EncodedTask, encode_task, load_base_model
 from memrl.task.env import step_rewards
 from memrl.task.parse import ParsedAnswer, collect_outcomes, parse_answer
 from memrl.task.reward import Channel, build_channel
@@ -197,7 +197,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     with exit_on_bad_input():
         if config.algorithm == "sft":
             raise ValueError("algorithm must be rl, whose episodes are previewed, got sft")
-        check_model_folder(config.model)
         channel = build_channel(config)
         model, tokenizer = load_base_model(config.model, config.dtype)
         task = encode_task(tokenizer, config.N, config.env_type, config.prompt_format, config.bit_separator)

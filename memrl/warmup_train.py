@@ -16,7 +16,8 @@ import chz
 
 from memrl.cli import BAD_INPUT, parse_arguments, read_value
 from memrl.config import Dtype, EnvType, PromptFormat
-from memrl.policy.base_model import EncodedTask, check_model_folder, encode_task, load_base_model, save_base_model
+from memrl.policy.base_model import EncodedTask, encode_task, load_base_model, save_base_model
+from memrl.policy.model_folder import check_model_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

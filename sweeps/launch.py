@@ -13,7 +13,6 @@ import chz
 
 from memrl.cli import (
     build,
-    check_model,
     exit_on_bad_input,
     exit_with_help,
     read_field,
@@ -23,6 +22,7 @@ from memrl.cli import (
     wants_help,
 )
 from memrl.config import TrainConfig, did_you_mean
+from memrl.policy.model_folder import check_model_folder
 from memrl.sweep.execution import Execution
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ def select_cells(selection: Selection, values: dict[str, Sequence[Any]]) -> dict
         values = values | {"seed": read_seeds(seeds if len(seeds) > 1 else seeds[0])}
     cells = load_grid(selection.grid, GRIDS).override(values).cells()
     for model in {cell.model for cell in cells.values()}:
-        check_model(model)
+        check_model_folder(model)
     for cell in {cell.reward_type: cell for cell in cells.values() if ":" in cell.reward_type}.values():
         check_reward(cell)
     return cells

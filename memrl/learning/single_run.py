@@ -134,7 +134,7 @@ class SingleRun:
 
     def _start_engine(self, device: str) -> "VLLMEngine":
         """An engine in this very process; on a GPU it shares it with the learner, and sleeps while that updates."""
-        from memrl.policy.base_model import check_model_folder
+        from memrl.policy.model_folder import check_model_folder
         from memrl.rollout.vllm_actor import EngineOptions, VLLMEngine
 
         return VLLMEngine(

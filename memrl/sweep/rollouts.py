@@ -45,7 +45,7 @@ def describe_engines(cells: Sequence[TrainConfig], execution: Execution) -> "Eng
     Raises:
         ValueError: the cells use several models or dtypes, one that vLLM lacks, or a rank beyond its largest.
     """
-    from memrl.policy.base_model import check_model_folder
+    from memrl.policy.model_folder import check_model_folder
     from memrl.rollout.vllm_actor import EngineOptions
 
     sampled = [cell for cell in cells if cell.rollout == "vllm" and cell.algorithm == "rl"]

@@ -14,7 +14,7 @@ import ray
 from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from memrl.policy.base_model import check_model_folder
+from memrl.policy.model_folder import check_model_folder
 from memrl.rollout.actor_pool import (
     COLOCATED_ENGINE_GPUS,
     COLOCATED_LEARNER_GPUS,

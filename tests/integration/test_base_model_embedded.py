@@ -9,9 +9,10 @@ from peft import LoraConfig, get_peft_model
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from memrl.policy.base_model import embedded_model_folder, encode_task, load_base_model
+from memrl.policy.base_model import encode_task, load_base_model
 from memrl.policy.calibration import compute_answer_log2, lay_out_trie, measure_prior
 from memrl.policy.embedded import build_embedded_model, build_embedded_tokenizer
+from memrl.policy.model_folder import embedded_model_folder
 from memrl.policy.warmup import WarmupRecipe, warm_up
 from memrl.warmup_train import RECORD, WarmupConfig, calibrate
 

@@ -9,13 +9,12 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from memrl.policy.base_model import (
-    check_model_folder,
-    embedded_model_folder,
     encode_task,
     load_base_model,
     save_base_model,
 )
 from memrl.policy.embedded import build_embedded_model, build_embedded_tokenizer
+from memrl.policy.model_folder import check_model_folder, embedded_model_folder
 
 
 @pytest.fixture
