@@ -106,6 +106,8 @@ static void project_back(const Decoder *decoder, const Linear *linear, Part part
     const Adapters *pack = decoder->adapters;
     const Int start = first_row(part), d_in = linear->d_in, d_out = linear->d_out;
     const Int low_row = linear->num_layers * pack->rank;
+    /* The same whichever the layers: threads that have come to different ones must not share a row's room. */
+    const Int grad_row = MOST_LAYERS * pack->rank;
     if (grad_x)
         multiply_base(count_rows(part), d_in, d_out, grad_out + start * d_out,
                       decoder->rounded + start * decoder->widest, linear->panels_back, grad_x + start * d_in);
@@ -115,16 +117,17 @@ static void project_back(const Decoder *decoder, const Linear *linear, Part part
         const REAL *parameters = pack->parameters + cell * pack->num_parameters, *slope = grad_out + row * d_out;
         REAL *gradient = pack->gradient + cell * pack->num_parameters;
         for (Int i = 0; i < linear->num_layers; slope += linear->widths[i++]) {
-            const Int width = linear->widths[i], at = row * low_row + i * pack->rank;
+            const Int width = linear->widths[i], at = i * pack->rank;
             multiply_transposed(pack->scale[cell], rows, rank, width, slope, d_out, parameters + linear->start_B[i],
-                                width, grad_low + at, low_row);
-            multiply(rank, width, rows, low + at, 1, low_row, slope, d_out, gradient + linear->start_B[i], width);
+                                width, grad_low + row * grad_row + at, grad_row);
+            multiply(rank, width, rows, low + row * low_row + at, 1, low_row, slope, d_out,
+                     gradient + linear->start_B[i], width);
         }
         for (Int i = 0; i < blocks; i++) {
-            const REAL *left = grad_low + row * low_row + i * pack->rank;
-            multiply(height, d_in, rows, left, 1, low_row, x + row * d_in, d_in, gradient + linear->start_A[i], d_in);
+            const REAL *left = grad_low + row * grad_row + i * pack->rank;
+            multiply(height, d_in, rows, left, 1, grad_row, x + row * d_in, d_in, gradient + linear->start_A[i], d_in);
             if (grad_x)
-                multiply(rows, d_in, height, left, low_row, 1, parameters + linear->start_A[i], d_in,
+                multiply(rows, d_in, height, left, grad_row, 1, parameters + linear->start_A[i], d_in,
                          grad_x + row * d_in, d_in);
         }
     }

@@ -10,8 +10,11 @@ from naive_policy import keep_norms_in_dtype
 from test_decoder import (
     CELLS,
     LEVELS,
+    LONG,
+    MANY,
     PROMPTS,
     SUPPORTED,
+    Threaded,
     build_model,
     draw_weights,
     largest,
@@ -162,34 +165,6 @@ def test_tiles_compute_what_panels_of_floats_do(monkeypatch, tiled, kind, config
     assert is_near(run(model, tiled), run(model, open_double_kernels(), torch.float64))
 
 
-class _Threaded:
-    """Kernels that share their work among threads; torch, which has the same threads, goes on with one."""
-
-    def __init__(self, library, num_threads):
-        self._library, self._num_threads = library, num_threads
-
-    def __getattr__(self, name):
-        return getattr(self._library, name)
-
-    def _call(self, function, *arguments):
-        before = self._library.omp_get_max_threads()
-        self._library.omp_set_num_threads(self._num_threads)
-        try:
-            function(*arguments)
-        finally:
-            self._library.omp_set_num_threads(before)
-
-    def forward(self, *arguments):
-        self._call(self._library.forward, *arguments)
-
-    def backward(self, *arguments):
-        self._call(self._library.backward, *arguments)
-
-
-MANY = [TrainConfig(seed=seed, lora_rank=4) for seed in range(12)]
-LONG = [[2 + (cell + i) % 30 for i in range(30 + cell)] for cell in range(12)]
-
-
 def feed_many(library, cells):
     """Logits and gradients of some of MANY, each with two answers of a token."""
     model = build_model(LlamaForCausalLM, LlamaConfig, torch.bfloat16)
@@ -208,7 +183,7 @@ def test_neither_neighbors_nor_threads_change_a_cell_by_a_bit(request, name):
     library = request.getfixturevalue("tiled") if name == "tiles" else kernels.load_kernels(torch.bfloat16)
     logits, gradient = feed_many(library, list(range(12)))
     assert float(gradient.abs().amax(dim=1).min()) > 1e-3
-    assert torch.equal(feed_many(_Threaded(library, 3), list(range(12)))[1], gradient)
+    assert torch.equal(feed_many(Threaded(library, 3), list(range(12)))[1], gradient)
     for cells in ([0], [3, 7, 8], [11]):
         alone = feed_many(library, cells)
         assert torch.equal(alone[1], gradient[cells])

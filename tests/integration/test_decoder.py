@@ -262,6 +262,51 @@ def test_the_backward_pass_of_silent_cells_is_not_computed(monkeypatch):
     assert not adapters.gradient.any()
 
 
+class Threaded:
+    """Kernels that share their work among threads; torch, which has the same threads, goes on with one."""
+
+    def __init__(self, library, num_threads):
+        self._library, self._num_threads = library, num_threads
+
+    def __getattr__(self, name):
+        return getattr(self._library, name)
+
+    def _call(self, function, *arguments):
+        before = self._library.omp_get_max_threads()
+        self._library.omp_set_num_threads(self._num_threads)
+        try:
+            function(*arguments)
+        finally:
+            self._library.omp_set_num_threads(before)
+
+    def forward(self, *arguments):
+        self._call(self._library.forward, *arguments)
+
+    def backward(self, *arguments):
+        self._call(self._library.backward, *arguments)
+
+
+MANY = [TrainConfig(seed=seed, lora_rank=4) for seed in range(12)]
+LONG = [[2 + (cell + i) % 30 for i in range(30 + cell)] for cell in range(12)]
+
+
+def test_threads_change_no_bit_of_a_cells_gradient():
+    model = build_model(LlamaForCausalLM, LlamaConfig, torch.float32)
+    library = load_kernels(torch.float32)
+
+    def compute_gradient(kernels):
+        adapters = AdapterPack(decoder.group_linears(model), MANY, dtype=torch.float32)
+        network = CompiledDecoderNetwork(model, LONG, move_adapters(adapters), kernels)
+        # One token of each row: the gradient that enters the network is a row of the head, however torch sums.
+        network.backpropagate(network.prefill()[:, 11].sum())
+        return adapters.gradient
+
+    expected = compute_gradient(library)
+    # Threads meet by chance, so they get more than one.
+    for _ in range(30):
+        assert torch.equal(compute_gradient(Threaded(library, 3)), expected)
+
+
 OTHERS = [
     pytest.param(GemmaForCausalLM, GemmaConfig, {}, id="gemma"),
     pytest.param(Gemma2ForCausalLM, Gemma2Config, {"sliding_window": 64}, id="gemma2"),
