@@ -6,7 +6,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -94,7 +93,7 @@ def split_time(spans: list[tuple[str, str, float, float]], total: float) -> Row:
     >>> list(split_time(spans, 12).values())
     [4.0, 1.0, 5.0, 2.0]
     """
-    seconds: Counter[str] = Counter()
+    seconds = dict.fromkeys(KINDS[:3], 0.0)
     loaded: set[str] = set()
     for process, name, _, length in sorted(spans, key=lambda span: span[2]):
         if name == "start" and process in loaded:
@@ -103,7 +102,7 @@ def split_time(spans: list[tuple[str, str, float, float]], total: float) -> Row:
             seconds[KINDS[0] if name == "round" else KINDS[2]] += length
         if name == "start":
             loaded.add(process)
-    return {kind: float(seconds[kind]) for kind in KINDS[:3]} | {KINDS[3]: float(total - seconds.total())}
+    return {**seconds, KINDS[3]: total - sum(seconds.values())}
 
 
 if __name__ == "__main__":
