@@ -144,7 +144,9 @@ def watch_walks() -> Iterator[list[Fed]]:
 
         def prefill_watched(self: Any) -> Tensor:
             lengths = self._tree._real.sum(1).cpu().numpy() if pads else self._rows.prompt_lengths
-            walks.append(Fed(lengths, num_computed=self._tree._real.numel() if pads else int(lengths.sum())))
+            computed = self._tree._real.numel() if pads else int(lengths.sum())
+            # None has a gradient unless one is computed: the learner leaves the backward pass out where all are zero.
+            walks.append(Fed(lengths, num_computed=computed, has_gradient=np.zeros(len(lengths), dtype=bool)))
             return prefill(self)
 
         def extend_watched(self: Any, tokens: np.ndarray, parents: np.ndarray, cell: np.ndarray) -> Tensor:

@@ -77,7 +77,7 @@ class Versus:
         for name in ("rounds", "threads", "num_seeds", "sweep_cells", "sample_cells", "processes"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.sample_cells < 4 and self.part == "sweep":
+        if self.sample_cells < 4 and self.part in ("all", "sweep"):
             raise ValueError(f"sample_cells must be at least 4, got {self.sample_cells}")
         if not 5 <= self.trial_cells <= self.sweep_cells:
             raise ValueError(f"trial_cells must be 5 to sweep_cells ({self.sweep_cells}), got {self.trial_cells}")

@@ -133,6 +133,23 @@ def test_a_walk_feeds_each_distinct_beginning_once(benchmarks):
     assert walks[0].prompts.tolist() == [4, 4]
 
 
+def test_cells_count_a_backward_pass_where_they_have_a_gradient(benchmarks):
+    from bare_pack import BarePack, build_random_base
+    from flops import watch_walks
+
+    from memrl.config import TrainConfig
+
+    # Of two guesses in 4,096 none is right; by distance hardly two in 1,000 are rewarded alike.
+    silent = TrainConfig(N=4096, group_size=2, reward_type="binary")
+    heard = TrainConfig(N=1000, group_size=2, reward_type="distance")
+    model, found = build_random_base("0.2m"), []
+    for cells in ([silent], [silent, heard]):
+        with watch_walks() as walks:
+            BarePack(model, cells).update()
+        found.append(walks[0].has_gradient.tolist())
+    assert found == [[False], [False, True]]
+
+
 def test_the_matmul_rate_is_that_of_the_clock(benchmarks, monkeypatch):
     """With a clock that ticks one second a look, sixteen products of 2·8³ operations take one second."""
     import itertools
