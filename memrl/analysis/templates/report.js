@@ -59,6 +59,8 @@ async function drawFigure(figure, index) {
   for (const [plot, spec] of plots) {
     if (figure.turn !== turn) return; // the reader chose again meanwhile
     await Plotly.newPlot(plot, inInk(spec.traces), completeLayout(inInk(spec.layout), spec.height), {
+      // Where nothing can hover, plotly would show its buttons all the time, on top of the plot.
+      displayModeBar: matchMedia("(hover: hover)").matches ? "hover" : false,
       responsive: true, displaylogo: false, modeBarButtonsToRemove: ["lasso2d", "select2d", "autoScale2d"],
     });
     await new Promise((resume) => setTimeout(resume, 0));
