@@ -1,4 +1,4 @@
-"""How time and memory grow: with the pack, the group, N, the base model, its dtype and the number of cells."""
+"""How time and memory grow: with the pack, the group, N, the base model and the number of cells."""
 
 import json
 import os
@@ -31,7 +31,7 @@ from memrl import cli
 from memrl.config import TrainConfig
 
 USAGE = """\
-Time an update against pack size, group size, N, base-model size and dtype; start-up, peak memory, and the launcher's
+Time an update against pack size, group size, N and base-model size; start-up, peak memory, and the launcher's
 cost of a cell.
 
   python benchmarks/scaling.py
@@ -49,7 +49,7 @@ class Scaling:
         ValueError: a field makes no sense; the message is one line.
     """
 
-    part: Literal["all", "pack", "group", "N", "model", "dtype", "startup", "launcher", "memory"] = chz.field(
+    part: Literal["all", "pack", "group", "N", "model", "startup", "launcher", "memory"] = chz.field(
         default="all", doc="which axis; memory: the peak memory of one pack, in this process"
     )
     pack_size: int = chz.field(default=128, doc="cells of a pack, where it is not the axis")
@@ -100,7 +100,6 @@ def main() -> None:
         "group": scale_group,
         "N": scale_N,
         "model": scale_model,
-        "dtype": compare_dtypes,
         "startup": measure_startup,
         "launcher": measure_launcher,
     }
@@ -140,16 +139,6 @@ def scale_N(scaling: Scaling) -> tuple[list[Row], str]:
     """Time an update against the number of possible secrets."""
     cells = {f"N={N}": scaling.cells(scaling.pack_size, N=N) for N in read_counts("Ns", scaling.Ns)}
     return _time_packs(scaling, cells), f"pack of {scaling.pack_size}, groups of {scaling.group_size}"
-
-
-def compare_dtypes(scaling: Scaling) -> tuple[list[Row], str]:
-    """Time an update against the dtype of the base, where every cell's episodes differ in reward."""
-    from memrl.policy.kernels import request_tiles
-
-    fields = {"reward_type": "distance"}
-    cells = {dtype: scaling.cells(scaling.pack_size, dtype=dtype, **fields) for dtype in ("float32", "bfloat16")}
-    note = f"pack of {scaling.pack_size}, groups of {scaling.group_size}, N={scaling.N}, rewards by distance"
-    return _time_packs(scaling, cells), f"{note}; AMX at work: {request_tiles()}"
 
 
 def _time_packs(scaling: Scaling, arms: dict[str, list[TrainConfig]]) -> list[Row]:

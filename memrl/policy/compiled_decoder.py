@@ -113,9 +113,9 @@ class _Rows:
 class _Linear:
     """A group of linear layers that read the same input: frozen weights in panels, and where their adapters lie."""
 
-    def __init__(self, layers: dict[str, nn.Linear], library: Any, real: torch.dtype) -> None:
+    def __init__(self, layers: dict[str, nn.Linear], library: Any) -> None:
         self._names = list(layers)
-        weight = torch.cat([m.weight.detach() for m in layers.values()]).to(real)
+        weight = torch.cat([m.weight.detach() for m in layers.values()])
         self.widths = [m.out_features for m in layers.values()]
         self.d_out, self.d_in = weight.shape
         self._panels = [kernels.cut_panels(matrix, library) for matrix in (weight.T, weight)]
@@ -131,13 +131,13 @@ class _Linear:
 class _Norm:
     """A root-mean-square norm of a row, or of several vectors in it that have weights of their own."""
 
-    def __init__(self, weight: Tensor, epsilon: float, real: torch.dtype) -> None:
-        self.weight, self._epsilon = weight.detach().to(real).contiguous(), epsilon
+    def __init__(self, weight: Tensor, epsilon: float) -> None:
+        self.weight, self._epsilon = weight.detach().contiguous(), epsilon
 
     @classmethod
-    def read(cls, norm: Any, real: torch.dtype) -> "_Norm":
+    def read(cls, norm: Any) -> "_Norm":
         """One of the model's own."""
-        return cls(norm.weight[None], norm.variance_epsilon, real)
+        return cls(norm.weight[None], norm.variance_epsilon)
 
     def describe(self) -> kernels.Norm:
         """As kernels.c takes it."""
@@ -145,26 +145,25 @@ class _Norm:
 
 
 class _Layer:
-    """The frozen weights of one decoder layer, and buffers for its activations, whose numbers are of dtype `real`."""
+    """The frozen weights of one decoder layer, and buffers for its activations."""
 
-    def __init__(self, layer: Any, groups: list[dict[str, nn.Linear]], library: Any, real: torch.dtype) -> None:
-        self._linears = [_Linear(group, library, real) for group in groups]
+    def __init__(self, layer: Any, groups: list[dict[str, nn.Linear]], library: Any) -> None:
+        self._linears = [_Linear(group, library) for group in groups]
         self.qkv, self.o, _, self.down = self._linears
         attention = layer.self_attn
         self.d_head, self.scaling = attention.head_dim, attention.scaling
         self.heads, self.kv_heads = (width // self.d_head for width in self.qkv.widths[:2])
-        self._norms = [_Norm.read(norm, real) for norm in (layer.input_layernorm, layer.post_attention_layernorm)]
+        self._norms = [_Norm.read(norm) for norm in (layer.input_layernorm, layer.post_attention_layernorm)]
         if hasattr(attention, "q_norm"):
-            self._norms.append(self._join_norms(attention, real))
+            self._norms.append(self._join_norms(attention))
         self.d = self.qkv.d_in
-        self.widest = max(max(linear.d_in, linear.d_out) for linear in self._linears)
-        self.kept = _Buffers(real, {})
+        self.kept = _Buffers(layer.input_layernorm.weight.dtype, {})
 
-    def _join_norms(self, attention: Any, real: torch.dtype) -> _Norm:
+    def _join_norms(self, attention: Any) -> _Norm:
         """The norms of queries and keys as one, whose weight differs by head."""
         weights = [(attention.q_norm, self.heads), (attention.k_norm, self.kv_heads)]
         joined = torch.cat([norm.weight.expand(heads, -1) for norm, heads in weights])
-        return _Norm(joined, attention.q_norm.variance_epsilon, real)
+        return _Norm(joined, attention.q_norm.variance_epsilon)
 
     def attach(self, adapters: AdapterPack) -> None:
         """Takes the pack's current adapters, and makes buffers of their rank."""
@@ -187,16 +186,11 @@ class _Layer:
 class CompiledDecoderNetwork:
     """A Llama or Qwen3 decoder as the network of a pack, on a CPU.
 
-    All numbers are of the adapters' dtype. Over a bfloat16 base, what enters a product with base weights, or on the way
-    back with their transpose, is rounded to bfloat16; the gradient takes that rounding for the identity.
-
     Args:
         model: a base model for which `decoder.is_supported` holds.
         prompts: token ids of each cell's prompt.
         adapters: of the same cells, laid out by `group_linears`.
         library: `load_kernels` of the model's dtype.
-
-    Source: Bengio, Léonard and Courville, 2013, arXiv 1308.3432, section 4 (straight-through estimator).
     """
 
     def __init__(
@@ -205,14 +199,11 @@ class CompiledDecoderNetwork:
         groups = group_linears(model)
         body: Any = model.get_submodule("model")
         self._adapters, self._library = adapters, library
-        real = adapters.parameters.dtype
-        self._layers = [_Layer(layer, groups[4 * i : 4 * i + 4], library, real) for i, layer in enumerate(body.layers)]
-        widest, depth = self._layers[0].widest, library.panel_depth()
-        self._rounded_width = -(-widest // depth) * depth if model.dtype == torch.bfloat16 else 0
-        self._norm = _Norm.read(body.norm, real)
-        self._embedding = body.embed_tokens.weight.detach().to(real)
+        self._layers = [_Layer(layer, groups[4 * i : 4 * i + 4], library) for i, layer in enumerate(body.layers)]
+        self._norm = _Norm.read(body.norm)
+        self._embedding = body.embed_tokens.weight.detach()
         head: Any = model.get_output_embeddings()
-        self._head = head.weight.detach().to(real)
+        self._head = head.weight.detach()
         positions = torch.arange(model.config.max_position_embeddings)[None]
         self._turns = [t[0].contiguous() for t in body.rotary_emb(self._embedding, positions)]
         self._rows = _Rows(prompts)
@@ -250,14 +241,14 @@ class CompiledDecoderNetwork:
             each.attach(adapters)
         widths = dict.fromkeys(("x", "final", "grad", "grad_normed"), layer.d) | {"inverse": 1}
         widths |= {"grad_mixed": layer.o.d_in, "grad_gated": layer.down.d_in, "grad_qkv": layer.qkv.d_out}
-        self._kept.lay_out(widths | {"grad_low": 3 * adapters.rank, "rounded": self._rounded_width})
+        self._kept.lay_out(widths | {"grad_low": 3 * adapters.rank})
         self._decoder = self._describe()
 
     def _describe(self) -> kernels.Decoder:
         """The decoder with its current buffers."""
         first = self._layers[0]
         heads = (first.heads, first.kv_heads, first.d_head)
-        shape = (len(self._layers), first.d, *heads, 0, self._rounded_width, first.scaling)
+        shape = (len(self._layers), first.d, *heads, 0, first.scaling)
         self._structures = (kernels.Layer * len(self._layers))(*(layer.describe() for layer in self._layers))
         addresses = (*(t.data_ptr() for t in self._turns), None, None, *self._kept.addresses(kernels.OUTPUTS))
         return kernels.Decoder(*shape, self._structures, ctypes.pointer(self._pack), self._norm.describe(), *addresses)

@@ -16,29 +16,19 @@ from torch.nn import functional as F
 from transformers import LlamaForCausalLM, PreTrainedModel, Qwen3ForCausalLM
 
 from memrl.policy.adapter_pack import AdapterPack, Slot
-from memrl.policy.kernels import load_kernels
 from memrl.policy.network import PaddedTree
 
 
 def is_supported(model: PreTrainedModel) -> bool:
-    """Whether the model is a Llama or Qwen3 decoder without biases or sliding windows, of a dtype that is supported.
-
-    Those are float32 and float64, and bfloat16 where kernels.c runs it, on a CPU.
-    """
+    """Whether the model is a Llama or Qwen3 decoder without biases or sliding windows, in float32 or float64."""
     config: Any = model.config
     return (
         type(model) in (LlamaForCausalLM, Qwen3ForCausalLM)
         and not any(name.endswith(".bias") for name, _ in model.named_parameters())
         and config.hidden_act == "silu"
         and not getattr(config, "use_sliding_window", False)
-        and _is_dtype_supported(model)
+        and model.dtype in (torch.float32, torch.float64)
     )
-
-
-def _is_dtype_supported(model: PreTrainedModel) -> bool:
-    if model.dtype == torch.bfloat16:
-        return model.device.type == "cpu" and load_kernels(model.dtype) is not None
-    return model.dtype in (torch.float32, torch.float64)
 
 
 def group_linears(model: PreTrainedModel) -> list[dict[str, nn.Linear]]:

@@ -24,8 +24,8 @@ typedef struct {
     Int widths[MOST_LAYERS];     /* d_out of each */
     Int start_A[MOST_LAYERS];    /* (rank, d_in) */
     Int start_B[MOST_LAYERS];    /* transposed, (rank, d_out) */
-    const void *panels;          /* (d_in, d_out), as multiply_base takes it */
-    const void *panels_back;     /* (d_out, d_in) */
+    const REAL *panels;          /* (d_in, d_out), as multiply_base takes it */
+    const REAL *panels_back;     /* (d_out, d_in) */
 } Linear;
 
 /* What all adapters of the pack share. */
@@ -55,7 +55,6 @@ typedef struct {
 typedef struct {
     Int num_layers, d, heads, kv_heads, d_head;
     Int longest; /* positions that a row can see at most */
-    Int widest;  /* numbers of a row of `rounded` */
     double scaling;
     const Layer *layers;
     const Adapters *adapters;
@@ -64,7 +63,6 @@ typedef struct {
     const Int *parent, *position;  /* of each row; parent is -1 at a prompt's first token */
     REAL *x, *final, *inverse;     /* after the last layer, before and after the norm */
     REAL *grad, *grad_normed, *grad_mixed, *grad_gated, *grad_qkv, *grad_low;
-    REAL *rounded;                 /* room for the inputs of one linear layer */
 } Decoder;
 
 /* Some cells' rows of one chunk. */
@@ -83,8 +81,7 @@ static void project(const Decoder *decoder, const Linear *linear, Part part, con
     const Adapters *pack = decoder->adapters;
     const Int start = first_row(part), d_in = linear->d_in, d_out = linear->d_out;
     const Int low_row = linear->num_layers * pack->rank;
-    multiply_base(count_rows(part), d_out, d_in, x + start * d_in, decoder->rounded + start * decoder->widest,
-                  linear->panels, out + start * d_out);
+    multiply_base(count_rows(part), d_out, d_in, x + start * d_in, linear->panels, out + start * d_out);
     for (Int cell = part.first_cell; cell < part.last_cell; cell++) {
         const Int row = part.bounds[cell], rows = part.bounds[cell + 1] - row, rank = pack->ranks[cell];
         /* Without padding, the A's of all layers are one matrix. */
@@ -109,8 +106,8 @@ static void project_back(const Decoder *decoder, const Linear *linear, Part part
     /* The same whichever the layers: threads that have come to different ones must not share a row's room. */
     const Int grad_row = MOST_LAYERS * pack->rank;
     if (grad_x)
-        multiply_base(count_rows(part), d_in, d_out, grad_out + start * d_out,
-                      decoder->rounded + start * decoder->widest, linear->panels_back, grad_x + start * d_in);
+        multiply_base(count_rows(part), d_in, d_out, grad_out + start * d_out, linear->panels_back,
+                      grad_x + start * d_in);
     for (Int cell = part.first_cell; cell < part.last_cell; cell++) {
         const Int row = part.bounds[cell], rows = part.bounds[cell + 1] - row, rank = pack->ranks[cell];
         const Int blocks = rank == pack->rank ? 1 : linear->num_layers, height = rank * linear->num_layers / blocks;

@@ -8,7 +8,6 @@ import platform
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,19 +21,8 @@ _FLAGS = ("-std=gnu11", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-tr
 _ATTEMPTS = (("-march=native", "-fopenmp"), ("-march=native",), ())
 """Not every compiler knows all of the processor, or threads; the first attempt that works is taken."""
 
-_TILES = ("-DTILES", "-mamx-tile", "-mamx-bf16")
-WITH_TILES = tuple((*_TILES, *extra) for extra in _ATTEMPTS)
-"""The same with AMX's instructions for base weights in bfloat16."""
-
-_ARCH_PRCTL, _REQUEST_PERMISSION, _TILE_DATA = 158, 0x1023, 18
-"""Linux on x86-64: the system call, and what of it asks for tiles (arch_prctl(2), ARCH_REQ_XCOMP_PERM)."""
-
-KINDS = {
-    torch.float32: ("-DREAL=float",),
-    torch.float64: ("-DREAL=double",),
-    torch.bfloat16: ("-DREAL=float", "-DBASE_BFLOAT16"),
-}
-"""Of a base model's dtypes: what products.h is told of numbers."""
+_REAL = {torch.float32: "-DREAL=float", torch.float64: "-DREAL=double"}
+"""Of a base model's dtypes: the type of numbers of products.h."""
 
 _Int, _Pointer = ctypes.c_int64, ctypes.c_void_p
 
@@ -47,10 +35,7 @@ ACTIVATIONS = (
 )
 """What a layer keeps for its backward pass, as kernels.c has it."""
 
-OUTPUTS = (
-    *("x", "final", "inverse", "grad", "grad_normed", "grad_mixed", "grad_gated", "grad_qkv", "grad_low"),
-    "rounded",
-)
+OUTPUTS = ("x", "final", "inverse", "grad", "grad_normed", "grad_mixed", "grad_gated", "grad_qkv", "grad_low")
 """What the decoder keeps beside its layers, as kernels.c has it."""
 
 
@@ -103,7 +88,7 @@ class Decoder(ctypes.Structure):
     """A decoder, the rows that are fed to it, and its adapters."""
 
     _fields_ = (
-        *((name, _Int) for name in ("num_layers", "d", "heads", "kv_heads", "d_head", "longest", "widest")),
+        *((name, _Int) for name in ("num_layers", "d", "heads", "kv_heads", "d_head", "longest")),
         ("scaling", ctypes.c_double),
         ("layers", ctypes.POINTER(Layer)),
         ("adapters", ctypes.POINTER(Adapters)),
@@ -125,32 +110,24 @@ def load_kernels(dtype: torch.dtype) -> Any:
     """The functions of kernels.c for base models of one dtype, compiled on first use into the user's cache.
 
     Args:
-        dtype: float32, float64, or bfloat16, whose adapters and activations are float32.
+        dtype: float32 or float64.
 
     Returns:
         a library whose functions take tensors, numbers and the structures of this module; None where the dtype is
         another, or no C compiler works here.
     """
-    if dtype not in KINDS:
+    if dtype not in _REAL:
         return None
-    tiles = WITH_TILES if dtype == torch.bfloat16 and request_tiles() else ()
-    path = compile_kernels(KINDS[dtype], (*tiles, *_ATTEMPTS))
+    path = _compile_kernels(_REAL[dtype])
     if path is None:
         logging.getLogger(__name__).warning("no C compiler works here: packs train several times slower")
         return None
-    return open_kernels(path)
-
-
-def open_kernels(path: Path) -> Any:
-    """The functions of a file that `compile_kernels` made."""
     library, decoder = ctypes.CDLL(str(path)), ctypes.POINTER(Decoder)
     for function, arguments in {
         "panel_columns": (),
-        "panel_depth": (),
         "forward": (decoder, _Int, _Int, _Address),
         "backward": (decoder, _Int, _Int, _Address),
         "update_adam": (_Int, _Int, *(_Address,) * 5),
-        "multiply_base": (_Int, _Int, _Int, *(_Address,) * 4),
         "gate": (_Int, _Int, _Address, _Address),
         "gate_backward": (_Int, _Int, _Address, _Address),
     }.items():
@@ -161,36 +138,17 @@ def open_kernels(path: Path) -> Any:
 
 def cut_panels(matrix: torch.Tensor, library: Any) -> torch.Tensor:
     """Base weights (k, n) as the library's multiply_base takes them; products.h describes the layout."""
-    columns, depth = library.panel_columns(), library.panel_depth()
-    k, n = matrix.shape
-    filled = torch.nn.functional.pad(matrix, (0, -n % columns, 0, -k % depth))
-    pairs = filled.reshape(-1, 1 if depth == 1 else 2, filled.shape[1] // columns, columns).permute(2, 0, 3, 1)
-    return pairs.contiguous() if depth == 1 else pairs.to(torch.bfloat16).contiguous()
+    columns = library.panel_columns()
+    filled = torch.nn.functional.pad(matrix, (0, -matrix.shape[1] % columns))
+    return filled.unflatten(1, (-1, columns)).transpose(0, 1).contiguous()
 
 
-@cache
-def request_tiles() -> bool:
-    """Whether the processor has AMX for bfloat16, and lets this process use it.
-
-    Linux grants tiles on request, once to a process, its threads and those that it forks.
-    """
-    if platform.machine() != "x86_64" or not {"amx_tile", "amx_bf16"} <= set(_describe_processor().split()):
-        return False
-    arguments = map(ctypes.c_long, (_ARCH_PRCTL, _REQUEST_PERMISSION, _TILE_DATA))
-    return ctypes.CDLL(None).syscall(*arguments) == 0
-
-
-def compile_kernels(kind: Sequence[str], attempts: Sequence[Sequence[str]] = _ATTEMPTS) -> Path | None:
-    """The compiled file of a kind of numbers, by the first attempt that works; None if no compiler makes one.
-
-    Args:
-        kind: flags, as in KINDS.
-        attempts: more flags to try.
-    """
+def _compile_kernels(real: str) -> Path | None:
+    """The compiled file for one type of numbers, by the first attempt that works; None if no compiler makes one."""
     compiler = next(filter(None, map(shutil.which, (os.environ.get("CC", "cc"), "gcc", "clang"))), None)
     folder = _cache_folder()
-    for extra in attempts:
-        flags = (*_FLAGS, *extra, *kind)
+    for extra in _ATTEMPTS:
+        flags = (*_FLAGS, *extra, real)
         target = folder / f"kernels-{_identify(compiler, flags)}.so"
         if target.exists():
             return target

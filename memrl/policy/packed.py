@@ -1,7 +1,9 @@
 """Builds the network of a pack and its adapters, by the fastest way that the base model allows."""
 
+import logging
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import cache
 
 import torch
 from torch import nn
@@ -32,6 +34,8 @@ def build_network(
         ValueError: the model has no linear layers for adapters.
     """
     dtype = torch.float64 if model.dtype == torch.float64 else torch.float32
+    if model.dtype == torch.bfloat16 and model.device.type == "cpu":
+        _warn_of_bfloat16()
     if decoder.is_supported(model):
         adapters = AdapterPack(decoder.group_linears(model), configs, dtype=dtype, device=str(model.device))
         library = load_kernels(model.dtype) if model.device.type == "cpu" else None
@@ -43,6 +47,11 @@ def build_network(
     layers = [layer for group in groups for layer in group.values()]
     kind = CheckpointedNetwork if needs_checkpointing(layers, prompts, configs) else HuggingFaceNetwork
     return kind(model, prompts, adapters), adapters
+
+
+@cache
+def _warn_of_bfloat16() -> None:
+    logging.getLogger(__name__).warning("dtype=bfloat16 is slow on a CPU: float32 trains packs many times as fast")
 
 
 def group_layers(model: PreTrainedModel) -> list[dict[str, nn.Linear | ExpertProjection]]:

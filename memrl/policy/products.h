@@ -1,8 +1,4 @@
-/* Vectors of numbers, and the matrix products of kernels.c. Numbers are of type REAL: float, or double.
-
-   With -DBASE_BFLOAT16 what meets a base weight, itself a bfloat16, is rounded to bfloat16 first. The product of two
-   is exact in float, and sums are of type REAL, so it is one function however it is computed: as floats, or, with
-   -DTILES, by the tiles of AMX. */
+/* Vectors of numbers, and the matrix products of kernels.c. Numbers are of type REAL: float, or double. */
 
 #include <stdint.h>
 #include <string.h>
@@ -180,33 +176,12 @@ static void multiply_transposed(REAL scale, Int m, Int n, Int k, const REAL *a, 
 
 /* ---- products with base weights ---- */
 
-#ifdef TILES
-#define PANEL 32
-#define DEPTH 32
-#else
+/* Base weights (k, n) are stored as panels of so many columns, filled up with zeros: (panels, k, PANEL). */
 #define PANEL (2 * LANES)
-#define DEPTH 1
-#endif
-
-/* Base weights (k, n) are stored as panels of so many columns, with rows up to a multiple of so many, filled up with
-   zeros: (panels, k, PANEL) numbers of type REAL, or, where the depth is not 1, (panels, k / 2, PANEL, 2) bfloat16s. */
 Int panel_columns(void) { return PANEL; }
-Int panel_depth(void) { return DEPTH; }
 
-#ifdef BASE_BFLOAT16
-/* The bits of x as a float whose last 16 are zero, to even where two are as near. The NaNs that arithmetic makes stay
-   NaNs. */
-ALWAYS uint32_t round_bits(REAL x) {
-    const float single = (float)x;
-    uint32_t bits;
-    memcpy(&bits, &single, sizeof bits);
-    return (bits + 0x7fff + (bits >> 16 & 1)) & 0xffff0000;
-}
-#endif
-
-#ifndef TILES
-/* c (m, n) = a (m, k) times the matrix (k, n) of the panels. */
-static void multiply_panels(Int m, Int n, Int k, const REAL *a, const REAL *panels, REAL *c) {
+/* c (m, n) = a (m, k) times base weights (k, n). */
+static void multiply_base(Int m, Int n, Int k, const REAL *a, const REAL *panels, REAL *c) {
     Int j = 0;
     for (; j + PANEL <= n; j += PANEL, panels += k * PANEL)
         multiply_rows(2, 1, m, k, a, k, 1, panels, PANEL, c + j, n);
@@ -216,110 +191,3 @@ static void multiply_panels(Int m, Int n, Int k, const REAL *a, const REAL *pane
         memcpy(c + i * n + j, rest, (n - j) * sizeof(REAL));
     }
 }
-
-/* c (m, n) = a (m, k) times base weights (k, n). `rounded` has room for a; without -DBASE_BFLOAT16 it is not used. */
-void multiply_base(Int m, Int n, Int k, const REAL *a, REAL *rounded, const void *weights, REAL *c) {
-#ifdef BASE_BFLOAT16
-    for (Int i = 0; i < m * k; i++) {
-        const uint32_t bits = round_bits(a[i]);
-        float single;
-        memcpy(&single, &bits, sizeof single);
-        rounded[i] = single;
-    }
-    a = rounded;
-#endif
-    multiply_panels(m, n, k, a, weights, c);
-}
-
-#else
-#include <immintrin.h>
-
-#define TILE_ROWS 16
-#define STRIP (2 * TILE_ROWS) /* rows of a and c that meet a panel together */
-
-/* Compilers do not know of all the memory that tile instructions read. */
-ALWAYS void finish_writes(const void *memory) { __asm__ volatile("" ::"r"(memory) : "memory"); }
-
-/* Tiles 0 to 3 are sums: upper left, upper right, lower left, lower right, of so many upper and lower rows. Tiles 4 and
-   5 are upper and lower rows of a, 6 and 7 the left and right columns of a panel. */
-static void configure_tiles(Int upper, Int lower) {
-    struct {
-        uint8_t palette, start_row, reserved[14];
-        uint16_t row_bytes[16];
-        uint8_t rows[16];
-    } tiles = {.palette = 1};
-    const Int rows[] = {upper, upper, lower, lower, upper, lower, TILE_ROWS, TILE_ROWS};
-    for (int tile = 0; tile < 8; tile++) {
-        tiles.rows[tile] = (uint8_t)rows[tile];
-        tiles.row_bytes[tile] = rows[tile] ? 64 : 0;
-    }
-    finish_writes(&tiles);
-    _tile_loadconfig(&tiles);
-    finish_writes(&tiles);
-}
-
-/* c, a strip of 32 columns, = a times one panel: rows (upper and lower, k), k a multiple of 32. */
-ALWAYS void multiply_strip(const int has_lower, Int k, const uint16_t *a, const uint16_t *panel, float *c, Int c_row) {
-    _tile_zero(0);
-    _tile_zero(1);
-    if (has_lower) {
-        _tile_zero(2);
-        _tile_zero(3);
-    }
-    for (Int p = 0; p < k; p += DEPTH, panel += DEPTH * PANEL) {
-        _tile_loadd(6, panel, 2 * 2 * PANEL);
-        _tile_loadd(7, panel + PANEL, 2 * 2 * PANEL);
-        _tile_loadd(4, a + p, 2 * k);
-        _tile_dpbf16ps(0, 4, 6);
-        _tile_dpbf16ps(1, 4, 7);
-        if (has_lower) {
-            _tile_loadd(5, a + TILE_ROWS * k + p, 2 * k);
-            _tile_dpbf16ps(2, 5, 6);
-            _tile_dpbf16ps(3, 5, 7);
-        }
-    }
-    _tile_stored(0, c, 4 * c_row);
-    _tile_stored(1, c + TILE_ROWS, 4 * c_row);
-    if (has_lower) {
-        _tile_stored(2, c + TILE_ROWS * c_row, 4 * c_row);
-        _tile_stored(3, c + TILE_ROWS * c_row + TILE_ROWS, 4 * c_row);
-    }
-}
-
-/* c = a times all panels, strips of so many upper and lower rows. */
-static void multiply_strips(Int strips, Int upper, Int lower, Int n, Int k, const uint16_t *a, const uint16_t *panels,
-                            float *c) {
-    configure_tiles(upper, lower);
-    for (Int j = 0; j < n; j += PANEL, panels += k * PANEL)
-        for (Int strip = 0; strip < strips; strip++) {
-            const uint16_t *left = a + strip * STRIP * k;
-            const Int columns = n - j < PANEL ? n - j : PANEL;
-            float rest[STRIP * PANEL], *out = c + strip * STRIP * n + j;
-            float *to = columns < PANEL ? rest : out;
-            const Int to_row = columns < PANEL ? PANEL : n;
-            if (lower)
-                multiply_strip(1, k, left, panels, to, to_row);
-            else
-                multiply_strip(0, k, left, panels, to, to_row);
-            for (Int i = 0; i < upper + lower && to == rest; i++)
-                memcpy(out + i * n, rest + i * PANEL, columns * sizeof(float));
-        }
-}
-
-/* c (m, n) = a (m, k) times base weights (k, n). `rounded` has room for a with rows up to a multiple of 32. */
-void multiply_base(Int m, Int n, Int k, const REAL *a, REAL *rounded, const void *weights, REAL *c) {
-    const Int filled = (k + DEPTH - 1) / DEPTH * DEPTH, whole = m / STRIP * STRIP, rest = m - whole;
-    uint16_t *left = (uint16_t *)rounded;
-    for (Int row = 0; row < m; row++) {
-        for (Int i = 0; i < k; i++) left[row * filled + i] = (uint16_t)(round_bits(a[row * k + i]) >> 16);
-        memset(left + row * filled + k, 0, (filled - k) * sizeof *left);
-    }
-    finish_writes(left);
-    if (whole) multiply_strips(whole / STRIP, TILE_ROWS, TILE_ROWS, n, filled, left, weights, c);
-    if (rest) {
-        const Int upper = rest < TILE_ROWS ? rest : TILE_ROWS;
-        multiply_strips(1, upper, rest - upper, n, filled, left + whole * filled, weights, c + whole * n);
-    }
-    _tile_release();
-}
-#endif

@@ -133,3 +133,13 @@ def test_a_bfloat16_model_learns_a_secret_by_float32_adapters(name):
         adapters.step()
     assert absorbed[0] < 0
     assert absorbed[-1] > math.log2(0.9 * cell.N)
+
+
+def test_a_bfloat16_model_on_a_cpu_is_called_slow_once(caplog):
+    packed._warn_of_bfloat16.cache_clear()
+    model = build_model("gemma").to(torch.bfloat16)
+    for _ in range(2):
+        build_network(model, [[1, 2]], CELLS[:1])
+    assert [r.message for r in caplog.records] == [
+        "dtype=bfloat16 is slow on a CPU: float32 trains packs many times as fast"
+    ]

@@ -221,9 +221,8 @@ def test_scaling_runs_every_axis(tmp_path):
     words = ("pack_size=2", "pack_sizes=1,2", "group_sizes=4,8", "Ns=16,64", "models=0.2m", "model_pack_sizes=1")
     quick = ("threads=1", "rounds=1", "block_s=0.05", "launch_cells=50")
     tables = read_tables(tmp_path, "scaling.py", *words, *quick)
-    assert list(tables) == ["pack", "group", "N", "model", "dtype", "startup", "launcher"]
+    assert list(tables) == ["pack", "group", "N", "model", "startup", "launcher"]
     assert [row["what"] for row in tables["group"]] == ["group of 4", "group of 8"]
-    assert [row["what"] for row in tables["dtype"]] == ["float32", "bfloat16"]
     assert all(row["peak GiB"] > 0.1 for row in tables["pack"])
 
 
