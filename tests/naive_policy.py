@@ -1,9 +1,8 @@
-"""The reference that packs are held against: text, plain loops, one row an episode, PEFT and autograd."""
+"""docs/one_cell.py for every channel, credit, advantage and loss: the reference that packs are held against."""
 
 import math
 from statistics import stdev
 
-import peft
 import torch
 
 from memrl.task.secret import num_bits
@@ -21,18 +20,6 @@ def keep_norms_in_dtype(monkeypatch):
         monkeypatch.setattr(norm, "forward", normalize)
 
 
-def build_peft(base, config, tensors=None):
-    """A plain PEFT model over `base` with the adapter of a cell, as `AdapterPack.export_peft` gave it."""
-    lora = peft.LoraConfig(
-        r=config.lora_rank, lora_alpha=config.lora_alpha, target_modules="all-linear", task_type="CAUSAL_LM"
-    )
-    model = peft.get_peft_model(base, lora)
-    if tensors is not None:
-        loaded = peft.set_peft_model_state_dict(model, tensors)
-        assert not loaded.unexpected_keys
-    return model
-
-
 def list_episodes(walk, cell, num_groups):
     """The episodes of one cell as lists of token ids, group by group."""
     groups = [[] for _ in range(num_groups)]
@@ -41,16 +28,6 @@ def list_episodes(walk, cell, num_groups):
         for group in range(num_groups):
             groups[group] += [tokens] * int(walk.outcome_counts[row, group])
     return groups
-
-
-def score_episodes(model, prompt_ids, episodes):
-    """log P of every token, with gradient: one full sequence an episode, padded on the right; a list of tensors."""
-    longest = max(map(len, episodes))
-    ids = torch.tensor([[*prompt_ids, *tokens, *[0] * (longest - len(tokens))] for tokens in episodes])
-    logprobs = torch.log_softmax(model(input_ids=ids, use_cache=False).logits, dim=-1)
-    start = len(prompt_ids) - 1
-    scored = logprobs[:, start:-1].gather(2, ids[:, start + 1 :, None])[:, :, 0]
-    return [row[: len(tokens)] for row, tokens in zip(scored, episodes, strict=True)]
 
 
 def reward_guess(config, guess, secret):

@@ -8,7 +8,8 @@ import peft
 import pytest
 import torch
 import transformers
-from naive_policy import compare_adapters, list_episodes, score_episodes
+from naive_policy import compare_adapters, list_episodes
+from one_cell import score_tokens
 from test_base_model_architectures import COMMON, TOKENIZER, build_model
 from torch import nn
 from transformers.models.gpt_oss.modeling_gpt_oss import GptOssExperts
@@ -123,7 +124,7 @@ class PlainCell:
         self.prompt = TASKS[CELLS.index(cell)].prompt_ids
 
     def update(self, episodes):
-        scored = score_episodes(self.model, self.prompt, episodes)
+        scored = score_tokens(self.model, self.prompt, episodes)
         loss = -torch.stack([judge(tokens) * s.sum() for tokens, s in zip(episodes, scored, strict=True)]).mean()
         self.optimizer.zero_grad()
         loss.backward()

@@ -6,15 +6,8 @@ import chz
 import peft
 import pytest
 import torch
-from naive_policy import (
-    build_peft,
-    cell_loss,
-    compare_adapters,
-    keep_norms_in_dtype,
-    list_episodes,
-    score_episodes,
-    supervised_loss,
-)
+from naive_policy import cell_loss, compare_adapters, keep_norms_in_dtype, list_episodes, supervised_loss
+from one_cell import add_adapter, score_tokens
 
 from memrl.config import TrainConfig
 from memrl.learning.pack import Pack
@@ -76,13 +69,13 @@ class PlainLoop:
         model, self.tokenizer = base
         self.config, self.secret = config, secret
         self.task = encode_task(self.tokenizer, config.N, config.env_type)
-        self.model = build_peft(copy.deepcopy(model), config, tensors)
+        self.model = add_adapter(copy.deepcopy(model), config, tensors)
         trained = [p for p in self.model.parameters() if p.requires_grad]
         betas = (config.adam_beta1, config.adam_beta2)
         self.optimizer = torch.optim.Adam(trained, lr=config.learning_rate, betas=betas, eps=config.adam_epsilon)
 
     def update(self, groups):
-        logprobs = score_episodes(self.model, self.task.prompt_ids, [e for group in groups for e in group])
+        logprobs = score_tokens(self.model, self.task.prompt_ids, [e for group in groups for e in group])
         if self.config.algorithm == "sft":
             loss = supervised_loss(logprobs)
         else:
@@ -168,7 +161,7 @@ def test_peft_loads_a_published_adapter_and_computes_the_same_policy(base, tmp_p
     walk = pack.update()
     (episodes,) = list_episodes(walk, 0, 1)
     with torch.no_grad():
-        scored = score_episodes(model, task.prompt_ids, episodes)
+        scored = score_tokens(model, task.prompt_ids, episodes)
     by_tokens = {tuple(tokens): logprobs for tokens, logprobs in zip(episodes, scored, strict=True)}
     for path, tokens in zip(walk.outcome_path, walk.outcome_tokens, strict=True):
         expected = by_tokens[tuple(tokens[tokens >= 0].tolist())]

@@ -8,7 +8,8 @@ import numpy as np
 import peft
 import pytest
 import torch
-from naive_policy import build_peft, cell_loss, keep_norms_in_dtype, list_episodes, score_episodes, supervised_loss
+from naive_policy import cell_loss, keep_norms_in_dtype, list_episodes, supervised_loss
+from one_cell import add_adapter, score_tokens
 from scipy import stats
 
 from memrl.config import TrainConfig
@@ -173,7 +174,7 @@ def differentiate_naively(bench, model, cell, walk, rollout):
     peft.set_peft_model_state_dict(model, bench.tensors[cell])
     groups = list_episodes(walk, cell, config.num_groups)
     episodes = [tokens for group in groups for tokens in group]
-    logprobs = score_episodes(model, task.prompt_ids, episodes)
+    logprobs = score_tokens(model, task.prompt_ids, episodes)
     if config.algorithm == "sft":
         loss = supervised_loss(logprobs)
     else:
@@ -210,7 +211,7 @@ def test_gradients_are_those_of_the_naive_path_for_every_loss_advantage_and_cred
     learning = np.ones(len(bench.configs), dtype=bool)
     learning[-1] = False
     Learner(bench.configs, bench.network, bench.adapters).update(walk, rewards, learning, rollout)
-    model = build_peft(copy.deepcopy(bench.model), bench.configs[0])
+    model = add_adapter(copy.deepcopy(bench.model), bench.configs[0])
     for cell, config in enumerate(bench.configs):
         got, expected = read_gradient(bench, cell), differentiate_naively(bench, model, cell, walk, rollout)
         assert got.keys() == expected.keys()
