@@ -295,7 +295,7 @@ def _make_rows(scaling: Scaling, packs: list[list[TrainConfig]]) -> tuple[list[l
     """Rows as the packs of a sweep would report them, one list or table a pack."""
     import pyarrow as pa
 
-    from memrl.sweep.pack_run import failed_row
+    from memrl.tables.rows import failed_row
     from memrl.tables.schema import CURVES_SCHEMA
 
     finished = [[failed_row(cell, "not run: rows of a benchmark") for cell in pack] for pack in packs]

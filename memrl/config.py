@@ -4,12 +4,15 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
+from functools import cache
 from typing import Any, Literal, get_args
 
 import chz
 from chz.tiepin import is_subtype_instance
+
+from memrl.channels import REWARDS, ChannelKind, channel_kind
 
 EnvType = Literal["single_step", "multi_step"]
 Algorithm = Literal["rl", "sft"]
@@ -21,26 +24,38 @@ PromptFormat = Literal["plain", "chat"]
 Dtype = Literal["float32", "float64", "bfloat16"]
 Rollout = Literal["in_process", "vllm"]
 
-REWARD_TYPES = ("binary", "binned_distance", "distance", "per_bit", "bit_count")
+REWARD_TYPES = tuple(REWARDS)
 """The channels that memrl ships; `package.module:function` names one of your own."""
 
 RESULT_VERSION = 2
 """Part of every cell_id: raised when a change of the code changes what a cell measures."""
 
 _CUSTOM_REWARD = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
-_RL_ONLY = (
-    "reward_type",
-    "reward_bins",
-    "binning",
-    "malformed_reward",
-    "credit",
-    "advantage",
-    "baseline",
-    "loss",
-    "clip_range",
-    "group_size",
-    "rollout",
-)
+
+ROLES = {
+    "task": "what is memorized, and by which algorithm",
+    "draw": "which secret, and which random numbers",
+    "channel": "what an episode tells about it",
+    "optimizer": "from a gradient to an update",
+    "adapter": "what is trained",
+    "batch": "how many episodes an update uses",
+    "objective": "from rewards to advantages",
+    "loss": "from advantages to the loss of a network",
+    "malformed": "what a malformed answer pays",
+    "budget": "when the run ends",
+    "base": "the base model, and how it is asked",
+    "sampler": "who samples the episodes",
+}
+"""What a field of TrainConfig is for; everything that treats some fields alike goes by their roles."""
+
+RL_ROLES = ("channel", "malformed", "objective", "loss", "sampler")
+"""Of fields that algorithm=sft does not use."""
+
+NETWORK_ROLES = ("loss", "optimizer", "adapter", "base", "sampler")
+"""Of fields that say nothing about a learner without a network."""
+
+SHARED_ROLES = ("base", "sampler")
+"""Of fields in which the cells of a pack must agree."""
 
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
@@ -54,6 +69,10 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else f"; choose from {', '.join(choices)}"
 
 
+def _field(role: str, default: Any, doc: str) -> Any:
+    return chz.field(default=default, doc=doc, metadata={"role": role})
+
+
 @chz.chz
 class TrainConfig:
     """One cell: what is hidden, what the policy is told about it, and how it learns.
@@ -62,44 +81,44 @@ class TrainConfig:
         ValueError: a field, or two fields together, make no sense; the message is one line.
     """
 
-    algorithm: Algorithm = chz.field(default="rl", doc="rl, or sft (cross-entropy on the secret itself)")
-    env_type: EnvType = chz.field(default="single_step", doc="single_step: a decimal integer; multi_step: bit by bit")
-    N: int = chz.field(default=64, doc="the secret is uniform on 0 .. N-1")
-    secret: int | None = chz.field(default=None, doc="fixes the secret; unset: drawn from N and seed")
-    seed: int = chz.field(default=0, doc="draws the secret, the adapter's start and the episodes")
+    algorithm: Algorithm = _field("task", "rl", "rl, or sft (cross-entropy on the secret itself)")
+    env_type: EnvType = _field("task", "single_step", "single_step: a decimal integer; multi_step: bit by bit")
+    N: int = _field("task", 64, "the secret is uniform on 0 .. N-1")
+    secret: int | None = _field("draw", None, "fixes the secret; unset: drawn from N and seed")
+    seed: int = _field("draw", 0, "draws the secret, the adapter's start and the episodes")
 
-    reward_type: str = chz.field(default="binary", doc="|".join(REWARD_TYPES) + " or package.module:function")
-    reward_bins: int | None = chz.field(default=None, doc="number of bins B of binned_distance")
-    binning: Binning = chz.field(default="log", doc="how binned_distance cuts the distances")
-    malformed_reward: float = chz.field(default=0.0, doc="reward of an answer that is no integer in range")
-    credit: Credit | None = chz.field(
-        default=None, doc="which rewards an env_step's advantage sums; unset: per_step for per_bit, else episode"
+    reward_type: str = _field("channel", "binary", "|".join(REWARD_TYPES) + " or package.module:function")
+    reward_bins: int | None = _field("channel", None, "number of bins B of binned_distance")
+    binning: Binning = _field("channel", "log", "how binned_distance cuts the distances")
+    malformed_reward: float = _field("malformed", 0.0, "reward of an answer that is no integer in range")
+    credit: Credit | None = _field(
+        "objective", None, "which rewards an env_step's advantage sums; unset: per_step for per_bit, else episode"
     )
-    advantage: Advantage = chz.field(default="group_centered", doc="the advantage's baseline and scale in a group")
-    baseline: float = chz.field(default=0.0, doc="the baseline of advantage=constant_baseline")
-    loss: Loss = chz.field(default="importance_sampling", doc="policy-gradient loss")
-    clip_range: float = chz.field(default=0.2, doc="clip range of loss=ppo")
-    group_size: int = chz.field(default=32, doc="episodes of a group, which share a baseline")
-    batch_size: int | None = chz.field(
-        default=None, doc="episodes (rl) or examples (sft) of an update; unset: one group, or one example"
+    advantage: Advantage = _field("objective", "group_centered", "the advantage's baseline and scale in a group")
+    baseline: float = _field("objective", 0.0, "the baseline of advantage=constant_baseline")
+    loss: Loss = _field("loss", "importance_sampling", "policy-gradient loss")
+    clip_range: float = _field("loss", 0.2, "clip range of loss=ppo")
+    group_size: int = _field("objective", 32, "episodes of a group, which share a baseline")
+    batch_size: int | None = _field(
+        "batch", None, "episodes (rl) or examples (sft) of an update; unset: one group, or one example"
     )
 
-    learning_rate: float = chz.field(default=3e-3, doc="Adam's, for A and B alike, constant")
-    lora_rank: int = chz.field(default=8, doc="rank of the adapter on every linear layer")
-    lora_alpha: float = chz.field(default=32.0, doc="the adapter's scale is lora_alpha / lora_rank")
-    adam_beta1: float = chz.field(default=0.9, doc="Adam's decay of the first moment")
-    adam_beta2: float = chz.field(default=0.999, doc="Adam's decay of the second moment")
-    adam_epsilon: float = chz.field(default=1e-8, doc="Adam's epsilon")
+    learning_rate: float = _field("optimizer", 3e-3, "Adam's, for A and B alike, constant")
+    lora_rank: int = _field("adapter", 8, "rank of the adapter on every linear layer")
+    lora_alpha: float = _field("adapter", 32.0, "the adapter's scale is lora_alpha / lora_rank")
+    adam_beta1: float = _field("optimizer", 0.9, "Adam's decay of the first moment")
+    adam_beta2: float = _field("optimizer", 0.999, "Adam's decay of the second moment")
+    adam_epsilon: float = _field("optimizer", 1e-8, "Adam's epsilon")
 
-    n_steps: int = chz.field(default=1000, doc="the most updates of the run")
-    max_episodes: int | None = chz.field(default=None, doc="the most episodes of the run; unset: as n_steps allows")
-    stop_probability: float = chz.field(default=0.9, doc="the run ends when P(secret) reaches this")
+    n_steps: int = _field("budget", 1000, "the most updates of the run")
+    max_episodes: int | None = _field("budget", None, "the most episodes of the run; unset: as n_steps allows")
+    stop_probability: float = _field("budget", 0.9, "the run ends when P(secret) reaches this")
 
-    model: str = chz.field(default="embedded", doc="embedded, a folder, or a Hugging Face name")
-    prompt_format: PromptFormat = chz.field(default="plain", doc="plain, or the model's chat template")
-    bit_separator: str = chz.field(default="", doc="text between bits, for tokenizers that merge them")
-    dtype: Dtype = chz.field(default="float32", doc="of the base model; adapters are float32, or float64 with it")
-    rollout: Rollout = chz.field(default="in_process", doc="who samples the episodes")
+    model: str = _field("base", "embedded", "embedded, a folder, or a Hugging Face name")
+    prompt_format: PromptFormat = _field("base", "plain", "plain, or the model's chat template")
+    bit_separator: str = _field("base", "", "text between bits, for tokenizers that merge them")
+    dtype: Dtype = _field("base", "float32", "of the base model; adapters are float32, or float64 with it")
+    rollout: Rollout = _field("sampler", "in_process", "who samples the episodes")
 
     @chz.validate
     def _check_types(self) -> None:
@@ -132,8 +151,8 @@ class TrainConfig:
         if self.reward_type == "binned_distance":
             _require(self.reward_bins is not None, "reward_bins", "be set for reward_type=binned_distance", None)
             _require(2 <= (self.reward_bins or 0) <= self.N, "reward_bins", f"lie in 2 .. N={self.N}", self.reward_bins)
-        if self.reward_type == "per_bit":
-            rule = "not be per_bit on env_type=single_step (use multi_step)"
+        if self.channel_kind.per_step:
+            rule = f"not be {self.reward_type} on env_type=single_step (use multi_step)"
             _require(self.env_type == "multi_step", "reward_type", rule, self.reward_type)
 
     @chz.validate
@@ -174,7 +193,12 @@ class TrainConfig:
     @property
     def resolved_credit(self) -> Credit:
         """The credit assignment in force: per_step for per_bit and episode for the rest, unless set."""
-        return self.credit or ("per_step" if self.reward_type == "per_bit" else "episode")
+        return self.credit or ("per_step" if channel_kind("rl", self.reward_type).per_step else "episode")
+
+    @property
+    def channel_kind(self) -> ChannelKind:
+        """What is known of the cell's channel."""
+        return channel_kind(self.algorithm, self.reward_type)
 
     @property
     def episode_budget(self) -> int:
@@ -194,9 +218,9 @@ class TrainConfig:
         name = self.reward_type
         if name == "binned_distance":
             name = f"{name}-{self.reward_bins}-{self.binning}"
-        if name == "per_bit" and self.resolved_credit != "per_step":
+        if self.channel_kind.per_step and self.resolved_credit != "per_step":
             name = f"{name}-{self.resolved_credit}"
-        native = name.startswith("per_bit") or self.env_type == "single_step"
+        native = self.channel_kind.per_step or self.env_type == "single_step"
         return name if native else f"multi_step/{name}"
 
     def identity(self) -> dict[str, Any]:
@@ -211,7 +235,7 @@ class TrainConfig:
         if self.env_type == "single_step":
             fields.update(credit=None, bit_separator=None)
         if self.algorithm == "sft":
-            fields.update(dict.fromkeys(_RL_ONLY))
+            fields.update(dict.fromkeys(fields_of(*RL_ROLES)))
             return fields
         if self.reward_type != "binned_distance":
             fields.update(reward_bins=None, binning=None)
@@ -224,8 +248,28 @@ class TrainConfig:
     @chz.init_property
     def cell_id(self) -> str:
         """The cell's name in every table: 16 hex digits, a hash of `identity()`."""
-        text = json.dumps({"result_version": RESULT_VERSION, **self.identity()}, sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return hash_fields({"result_version": RESULT_VERSION, **self.identity()})
+
+
+def hash_fields(fields: Mapping[str, Any]) -> str:
+    """16 hex digits that stand for some fields and their values."""
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@cache
+def fields_of(*roles: str) -> tuple[str, ...]:
+    """The fields of TrainConfig that have one of some roles, role by role, as declared.
+
+    >>> fields_of("adapter", "task")
+    ('lora_rank', 'lora_alpha', 'algorithm', 'env_type', 'N')
+    """
+    fields = chz.chz_fields(TrainConfig)
+    return tuple(name for role in roles for name, field in fields.items() if (field.metadata or {}).get("role") == role)
+
+
+def shared_fields(config: TrainConfig) -> tuple[str, ...]:
+    """The fields of a cell in which all cells of its pack agree with it."""
+    return tuple(getattr(config, name) for name in fields_of(*SHARED_ROLES))
 
 
 def _type_name(annotation: Any) -> str:

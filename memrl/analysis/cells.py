@@ -5,34 +5,14 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from memrl.config import ROLES, fields_of
 from memrl.tables.schema import EPISODES_TO_MEMORIZE_SCHEMA
 
 IDENTITY = ("agent", "channel", "N", "model")
 """What a headline number is about; everything else that a cell may be told is tuned."""
 
-TUNED = (
-    "learning_rate",
-    "lora_rank",
-    "lora_alpha",
-    "batch_size",
-    "group_size",
-    "advantage",
-    "baseline",
-    "loss",
-    "clip_range",
-    "credit",
-    "malformed_reward",
-    "adam_beta1",
-    "adam_beta2",
-    "adam_epsilon",
-    "n_steps",
-    "max_episodes",
-    "stop_probability",
-    "prompt_format",
-    "bit_separator",
-    "dtype",
-    "rollout",
-)
+_TASK_FIELDS = fields_of("task", "draw", "channel")
+TUNED = tuple(name for name in fields_of(*ROLES) if name not in (*IDENTITY, *_TASK_FIELDS))
 """Fields that may be chosen, in the order in which ties are broken."""
 
 NUMBERS = (
@@ -54,12 +34,7 @@ NUMBERS = (
 CELL_COLUMNS = (
     "cell_id",
     *IDENTITY,
-    "algorithm",
-    "env_type",
-    "reward_type",
-    "reward_bins",
-    "binning",
-    "seed",
+    *(name for name in _TASK_FIELDS if name not in (*IDENTITY, "secret")),
     *TUNED,
     *(name for name in NUMBERS if name not in TUNED),
     "identifiable",

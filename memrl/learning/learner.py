@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from memrl.config import Advantage, Credit, Loss, TrainConfig
-from memrl.learning.advantage import assign_credit, group_advantages
-from memrl.learning.loss import edge_loss, sum_on_edges
+from memrl.learning.loss import LOSSES, sum_on_edges
 from memrl.policy.adapter_pack import AdapterPack
 from memrl.policy.network import PackedNetwork
 from memrl.policy.trie_walk import Walk
+from memrl.task.advantage import assign_credit, group_advantages
 from memrl.task.env import Outcomes, step_rewards
 from memrl.task.reward import Channel
 
@@ -94,7 +94,7 @@ class Learner:
         columns = (walk.edge_logprob, before, gain, cost)
         for number, name in enumerate(names):
             edges = torch.from_numpy(np.nonzero(kind_of == number)[0]).to(loss.device)
-            loss = loss + edge_loss(*(c[edges] for c in columns), cast(Loss, name), clip[edges]).sum()
+            loss = loss + LOSSES[cast(Loss, name)](*(c[edges] for c in columns), clip[edges]).sum()
         if gain.any() or cost.any():
             self._network.backpropagate(loss)
         norms = self.adapters.gradient_norms()

@@ -1,47 +1,49 @@
 """Losses on the edges of a walk: a token that many episodes share is one term, weighted by their summed advantages."""
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from memrl.config import Loss
 
+LossRule = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
+"""(log π, log π of the sampler, gain, cost, clip range), each (edges,), to the loss of each edge, (edges,).
 
-def edge_loss(
-    edge_logprob: Tensor,
-    rollout_logprob: Tensor,
-    gain: Tensor,
-    cost: Tensor,
-    kind: Loss,
-    clip_range: Tensor | float = 0.2,
-) -> Tensor:
-    """Policy-gradient loss of each edge; the sum over a cell's edges is the cell's loss.
+An edge's advantages are summed apart by sign: gain >= 0 >= cost. The sum over a cell's edges is the cell's loss. Where
+sampler and learner agree, as in the one update that a batch is used for, all these losses have one gradient.
+"""
 
-    With the ratio ρ = π(token) / rollout(token), and an edge's advantages summed apart by sign (gain ≥ 0 ≥ cost):
-    importance_sampling: -(gain + cost) ρ. reinforce: -(gain + cost) log π.
-    ppo: -(gain min(ρ, 1 + c) + cost max(ρ, 1 - c)).
 
-    Args:
-        edge_logprob: the learner's log-probabilities, nats, with gradient; (edges,).
-        rollout_logprob: the sampler's, nats, without gradient; (edges,).
-        gain: summed positive advantages of the episodes through the edge; (edges,).
-        cost: summed negative advantages; (edges,).
-        kind: the loss.
-        clip_range: c of ppo; one, or one an edge.
+def reinforce(edge_logprob: Tensor, rollout_logprob: Tensor, gain: Tensor, cost: Tensor, clip_range: Tensor) -> Tensor:
+    """-(gain + cost) log π, in advantage times nats.
 
-    Returns:
-        (edges,) in units of advantage (importance_sampling, ppo) or advantage times nats (reinforce).
-
-    Source: Schulman and Thinking Machines Lab, LoRA Without Regret, 2025; Williams, 1992; Schulman et al., PPO, 2017,
-    arXiv 1707.06347, equation 7.
+    Source: Williams 1992, Machine Learning 8, section 5.
     """
-    if kind == "reinforce":
-        return -(gain + cost) * edge_logprob
+    return -(gain + cost) * edge_logprob
+
+
+def importance_sampling(
+    edge_logprob: Tensor, rollout_logprob: Tensor, gain: Tensor, cost: Tensor, clip_range: Tensor
+) -> Tensor:
+    """-(gain + cost) ρ with the ratio ρ = π / π of the sampler, in advantage.
+
+    Source: Schulman and Thinking Machines Lab, LoRA Without Regret, 2025.
+    """
+    return -(gain + cost) * torch.exp(edge_logprob - rollout_logprob)
+
+
+def ppo(edge_logprob: Tensor, rollout_logprob: Tensor, gain: Tensor, cost: Tensor, clip_range: Tensor) -> Tensor:
+    """-(gain min(ρ, 1 + c) + cost max(ρ, 1 - c)), in advantage.
+
+    Source: Schulman et al., PPO, 2017, arXiv 1707.06347, equation 7.
+    """
     ratio = torch.exp(edge_logprob - rollout_logprob)
-    if kind == "importance_sampling":
-        return -(gain + cost) * ratio
-    clip = torch.as_tensor(clip_range, dtype=ratio.dtype, device=ratio.device)
-    return -(gain * torch.minimum(ratio, 1.0 + clip) + cost * torch.maximum(ratio, 1.0 - clip))
+    return -(gain * torch.minimum(ratio, 1.0 + clip_range) + cost * torch.maximum(ratio, 1.0 - clip_range))
+
+
+LOSSES: dict[Loss, LossRule] = {"importance_sampling": importance_sampling, "reinforce": reinforce, "ppo": ppo}
 
 
 def sum_on_edges(path: np.ndarray, values: np.ndarray, num_edges: int) -> np.ndarray:

@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from memrl.config import Dtype, TrainConfig
+from memrl.config import SHARED_ROLES, Dtype, TrainConfig, fields_of, shared_fields
 from memrl.learning.learner import Learner, Rewards, reward_walk
 from memrl.learning.progress import CellProgress
-from memrl.learning.provenance import describe_versions, find_revision
 from memrl.policy.adapter_pack import AdapterPack, describe_adapter
 from memrl.policy.base_model import EncodedTask, encode_task, load_base_model
 from memrl.policy.calibration import Prior, check_calibrated, measure_prior
@@ -49,7 +48,7 @@ class Pack:
     adapter. Cells that have ended leave the pack; the others go on as if nothing had happened.
 
     Args:
-        configs: the cells; they share model, dtype and prompt_format.
+        configs: the cells; they share the fields of `SHARED_ROLES`.
         device: where the base model and the adapters live.
         backend: who samples the episodes; unset: the learner's own weights, in the pass that scores them.
 
@@ -61,9 +60,9 @@ class Pack:
     def __init__(
         self, configs: Sequence[TrainConfig], *, device: str = "cpu", backend: RolloutBackend | None = None
     ) -> None:
-        shared = {(c.model, c.dtype, c.prompt_format) for c in configs}
+        shared = {shared_fields(c) for c in configs}
         if len(shared) != 1:
-            raise ValueError(f"configs must share model, dtype and prompt_format, got {sorted(shared)}")
+            raise ValueError(f"configs must share {', '.join(fields_of(*SHARED_ROLES))}, got {sorted(shared)}")
         self._backend = backend
         self._where = (configs[0].model, configs[0].dtype, device)
         base, tokenizer = share_base_model(*self._where)
@@ -216,7 +215,7 @@ class Pack:
         Returns:
             rows of episodes_to_memorize for the cells that ended, and the table of curves of all cells.
         """
-        rows = [cell.to_row(describe_versions(), find_revision()) for cell in self._ended]
+        rows = [cell.to_row() for cell in self._ended]
         columns = {name: np.concatenate(pieces) for name, pieces in self._curves.items() if pieces}
         curves = CURVES_SCHEMA.empty_table()
         if columns:
@@ -295,7 +294,7 @@ def _no_curves() -> dict[str, list[np.ndarray]]:
     return {name: [] for name in CURVES_SCHEMA.names}
 
 
-_CHANNEL_FIELDS = ("algorithm", "env_type", "N", "reward_type", "reward_bins", "binning", "malformed_reward", "credit")
+_CHANNEL_FIELDS = (*fields_of("task", "channel", "malformed"), "credit")
 
 
 @cache

@@ -2,15 +2,13 @@
 
 import math
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from typing import Any
-
-import chz
+from typing import Any, Literal
 
 from memrl.config import TrainConfig
 from memrl.policy.calibration import Prior
+from memrl.tables.rows import trained_row
+from memrl.task.result import REACHED, RunResult, Status
 from memrl.task.reward import Channel
-from memrl.theory.capacity import channel_capacity
 
 
 @dataclass
@@ -44,7 +42,7 @@ class CellProgress:
     observed_bits: float = math.nan
     seconds: float = 0.0
     tokens: int = 0
-    status: str = "training"
+    status: Status | Literal["training"] = "training"
     error: str | None = None
 
     def record_score(self, secret_log2: float, observed_bits: float) -> None:
@@ -58,7 +56,7 @@ class CellProgress:
             return
         self.absorbed_bits = math.log2(self.config.N) + secret_log2
         self.observed_bits = observed_bits
-        for probability in (0.5, 0.9):
+        for probability in REACHED:
             if secret_log2 >= math.log2(probability):
                 self.first_reach.setdefault(probability, self.episodes)
         if secret_log2 >= math.log2(self.config.stop_probability):
@@ -70,45 +68,18 @@ class CellProgress:
         """Ends the run as failed; `error` says why."""
         self.status, self.error = "failed", error
 
-    def to_row(self, versions: str, revision: str | None) -> dict[str, Any]:
-        """The cell's row of the table episodes_to_memorize."""
-        fields = chz.asdict(self.config) | self.config.identity()
-        return {
-            **fields,
-            "cell_id": self.config.cell_id,
-            "agent": "lora",
-            "channel": self.config.channel_name,
-            "secret": self.secret,
-            "signal_bits": math.log2(self.config.N),
-            **self._capacity_columns(),
-            "prior_kl_bits": self.prior.kl_bits,
-            "prior_well_formed": self.prior.well_formed_mass,
-            **self._reach_columns("e50", 0.5),
-            **self._reach_columns("e90", 0.9),
-            "episodes": self.episodes,
-            "updates": self.updates,
-            "absorbed_bits": self.absorbed_bits,
-            "observed_bits": self.observed_bits,
-            "bits_per_episode": self.absorbed_bits / self.episodes if self.episodes else math.nan,
-            "status": self.status,
-            "error": self.error,
-            "seconds": self.seconds,
-            "tokens": self.tokens,
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "versions": versions,
-            "revision": revision,
-        }
-
-    def _capacity_columns(self) -> dict[str, Any]:
-        """Null for a failed cell: what failed may be the channel's own function."""
-        capacity = None if self.status == "failed" else channel_capacity(self.channel)
-        return {
-            "capacity_nominal_bits": capacity and capacity.nominal_bits,
-            "capacity_uniform_bits": capacity and capacity.uniform_guess_bits,
-            "capacity_best_bits": capacity and capacity.best_guess_bits,
-            "identifiable": capacity and capacity.identifiable,
-        }
-
-    def _reach_columns(self, name: str, probability: float) -> dict[str, Any]:
-        reached = self.first_reach.get(probability)
-        return {name: self.episodes if reached is None else reached, f"{name}_censored": reached is None}
+    def to_row(self) -> dict[str, Any]:
+        """The row of a cell that has ended, for the table episodes_to_memorize."""
+        assert self.status != "training"
+        result = RunResult(
+            self.first_reach,
+            self.episodes,
+            self.updates,
+            self.absorbed_bits,
+            self.observed_bits,
+            self.status,
+            self.seconds,
+            self.tokens,
+            self.error,
+        )
+        return trained_row(self.config, self.channel, result, self.prior.kl_bits, self.prior.well_formed_mass)

@@ -24,12 +24,11 @@ class AgentPlay(threading.Thread):
 
     def run(self) -> None:
         """Plays, in the thread."""
-        from memrl.learning.provenance import describe_versions, find_revision
-        from memrl.theory.agents import agent_rows
+        from memrl.tables.rows import agent_row
+        from memrl.theory.agents import play_agents
 
-        provenance = {"versions": describe_versions(), "revision": find_revision()}
         try:
-            self._rows = agent_rows(self._cells, provenance=provenance)
+            self._rows = [agent_row(run) for run in play_agents(self._cells)]
         except Exception as error:  # raised where the rows are asked for
             self._error = error
 

@@ -6,18 +6,16 @@ import traceback
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from memrl.config import TrainConfig
-from memrl.learning.provenance import describe_versions, find_revision
 from memrl.learning.timeline import Timeline
 from memrl.rollout.backend import RolloutBackend
-from memrl.tables.schema import CURVES_SCHEMA, EPISODES_TO_MEMORIZE_SCHEMA
-from memrl.task.secret import cell_secret
+from memrl.tables.rows import failed_row
+from memrl.tables.schema import CURVES_SCHEMA
 
 
 @dataclass(frozen=True)
@@ -163,31 +161,6 @@ def start_pack(
     if backend is None or len(cells) == 1 or not alternates:
         return Pack(cells, device=device, backend=backend)
     return HalfPacks(cells, device=device, backend=backend)
-
-
-def failed_row(cell: TrainConfig, error: str) -> dict[str, Any]:
-    """The row of a cell that failed before it could measure anything; what was not measured is null.
-
-    Args:
-        cell: the cell.
-        error: what failed.
-    """
-    row: dict[str, Any] = dict.fromkeys(EPISODES_TO_MEMORIZE_SCHEMA.names)
-    row.update({name: value for name, value in cell.identity().items() if name in row})
-    secret = cell_secret(cell)
-    row.update(
-        cell_id=cell.cell_id,
-        agent="lora",
-        channel=cell.channel_name,
-        secret=secret,
-        signal_bits=math.log2(cell.N),
-        status="failed",
-        error=error,
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        versions=describe_versions(),
-        revision=find_revision(),
-    )
-    return row
 
 
 def describe_error(error: BaseException) -> str:

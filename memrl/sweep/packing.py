@@ -4,13 +4,10 @@ import math
 from collections.abc import Sequence
 from itertools import groupby, pairwise
 
-from memrl.config import TrainConfig
+from memrl.config import TrainConfig, shared_fields
 
 MOST_CELLS = 128
 """The largest pack that is made unless `pack_size` asks for more: beyond it, a pass costs as much a cell as before."""
-
-_EXPLORATION = {"binary": 1.0, "binned_distance": 0.1, "distance": 0.1, "bit_count": 0.05, "per_bit": 0.0}
-"""Rough share of the N secrets that a policy tries, as episodes, before its reward shows the way."""
 
 _ABSORPTION = 0.15
 """Adam moves a weight by about learning_rate an update, so absorbing takes about this / learning_rate updates."""
@@ -22,7 +19,7 @@ def estimate_updates(cell: TrainConfig) -> int:
     >>> estimate_updates(TrainConfig(N=1024, learning_rate=3e-3)), estimate_updates(TrainConfig(algorithm="sft"))
     (82, 50)
     """
-    episodes = 0.0 if cell.algorithm == "sft" else cell.N * _EXPLORATION.get(cell.reward_type, 1.0)
+    episodes = cell.N * cell.channel_kind.exploration
     updates = _ABSORPTION / cell.learning_rate + episodes / cell.episodes_per_update
     return max(1, min(math.ceil(updates), cell.episode_budget // cell.episodes_per_update))
 
@@ -51,7 +48,7 @@ def pack_cells(cells: Sequence[TrainConfig], pack_size: int) -> list[list[TrainC
         The packs, each cell in one of them.
     """
     packs = []
-    for _, sharing in groupby(sorted(cells, key=_shared), key=_shared):
+    for _, sharing in groupby(sorted(cells, key=shared_fields), key=shared_fields):
         like = sorted(sharing, key=_likeness)
         num_packs = math.ceil(len(like) / pack_size)
         cuts = [len(like) * i // num_packs for i in range(num_packs + 1)]
@@ -62,10 +59,6 @@ def pack_cells(cells: Sequence[TrainConfig], pack_size: int) -> list[list[TrainC
 def estimate_pack_updates(pack: Sequence[TrainConfig]) -> int:
     """A rough guess of the updates that a pack makes, cell by cell."""
     return sum(estimate_updates(cell) for cell in pack)
-
-
-def _shared(cell: TrainConfig) -> tuple[str, ...]:
-    return (cell.model, cell.dtype, cell.prompt_format, cell.rollout, cell.bit_separator)
 
 
 def _likeness(cell: TrainConfig) -> tuple[object, ...]:

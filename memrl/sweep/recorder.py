@@ -8,8 +8,9 @@ from typing import Any
 import pyarrow as pa
 
 from memrl.config import TrainConfig
-from memrl.sweep.pack_run import Parcel, failed_row
+from memrl.sweep.pack_run import Parcel
 from memrl.sweep.packing import estimate_pack_updates
+from memrl.tables.rows import failed_row
 from memrl.tables.schema import CURVES, EPISODES_TO_MEMORIZE
 from memrl.tables.store import TableStore
 

@@ -1,9 +1,24 @@
 """The two tables, declared once: what a column is called, its type and its unit."""
 
+from typing import get_args
+
 import pyarrow as pa
+
+from memrl.config import TrainConfig
 
 CURVES = "curves"
 EPISODES_TO_MEMORIZE = "episodes_to_memorize"
+
+
+_ARROW_TYPES = {int: pa.int64(), float: pa.float64()}
+
+
+def _arrow_type(name: str) -> pa.DataType:
+    """The type of the column of a field: of numbers their own, of all else text."""
+    annotation = TrainConfig.__annotations__[name]
+    return next(
+        (_ARROW_TYPES[kind] for kind in (annotation, *get_args(annotation)) if kind in _ARROW_TYPES), pa.string()
+    )
 
 
 def _column(name: str, type_: pa.DataType, doc: str) -> pa.Field:
@@ -32,38 +47,9 @@ EPISODES_TO_MEMORIZE_SCHEMA = pa.schema(
         _column("agent", pa.string(), "lora (a trained policy), or the agent of memrl.theory that made the row"),
         _column("channel", pa.string(), "TrainConfig.channel_name"),
         *(
-            _column(name, type_, f"TrainConfig.{name}")
-            for name, type_ in [
-                ("algorithm", pa.string()),
-                ("env_type", pa.string()),
-                ("N", pa.int64()),
-                ("seed", pa.int64()),
-                ("reward_type", pa.string()),
-                ("reward_bins", pa.int64()),
-                ("binning", pa.string()),
-                ("malformed_reward", pa.float64()),
-                ("credit", pa.string()),
-                ("advantage", pa.string()),
-                ("baseline", pa.float64()),
-                ("loss", pa.string()),
-                ("clip_range", pa.float64()),
-                ("group_size", pa.int64()),
-                ("batch_size", pa.int64()),
-                ("learning_rate", pa.float64()),
-                ("lora_rank", pa.int64()),
-                ("lora_alpha", pa.float64()),
-                ("adam_beta1", pa.float64()),
-                ("adam_beta2", pa.float64()),
-                ("adam_epsilon", pa.float64()),
-                ("n_steps", pa.int64()),
-                ("max_episodes", pa.int64()),
-                ("stop_probability", pa.float64()),
-                ("model", pa.string()),
-                ("prompt_format", pa.string()),
-                ("bit_separator", pa.string()),
-                ("dtype", pa.string()),
-                ("rollout", pa.string()),
-            ]
+            _column(name, _arrow_type(name), f"TrainConfig.{name}")
+            for name in TrainConfig.__annotations__
+            if name != "secret"
         ),
         _column("secret", pa.int64(), "the integer that was hidden"),
         _column("signal_bits", pa.float64(), "H(S) = log2 N"),

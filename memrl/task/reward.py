@@ -41,6 +41,7 @@ class Channel:
         per_step: whether the function returns one reward an env_step (last axis k) or one an episode.
         nominal_bits: bits an episode by the usual count (log2 B, 1, k, log2(k+1)); inf where the reward is continuous.
         malformed_reward: reward of a malformed answer; it tells nothing about the secret.
+        greedy_is_optimal: whether no agent needs fewer episodes on average than the greedy one, at every N.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Channel:
     per_step: bool
     nominal_bits: float
     malformed_reward: float = 0.0
+    greedy_is_optimal: bool = False
 
     @property
     def num_rewards(self) -> int:
@@ -216,26 +218,39 @@ def binned_distance_reward(B: int, binning: Binning) -> RewardFunction:
     return reward
 
 
+REWARD_FUNCTIONS: dict[str, RewardFunction] = {
+    "binary": binary_reward,
+    "distance": distance_reward,
+    "per_bit": per_bit_reward,
+    "bit_count": bit_count_reward,
+}
+"""By reward_type; binned_distance has a function for each B and binning."""
+
+
 def build_channel(config: TrainConfig) -> Channel:
     """The channel of a cell.
 
     Raises:
         ValueError: a custom reward function can't be imported, or is no finite function of (guess, secret, N).
     """
-    N, k = config.N, num_bits(config.N)
+    N, kind = config.N, config.channel_kind
+    return Channel(
+        config.channel_name,
+        N,
+        _reward_function(config),
+        kind.per_step,
+        kind.nominal_bits(N, num_bits(N), config.reward_bins or 2),
+        0.0 if config.algorithm == "sft" else config.malformed_reward,
+        kind.greedy_is_optimal,
+    )
+
+
+def _reward_function(config: TrainConfig) -> RewardFunction:
     if config.algorithm == "sft":
-        return Channel(config.channel_name, N, secret_itself, per_step=False, nominal_bits=math.log2(N))
-    bins = config.reward_bins or 2
-    builtin: dict[str, tuple[RewardFunction, float]] = {
-        "binary": (binary_reward, 1.0),
-        "binned_distance": (binned_distance_reward(bins, config.binning), math.log2(bins)),
-        "distance": (distance_reward, math.inf),
-        "per_bit": (per_bit_reward, float(k)),
-        "bit_count": (bit_count_reward, math.log2(k + 1)),
-    }
-    function, nominal_bits = builtin.get(config.reward_type) or (_import_reward(config.reward_type, N), math.inf)
-    per_step = config.reward_type == "per_bit"
-    return Channel(config.channel_name, N, function, per_step, nominal_bits, config.malformed_reward)
+        return secret_itself
+    if config.reward_type == "binned_distance":
+        return binned_distance_reward(config.reward_bins or 2, config.binning)
+    return REWARD_FUNCTIONS.get(config.reward_type) or _import_reward(config.reward_type, config.N)
 
 
 def _import_reward(address: str, N: int) -> RewardFunction:

@@ -12,6 +12,8 @@ import numpy as np
 from scipy.special import expit
 
 from memrl.config import TrainConfig
+from memrl.task.advantage import assign_credit, episode_advantages
+from memrl.task.result import REACHED
 from memrl.task.reward import Channel, build_channel
 from memrl.task.secret import num_bits, to_bits
 
@@ -21,27 +23,18 @@ _STREAM = 0x7AB01A
 _DRAWN_AHEAD = 32
 """Updates for which a run draws its uniform numbers at once."""
 
-_STD_EPSILON = 1e-4
-"""Added to the group's standard deviation, as for a trained policy."""
-
 
 @dataclass(frozen=True)
 class TabularRuns:
     """How runs went, each an array of shape (runs,).
 
     Attributes:
-        e50: episodes before P(secret) first reached 0.5; where it did not, episodes used in all.
-        e50_reached: whether it did.
-        e90: the same for 0.9.
-        e90_reached: whether it did.
+        first_reach: episodes before P(secret) first reached a probability of `REACHED`, or -1.
         episodes: episodes used in all.
         secret_log2: log2 P(secret) at the end.
     """
 
-    e50: np.ndarray
-    e50_reached: np.ndarray
-    e90: np.ndarray
-    e90_reached: np.ndarray
+    first_reach: dict[float, np.ndarray]
     episodes: np.ndarray
     secret_log2: np.ndarray
 
@@ -68,11 +61,11 @@ def train_tabular(
     channel = build_channel(config)
     draws = _Draws(seeds, config.N, (config.episodes_per_update, policy.num_env_steps))
     live, secret_log2 = np.arange(len(secrets)), np.zeros(len(secrets))
-    reached = {0.5: np.full(len(secrets), -1), 0.9: np.full(len(secrets), -1)}
+    first_reach = {probability: np.full(len(secrets), -1) for probability in REACHED}
     episodes = np.zeros(len(secrets), dtype=np.int64)
     while True:
         secret_log2[live] = log2 = policy.log2_probability(secrets[live])
-        for probability, first in reached.items():
+        for probability, first in first_reach.items():
             first[live[(first[live] < 0) & (log2 >= np.log2(probability))]] = episodes[live[0]]
         in_budget = episodes[live] + config.episodes_per_update <= config.episode_budget
         goes_on = (log2 < np.log2(config.stop_probability)) & in_budget
@@ -84,10 +77,7 @@ def train_tabular(
         guess, advantage = _play(config, channel, policy, draws.take(live), secrets[live])
         policy.ascend(guess, advantage * (learning_rates[live] / config.episodes_per_update)[:, None, None])
         episodes[live] += config.episodes_per_update
-    (e50, e50_reached), (e90, e90_reached) = (
-        (np.where(first < 0, episodes, first), first >= 0) for first in reached.values()
-    )
-    return TabularRuns(e50, e50_reached, e90, e90_reached, episodes, secret_log2)
+    return TabularRuns(first_reach, episodes, secret_log2)
 
 
 def _play(
@@ -101,25 +91,9 @@ def _play(
     told = channel.rewards(guess, secrets[:, None])
     rewards = np.zeros(uniform.shape)
     rewards[..., -told.shape[-1] :] = told
-    if config.resolved_credit != "per_step":
-        rewards = rewards[..., ::-1].cumsum(axis=-1)[..., ::-1]
-    if config.resolved_credit == "episode":
-        rewards = np.broadcast_to(rewards[..., :1], rewards.shape)
-    groups = rewards.reshape(len(secrets), config.num_groups, config.group_size, policy.num_env_steps)
-    return guess, _advantages(config, groups).reshape(rewards.shape)
-
-
-def _advantages(config: TrainConfig, signal: np.ndarray) -> np.ndarray:
-    """Advantages within groups; `signal` and result (runs, groups, episodes, env_steps)."""
-    if config.advantage == "constant_baseline":
-        return signal - config.baseline
-    size = config.group_size
-    centered = signal - signal.mean(axis=2, keepdims=True)
-    if config.advantage == "group_centered":
-        return centered
-    if config.advantage == "leave_one_out":
-        return centered * size / (size - 1)
-    return centered / (signal.std(axis=2, ddof=1, keepdims=True) + _STD_EPSILON)
+    signal = assign_credit(rewards, config.resolved_credit)
+    groups = signal.reshape(len(secrets), config.num_groups, config.group_size, policy.num_env_steps)
+    return guess, episode_advantages(groups, config.advantage, config.baseline).reshape(rewards.shape)
 
 
 class _Policy(Protocol):

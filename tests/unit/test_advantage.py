@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from memrl.learning.advantage import STD_EPSILON, assign_credit, group_advantages
+from memrl.task.advantage import STD_EPSILON, assign_credit, group_advantages
 
 NAN = math.nan
 KINDS = ["group_centered", "leave_one_out", "std_normalized", "constant_baseline"]

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from memrl.channels import REWARDS
 from memrl.config import TrainConfig
-from memrl.task.reward import Channel, build_channel, distance_bins, row_blocks
+from memrl.task.reward import REWARD_FUNCTIONS, Channel, build_channel, distance_bins, row_blocks
 from memrl.theory.capacity import channel_capacity, identifiability_warning
 
 RL_CHANNELS = {
@@ -211,3 +212,15 @@ def test_a_malformed_answer_that_pays_as_much_as_the_secret_is_warned_of(name):
     assert not channel_capacity(channel).identifiable
     assert "malformed_reward=1.0" in str(identifiability_warning(channel))
     assert channel_capacity(make_channel(name, 16, malformed_reward=-1.0)).identifiable
+
+
+def test_every_record_of_a_channel_has_a_reward_function():
+    assert set(REWARD_FUNCTIONS) | {"binned_distance"} == set(REWARDS)
+
+
+@pytest.mark.parametrize("name", CHANNELS)
+def test_a_record_says_which_rewards_are_zero_or_one(name):
+    config = TrainConfig(N=13, **CHANNELS[name])
+    answers = np.arange(13)
+    rewards = build_channel(config).rewards(answers[:, None], answers)
+    assert config.channel_kind.zero_or_one <= (set(np.unique(rewards)) <= {0.0, 1.0})

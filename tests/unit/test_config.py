@@ -8,7 +8,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memrl.config import REWARD_TYPES, TrainConfig, did_you_mean, literal_choices
+from memrl.config import (
+    NETWORK_ROLES,
+    REWARD_TYPES,
+    RL_ROLES,
+    ROLES,
+    SHARED_ROLES,
+    TrainConfig,
+    did_you_mean,
+    fields_of,
+    literal_choices,
+)
 
 BINNED = {"reward_type": "binned_distance", "reward_bins": 8}
 PPO = {"loss": "ppo"}
@@ -195,6 +205,13 @@ def test_every_field_is_known_to_split_cells_or_not():
     """A new field must be placed in RELEVANT, or its cells may be taken for one another."""
     splitting = {name for _, change in RELEVANT for name in change}
     assert splitting == set(chz.chz_fields(TrainConfig))
+
+
+def test_every_field_says_what_it_is_for():
+    """Packs, agents, tables and the analysis treat a field by its role: one without a role would pool unlike cells."""
+    assert sorted(fields_of(*ROLES)) == sorted(chz.chz_fields(TrainConfig))
+    assert {*RL_ROLES, *NETWORK_ROLES, *SHARED_ROLES} <= set(ROLES)
+    assert all(fields_of(role) for role in ROLES)
 
 
 def test_cell_id_is_a_stable_name():

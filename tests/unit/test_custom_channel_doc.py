@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from memrl.config import TrainConfig
+from memrl.tables.rows import agent_row
 from memrl.task.reward import build_channel
-from memrl.theory.agents import agent_rows
+from memrl.theory.agents import play_agents
 from memrl.theory.capacity import identifiability_warning
 
 DOC = Path(__file__).parents[2] / "docs" / "custom_channel.md"
@@ -42,7 +43,7 @@ def test_the_sessions_print_what_the_page_shows(channels_on_path):
 
 def test_the_channel_gets_rows_of_agents_like_any_other(channels_on_path):
     cells = [TrainConfig(N=100, seed=seed, reward_type="my_channels:digits_right", n_steps=200) for seed in range(3)]
-    rows = agent_rows(cells, learning_rates=[16.0])
+    rows = [agent_row(run) for run in play_agents(cells, learning_rates=[16.0])]
     assert {row["agent"] for row in rows} == {"greedy", "tabular_pg"}
     assert {row["channel"] for row in rows} == {"my_channels:digits_right"}
     assert all(0 < row["e90"] < 100 for row in rows if row["agent"] == "greedy")

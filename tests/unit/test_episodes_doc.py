@@ -9,7 +9,7 @@ import pytest
 
 from memrl.cli import build, split_words
 from memrl.config import TrainConfig, literal_choices
-from memrl.learning.advantage import assign_credit, group_advantages
+from memrl.task.advantage import assign_credit, group_advantages
 from memrl.task.env import step_rewards
 from memrl.task.parse import collect_outcomes, parse_answer
 from memrl.task.prompt import answer_steps, prompt_text

@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from hypothesis import given
@@ -188,3 +189,10 @@ def test_bitrate_has_sixteen_secrets_of_every_condition():
         fields = {name: value for name, value in cell.identity().items() if name != "seed"}
         conditions.setdefault(str(fields), set()).add(cell.seed)
     assert all(len(seeds) >= 16 for seeds in conditions.values())
+
+
+def test_cells_keep_the_names_under_which_the_reference_was_measured():
+    reference = pq.read_table(
+        GRIDS.parents[1] / "results" / "bitrate" / "reference" / "episodes_to_memorize", columns=["cell_id"]
+    )
+    assert load_grid("bitrate", GRIDS).cells().keys() <= set(reference["cell_id"].to_pylist())

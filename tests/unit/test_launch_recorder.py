@@ -9,11 +9,12 @@ from memrl.config import TrainConfig
 from memrl.sweep import recorder as recorder_module
 from memrl.sweep.agent_play import AgentPlay
 from memrl.sweep.execution import Execution
-from memrl.sweep.pack_run import Parcel, failed_row
+from memrl.sweep.pack_run import Parcel
 from memrl.sweep.plan import plan_packs
 from memrl.sweep.progress import ProgressLine, describe_progress
 from memrl.sweep.recorder import Recorder
 from memrl.sweep.summary import summarize, summarize_rows
+from memrl.tables.rows import failed_row
 from memrl.tables.schema import CURVES, CURVES_SCHEMA, EPISODES_TO_MEMORIZE
 from memrl.tables.store import TableStore
 

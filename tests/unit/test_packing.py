@@ -4,10 +4,8 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memrl.config import TrainConfig
+from memrl.config import TrainConfig, shared_fields
 from memrl.sweep.packing import choose_pack_size, estimate_updates, pack_cells
-
-SHARED = ("model", "dtype", "prompt_format", "rollout", "bit_separator")
 
 cells = st.builds(
     TrainConfig,
@@ -30,8 +28,7 @@ def test_packs_hold_every_cell_once_and_share_what_a_pass_shares(cells, pack_siz
     assert sorted(map(id, packed)) == sorted(map(id, cells))
     for pack in packs:
         assert 1 <= len(pack) <= pack_size
-        for name in SHARED:
-            assert len({getattr(cell, name) for cell in pack}) == 1
+        assert len(set(map(shared_fields, pack))) == 1
 
 
 @given(st.lists(cells, max_size=40, unique_by=lambda cell: cell.cell_id), st.randoms(use_true_random=False))

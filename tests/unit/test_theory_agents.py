@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from scipy.stats import kstest
 
 from memrl.config import TrainConfig
+from memrl.tables.rows import agent_row
 from memrl.tables.schema import EPISODES_TO_MEMORIZE_SCHEMA
 from memrl.task.reward import Channel, build_channel
 from memrl.task.secret import draw_secret
-from memrl.theory.agents import AGENTS, agent_rows, optimal_episodes, uniform_episodes
+from memrl.theory.agents import AGENTS, optimal_episodes, play_agents, uniform_episodes
 from memrl.theory.bayes_agent import play_greedy
 from memrl.theory.capacity import channel_capacity
 from memrl.theory.dynamic_programming import plan_optimal
@@ -192,7 +193,7 @@ CELLS = [
 
 @pytest.fixture(scope="module")
 def rows():
-    return agent_rows(CELLS, learning_rates=[4.0, 64.0], provenance={"versions": "{}", "revision": "abc"})
+    return [agent_row(run) for run in play_agents(CELLS, learning_rates=[4.0, 64.0])]
 
 
 def test_rows_fit_the_table_and_have_ids_of_their_own(rows):
@@ -200,7 +201,6 @@ def test_rows_fit_the_table_and_have_ids_of_their_own(rows):
     assert all(set(row) == set(EPISODES_TO_MEMORIZE_SCHEMA.names) for row in rows)
     assert len({row["cell_id"] for row in rows}) == len(rows)
     assert set(table["agent"].to_pylist()) == set(AGENTS)
-    assert {row["revision"] for row in rows} == {"abc"}
     assert not {row["cell_id"] for row in rows} & {cell.cell_id for cell in CELLS}
 
 
@@ -241,7 +241,7 @@ def _task_fields(row):
 
 
 def test_rows_are_the_same_again_but_for_their_times(rows):
-    again = agent_rows(CELLS, learning_rates=[4.0, 64.0], provenance={"versions": "{}", "revision": "abc"})
+    again = [agent_row(run) for run in play_agents(CELLS, learning_rates=[4.0, 64.0])]
     timeless = [
         [{k: repr(v) for k, v in row.items() if k not in ("seconds", "created")} for row in r] for r in (rows, again)
     ]
@@ -251,6 +251,7 @@ def test_rows_are_the_same_again_but_for_their_times(rows):
 def test_a_channel_that_cannot_tell_every_secret_has_no_row_of_an_exact_posterior(tmp_path, monkeypatch):
     (tmp_path / "parity_channel.py").write_text("def parity(guess, secret, N):\n    return (guess + secret) % 2\n")
     monkeypatch.syspath_prepend(tmp_path)
-    rows = agent_rows([TrainConfig(N=6, reward_type="parity_channel:parity", n_steps=5)], learning_rates=[1.0])
+    cell = TrainConfig(N=6, reward_type="parity_channel:parity", n_steps=5)
+    rows = [agent_row(run) for run in play_agents([cell], learning_rates=[1.0])]
     assert [row["agent"] for row in rows] == ["tabular_pg"]
     assert rows[0]["identifiable"] is False

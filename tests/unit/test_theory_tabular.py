@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 
 from memrl.config import TrainConfig
-from memrl.learning.advantage import group_advantages
+from memrl.task.advantage import ADVANTAGES, episode_advantages, group_advantages
 from memrl.theory.gradient_flow import gradient_flow_time
-from memrl.theory.tabular import _advantages, _ArmLogits, _BitLogits, train_tabular
+from memrl.theory.tabular import _ArmLogits, _BitLogits, train_tabular
 
 POLICIES = {"arms": _ArmLogits, "bits": _BitLogits}
 
@@ -20,6 +20,12 @@ def run(config, secrets, rate, first_seed=0):
     secrets = np.asarray(secrets)
     seeds = range(first_seed, first_seed + len(secrets))
     return train_tabular(config, secrets, list(seeds), np.full(len(secrets), float(rate)))
+
+
+def episodes_until(runs, probability):
+    """Episodes until P(secret) first reached a probability; infinite where it did not."""
+    first = runs.first_reach[probability]
+    return np.where(first < 0, np.inf, first)
 
 
 def log_probabilities(policy, N, run=0):
@@ -79,25 +85,26 @@ def test_each_env_step_is_pushed_by_its_own_weight():
 
 @settings(max_examples=20)
 @given(
-    st.sampled_from(["group_centered", "leave_one_out", "std_normalized", "constant_baseline"]),
+    st.sampled_from(list(ADVANTAGES)),
     st.integers(0, 2**32 - 1),
 )
 def test_advantages_are_those_of_the_trained_policies(kind, seed):
     rng = np.random.default_rng(seed)
-    config = TrainConfig(advantage=kind, baseline=0.3, group_size=5, batch_size=10)
     signal = rng.integers(3, size=(4, 2, 5, 3)) / 2
     groups = np.eye(2)[np.tile(np.repeat([0, 1], 5), 4)]
     reference = group_advantages(signal.reshape(40, 3), groups, np.repeat(np.arange(4), 10), kind, 0.3)
     reference = np.broadcast_to(reference, (40, 2, 3))
     own = np.take_along_axis(reference, groups.argmax(axis=1)[:, None, None], axis=1)[:, 0]
-    np.testing.assert_allclose(_advantages(config, signal).reshape(40, 3), own, atol=1e-12)
+    np.testing.assert_allclose(episode_advantages(signal, kind, 0.3).reshape(40, 3), own, atol=1e-12)
 
 
 def test_small_supervised_steps_follow_the_flow_of_log_probability():
     config = TrainConfig(algorithm="sft", N=32, n_steps=10_000)
     runs = run(config, [3], 0.01)
-    assert runs.e50[0] * 0.01 == pytest.approx(gradient_flow_time(32, "log_probability"), rel=0.02)
-    assert runs.e90[0] * 0.01 == pytest.approx(gradient_flow_time(32, "log_probability", 0.9), rel=0.02)
+    assert episodes_until(runs, 0.5)[0] * 0.01 == pytest.approx(gradient_flow_time(32, "log_probability"), rel=0.02)
+    assert episodes_until(runs, 0.9)[0] * 0.01 == pytest.approx(
+        gradient_flow_time(32, "log_probability", 0.9), rel=0.02
+    )
 
 
 @pytest.mark.parametrize(
@@ -113,7 +120,7 @@ def test_small_steps_of_large_groups_follow_the_flow(advantage, objective, speed
     N, rate = 8, 0.1
     config = TrainConfig(N=N, advantage=advantage, group_size=256, n_steps=10_000)
     runs = run(config, [0, 5, 7, 2], rate)
-    time = runs.e50 / 256 * rate * speed
+    time = episodes_until(runs, 0.5) / 256 * rate * speed
     assert time.mean() == pytest.approx(gradient_flow_time(N, objective), rel=0.06)
 
 
@@ -122,10 +129,14 @@ def test_with_large_steps_binary_waits_for_its_first_hit(env_type):
     N, group_size, num_runs = 32, 8, 600
     config = TrainConfig(N=N, env_type=env_type, group_size=group_size, n_steps=10_000)
     runs = run(config, np.arange(num_runs) % N, 1e4)
-    assert runs.e50_reached.all()
-    waited = runs.e50 / group_size
+    waited = episodes_until(runs, 0.5) / group_size
+    assert np.isfinite(waited).all()
     hit = 1 - (1 - 1 / N) ** group_size
     assert waited.mean() == pytest.approx(1 / hit, abs=4 * math.sqrt(1 - hit) / hit / math.sqrt(num_runs))
+
+
+def describe_run(runs, row):
+    return [runs.episodes[row], runs.secret_log2[row], *(first[row] for first in runs.first_reach.values())]
 
 
 def test_a_run_is_what_it_would_be_alone():
@@ -133,7 +144,7 @@ def test_a_run_is_what_it_would_be_alone():
     together = train_tabular(config, np.array([3, 7, 11]), [5, 6, 7], np.array([2.0, 8.0, 32.0]))
     for i, (secret, seed, rate) in enumerate([(3, 5, 2.0), (7, 6, 8.0), (11, 7, 32.0)]):
         alone = train_tabular(config, np.array([secret]), [seed], np.array([rate]))
-        assert [getattr(together, name)[i] for name in vars(together)] == [v[0] for v in vars(alone).values()]
+        assert describe_run(together, i) == describe_run(alone, 0)
 
 
 def test_every_channel_is_learned_by_small_steps():
@@ -148,8 +159,8 @@ def test_every_channel_is_learned_by_small_steps():
     ]
     for field in fields:
         runs = run(TrainConfig(N=16, n_steps=2000, **field), [0, 5, 10, 15], 2.0)
-        assert runs.e90_reached.all(), field
-        assert (runs.e50 <= runs.e90).all()
+        assert np.isfinite(episodes_until(runs, 0.9)).all(), field
+        assert (episodes_until(runs, 0.5) <= episodes_until(runs, 0.9)).all()
         assert (2**runs.secret_log2 >= 0.9).all()
 
 
@@ -157,7 +168,7 @@ def test_episode_credit_slows_per_bit_and_per_step_credit_hardly_feels_N():
     def median_e50(N, credit):
         config = TrainConfig(N=N, env_type="multi_step", reward_type="per_bit", credit=credit, n_steps=400)
         runs = [run(config, np.random.default_rng(N).integers(N, size=16), rate) for rate in (4, 16, 64, 256)]
-        return min(np.median(np.where(r.e50_reached, r.e50, np.inf)) for r in runs)
+        return min(np.median(episodes_until(r, 0.5)) for r in runs)
 
     per_step, episode = ([median_e50(N, credit) for N in (16, 1024)] for credit in ("per_step", "episode"))
     assert per_step[1] <= 2 * per_step[0]
@@ -167,7 +178,6 @@ def test_episode_credit_slows_per_bit_and_per_step_credit_hardly_feels_N():
 
 def test_a_spent_budget_censors():
     runs = run(TrainConfig(N=64, n_steps=3, group_size=8), [1, 2], 1e-6)
-    assert runs.episodes.tolist() == runs.e50.tolist() == runs.e90.tolist() == [24, 24]
-    assert not runs.e50_reached.any()
-    assert not runs.e90_reached.any()
+    assert runs.episodes.tolist() == [24, 24]
+    assert {tuple(first) for first in runs.first_reach.values()} == {(-1, -1)}
     np.testing.assert_allclose(runs.secret_log2, -6, atol=1e-5)

@@ -1,0 +1,108 @@
+"""Rows of episodes_to_memorize: of trained cells, of cells that failed before they could train, and of agents."""
+
+import math
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from memrl.config import TrainConfig, hash_fields
+from memrl.tables.provenance import describe_versions, find_revision
+from memrl.tables.schema import EPISODES_TO_MEMORIZE_SCHEMA
+from memrl.task.result import REACHED, RunResult
+from memrl.task.reward import Channel, build_channel
+from memrl.task.secret import cell_secret
+from memrl.theory.agents import AgentRun
+from memrl.theory.capacity import channel_capacity
+
+LORA = "lora"
+"""The value of the column `agent` of a trained policy."""
+
+Row = dict[str, Any]
+
+
+def trained_row(
+    config: TrainConfig, channel: Channel, result: RunResult, prior_kl_bits: float, prior_well_formed: float
+) -> Row:
+    """The row of a cell that was trained.
+
+    Args:
+        config: the cell.
+        channel: its channel.
+        result: how its run ended; where it failed, the capacities are null, for what failed may be the channel.
+        prior_kl_bits: KL(uniform || policy) before the first update.
+        prior_well_formed: mass on answers in range before the first update.
+    """
+    return {
+        **_describe_cell(config),
+        **({} if result.status == "failed" else _describe_channel(channel)),
+        **_describe_result(result),
+        "prior_kl_bits": prior_kl_bits,
+        "prior_well_formed": prior_well_formed,
+    }
+
+
+def failed_row(config: TrainConfig, error: str) -> Row:
+    """The row of a cell that failed before it could measure anything; what was not measured is null."""
+    return {**_describe_cell(config), "status": "failed", "error": error}
+
+
+def agent_row(run: AgentRun) -> Row:
+    """The row of an agent that played a cell's channel and secret, from an exactly uniform prior."""
+    config = run.config
+    channel = config.channel_name
+    return {
+        **_describe(run.agent, config, run.fields),
+        **_describe_channel(build_channel(config)),
+        **_describe_result(run.result),
+        "cell_id": hash_fields({"agent": run.agent, "channel": channel, **run.fields, "secret": cell_secret(config)}),
+        "prior_kl_bits": 0.0,
+        "prior_well_formed": 1.0,
+    }
+
+
+def _describe_cell(config: TrainConfig) -> Row:
+    return _describe(LORA, config, config.identity()) | {"cell_id": config.cell_id}
+
+
+def _describe(agent: str, config: TrainConfig, fields: Mapping[str, Any]) -> Row:
+    """A row with what is known before the run: who it is, its task, and what runs; all else null."""
+    return {
+        **dict.fromkeys(EPISODES_TO_MEMORIZE_SCHEMA.names),
+        **fields,
+        "agent": agent,
+        "channel": config.channel_name,
+        "secret": cell_secret(config),
+        "signal_bits": math.log2(config.N),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": describe_versions(),
+        "revision": find_revision(),
+    }
+
+
+def _describe_channel(channel: Channel) -> Row:
+    capacity = channel_capacity(channel)
+    return {
+        "capacity_nominal_bits": capacity.nominal_bits,
+        "capacity_uniform_bits": capacity.uniform_guess_bits,
+        "capacity_best_bits": capacity.best_guess_bits,
+        "identifiable": capacity.identifiable,
+    }
+
+
+def _describe_result(result: RunResult) -> Row:
+    row: Row = {}
+    for probability in REACHED:
+        reached, name = result.first_reach.get(probability), f"e{probability * 100:.0f}"
+        row[name] = result.episodes if reached is None else reached
+        row[f"{name}_censored"] = reached is None
+    return row | {
+        "episodes": result.episodes,
+        "updates": result.updates,
+        "absorbed_bits": result.absorbed_bits,
+        "observed_bits": result.observed_bits,
+        "bits_per_episode": result.absorbed_bits / result.episodes if result.episodes else math.nan,
+        "status": result.status,
+        "error": result.error,
+        "seconds": result.seconds,
+        "tokens": result.tokens,
+    }
