@@ -63,8 +63,7 @@ def main(argv: Sequence[str]) -> int:
             words = split_words(argv)
             launch = prepare_launch(words, command=f"python sweeps/launch.py {shlex.join(argv)}")
             if not launch.execution.dry_run:
-                launch.store.create()
-                stack.enter_context(launch.store.lock())
+                stack.enter_context(launch.store.open_for_writing())
         from rich.console import Console
 
         if launch.execution.dry_run:

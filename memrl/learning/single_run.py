@@ -4,6 +4,7 @@ import math
 import time
 import traceback
 from collections.abc import Mapping
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Literal
 
 import chz
@@ -74,16 +75,21 @@ class SingleRun:
 
         self._config, self._options, self._console = config, options, console
         self._store = TableStore(options.results)
-        self._store.create()
-        self._earlier = None if options.overwrite else self._find_finished_row()
-        if self._earlier is not None:
-            return
-        with console.status("loading the model"):
-            self._wandb = WandbLog(options.wandb_project, options.results) if options.wandb_project else None
-            self._pack = self._load_pack()
-        (self._cell,) = self._pack.cells
-        self._curves: list[pa.Table] = []
-        self._forget()
+        with ExitStack() as writing:
+            writing.enter_context(self._store.open_for_writing(config.cell_id))
+            for line in self._store.damaged:
+                self._print(line)
+            self._earlier = None if options.overwrite else self._find_finished_row()
+            if self._earlier is not None:
+                return
+            with console.status("loading the model"):
+                self._wandb = WandbLog(options.wandb_project, options.results) if options.wandb_project else None
+                self._pack = self._load_pack()
+            (self._cell,) = self._pack.cells
+            self._curves: list[pa.Table] = []
+            # What an earlier run of this cell left: it failed, was interrupted, or is to be replaced.
+            self._store.drop_cells([config.cell_id])
+            self._writing = writing.pop_all()
 
     def train(self) -> int:
         """Trains the cell to its end, writes its rows, and prints its result.
@@ -108,6 +114,7 @@ class SingleRun:
             self._print(f"{told}; the curves so far are in {where}. The same command starts this cell afresh.")
             return INTERRUPTED
         finally:
+            self._writing.close()
             if self._backend is not None:
                 self._backend.close()
         if self._wandb is not None:
@@ -155,16 +162,6 @@ class SingleRun:
         rows = self._store.read("episodes_to_memorize")
         mine = pc.and_(pc.equal(rows["cell_id"], self._config.cell_id), pc.equal(rows["agent"], "lora"))
         return rows.filter(mine).to_pylist()[0]
-
-    def _forget(self) -> None:
-        """Removes what an earlier run of this cell left: it failed, was interrupted, or is to be replaced."""
-        import pyarrow.compute as pc
-
-        cell_id = self._config.cell_id
-        tables = ("curves", "episodes_to_memorize")
-        if any(pc.any(pc.equal(self._store.read(table, ["cell_id"])["cell_id"], cell_id)).as_py() for table in tables):
-            with self._store.lock():
-                self._store.drop_cells([cell_id])
 
     def _train_to_end(self) -> dict[str, Any]:
         """Trains until the cell has ended, writing as it goes; returns the cell's row."""

@@ -17,7 +17,7 @@ from memrl.tables.schema import CURVES, EPISODES_TO_MEMORIZE
 from memrl.tables.store import TableStore
 
 FAILED, REFUSED, INTERRUPTED = 1, 2, 130
-"""Exit codes: cells failed; bad input that only Ray or an engine could tell; Ctrl-C."""
+"""Exit codes: cells failed, or tables were damaged; bad input that only Ray or an engine could tell; Ctrl-C."""
 
 
 @dataclass(frozen=True)
@@ -52,15 +52,17 @@ class Launch:
     def run(self, console: Console) -> int:
         """Trains the cells that have not finished and prints the table of all; returns the exit code.
 
-        The caller holds the store's lock.
+        The caller has opened the store for writing.
         """
+        for line in self.store.damaged:
+            _print_plain(console, line)
         left = self._cells_left()
         if not left:
             console.print(f"{self.name}: all {len(self.cells):,} cells were finished already")
             self._print_table(console)
             self._write_report(console)
             self._compare_with_reference(console)
-            return 0
+            return FAILED if self.store.damaged else 0
         from memrl.sweep.run import RefusedError, run_sweep
 
         # A cell that failed before is tried again, so its old row goes.
@@ -80,7 +82,7 @@ class Launch:
             return INTERRUPTED
         self._write_report(console)
         self._compare_with_reference(console)
-        return FAILED if outcome.recorder.statuses["failed"] else 0
+        return FAILED if outcome.recorder.statuses["failed"] or self.store.damaged else 0
 
     def _print_counts(self, recorder: Recorder, seconds: float, console: Console) -> None:
         ended, took = recorder.statuses.total(), format_seconds(seconds)

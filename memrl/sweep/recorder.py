@@ -125,7 +125,11 @@ class Recorder:
             return
         start = time.monotonic()
         self._store.append(CURVES, pa.concat_tables([parcel.curves for parcel in parcels]))
-        self._store.append(EPISODES_TO_MEMORIZE, [row for parcel in parcels for row in parcel.rows])
+        rows = [row for parcel in parcels for row in parcel.rows]
+        counted_as = {row["cell_id"]: row["status"] for row in rows}
+        for row in self._store.append(EPISODES_TO_MEMORIZE, rows):
+            self.statuses[counted_as[row["cell_id"]]] -= 1
+            self._count(row)
         end = time.monotonic()
         self._next_flush = end + max(_FLUSH_SECONDS, (end - start) / _MOST_TIME_FLUSHING)
 

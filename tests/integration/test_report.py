@@ -202,6 +202,17 @@ def test_tables_without_a_finished_cell_are_refused(tmp_path):
     assert done.stderr == f"error: results must hold at least one finished cell, got none at {tmp_path}\n"
 
 
+def test_a_damaged_part_is_one_line_that_names_it_and_stays(tmp_path):
+    TableStore(str(tmp_path)).create()
+    (part,) = (tmp_path / "episodes_to_memorize").glob("*.parquet")
+    part.write_bytes(b"PAR1")
+    done = run_command("grid=empty", f"results={tmp_path}")
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {part} must be a whole part of its table, got ")
+    assert done.stderr.count("\n") == 1
+    assert part.exists()
+
+
 def test_cells_that_all_failed_are_refused_though_the_agents_played(sweep, tmp_path):
     source, target = TableStore(str(sweep)), TableStore(str(tmp_path))
     target.create()

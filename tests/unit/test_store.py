@@ -9,9 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from memrl.tables import store as store_module
+from memrl.tables import folder as folder_module
+from memrl.tables.folder import MOST_SMALL_PARTS, PART_ROWS
 from memrl.tables.schema import CURVES, CURVES_SCHEMA, EPISODES_TO_MEMORIZE, EPISODES_TO_MEMORIZE_SCHEMA
-from memrl.tables.store import MOST_SMALL_PARTS, PART_ROWS, TableStore
+from memrl.tables.store import TableStore
 
 
 def cell_row(cell_id: str, status: str = "memorized", agent: str = "lora", **values) -> dict:
@@ -25,6 +26,13 @@ def curve_rows(cell_id: str, num_updates: int, absorbed_bits: float = 0.0) -> li
         numbers | {"cell_id": cell_id, "update": update, "episodes": 32 * update, "absorbed_bits": absorbed_bits}
         for update in range(num_updates)
     ]
+
+
+def append_cells(store: TableStore, *rows: dict) -> None:
+    """Appends rows with curves of one update each."""
+    for row in rows:
+        store.append(CURVES, curve_rows(row["cell_id"], 2))
+    store.append(EPISODES_TO_MEMORIZE, [row | {"updates": 1} for row in rows])
 
 
 def curve_table(cell_id: str, num_updates: int) -> pa.Table:
@@ -87,8 +95,6 @@ def test_a_missing_or_unknown_column_is_refused(store, as_table):
 
 
 def test_a_value_of_another_type_is_refused(store):
-    with pytest.raises((ValueError, TypeError), match="many"):
-        store.append(EPISODES_TO_MEMORIZE, [cell_row("a", N="many")])
     with pytest.raises(ValueError, match="first"):
         store.append(CURVES, curve_table("a", 1).set_column(1, "update", pa.array(["first"])))
     assert store.finished_cell_ids() == set()
@@ -101,14 +107,45 @@ def test_an_unknown_table_gets_a_suggestion(store):
 
 def test_failed_cells_and_other_agents_are_not_finished(store):
     rows = [cell_row("a"), cell_row("b", "budget_spent"), cell_row("c", "failed"), cell_row("d", agent="optimal")]
-    store.append(EPISODES_TO_MEMORIZE, rows)
+    append_cells(store, *rows)
     assert store.finished_cell_ids() == {"a", "b"}
+
+
+def test_a_cell_is_finished_only_with_all_its_curves(store):
+    store.append(EPISODES_TO_MEMORIZE, [cell_row("a", updates=3), cell_row("b", updates=3), cell_row("c", updates=3)])
+    store.append(CURVES, curve_rows("a", 4) + curve_rows("b", 3))
+    assert store.finished_cell_ids() == {"a"}
+
+
+@pytest.mark.parametrize("status", ["banana", None])
+def test_a_cell_of_no_known_status_is_not_finished(store, status):
+    append_cells(store, cell_row("a", status))
+    assert store.finished_cell_ids() == set()
+
+
+def test_a_row_that_does_not_fit_fails_alone(store):
+    failed = store.append(
+        EPISODES_TO_MEMORIZE, [cell_row("a", N=2**63), cell_row("b", N=4), cell_row("c", error="\udcff")]
+    )
+    rows = store.read(EPISODES_TO_MEMORIZE, ["cell_id", "N", "status", "error"]).to_pylist()
+    assert rows == [
+        {"cell_id": "a", "N": None, "status": "failed", "error": "the table can't hold N='9223372036854775808'"},
+        {"cell_id": "b", "N": 4, "status": "memorized", "error": None},
+        {"cell_id": "c", "N": None, "status": "failed", "error": "the table can't hold error='\\udcff'"},
+    ]
+    assert [row["cell_id"] for row in failed] == ["a", "c"]
+
+
+def test_a_row_without_its_key_is_refused(store):
+    with pytest.raises(ValueError, match="must have their agent"):
+        store.append(EPISODES_TO_MEMORIZE, [cell_row("a", agent=None)])
+    assert store.read(EPISODES_TO_MEMORIZE).num_rows == 0
 
 
 def test_a_cell_that_failed_and_then_finished_is_finished_and_counts_once(store, tmp_path):
     store.append(EPISODES_TO_MEMORIZE, [cell_row("a", "failed")])
     again = TableStore(str(tmp_path))
-    again.append(EPISODES_TO_MEMORIZE, [cell_row("a", "memorized")])
+    append_cells(again, cell_row("a", "memorized"))
     assert again.read(EPISODES_TO_MEMORIZE, ["status"]).to_pylist() == [{"status": "memorized"}]
     assert again.finished_cell_ids() == {"a"}
 
@@ -144,10 +181,10 @@ def test_rows_that_would_overflow_a_part_go_into_the_next_together(store, tmp_pa
 
 
 def test_a_second_run_leaves_the_first_ones_rows(store, tmp_path):
-    store.append(EPISODES_TO_MEMORIZE, [cell_row("a")])
+    append_cells(store, cell_row("a"))
     second = TableStore(str(tmp_path))
     second.create()
-    second.append(EPISODES_TO_MEMORIZE, [cell_row("b")])
+    append_cells(second, cell_row("b"))
     assert sorted(pd.read_parquet(tmp_path / EPISODES_TO_MEMORIZE)["cell_id"]) == ["a", "b"]
     assert second.finished_cell_ids() == {"a", "b"}
 
@@ -202,7 +239,7 @@ def test_pandas_reads_whole_files_at_any_moment_of_a_run(store, tmp_path):
 
 
 def test_our_reader_survives_compactions_without_losing_or_doubling_rows(tmp_path, monkeypatch):
-    monkeypatch.setattr(store_module, "MOST_SMALL_PARTS", 1)
+    monkeypatch.setattr(folder_module, "MOST_SMALL_PARTS", 1)
     TableStore(str(tmp_path)).create()
     ended = threading.Event()
 
@@ -210,7 +247,7 @@ def test_our_reader_survives_compactions_without_losing_or_doubling_rows(tmp_pat
         try:
             for i in range(40):
                 store = TableStore(str(tmp_path))
-                store.append(EPISODES_TO_MEMORIZE, [cell_row(f"cell{i:02d}")])
+                append_cells(store, cell_row(f"cell{i:02d}"))
                 store.compact()
         finally:
             ended.set()
@@ -232,21 +269,10 @@ def test_our_reader_survives_compactions_without_losing_or_doubling_rows(tmp_pat
 
 
 def test_half_written_files_are_not_read(store, tmp_path):
-    store.append(EPISODES_TO_MEMORIZE, [cell_row("a")])
+    append_cells(store, cell_row("a"))
     (tmp_path / EPISODES_TO_MEMORIZE / ".part-x.parquet.tmp").write_bytes(b"PAR1 half a file")
     assert len(pd.read_parquet(tmp_path / EPISODES_TO_MEMORIZE)) == 1
     assert store.finished_cell_ids() == {"a"}
-
-
-def test_a_second_sweep_is_refused_while_the_first_one_runs(store, tmp_path):
-    with (
-        store.lock(),
-        pytest.raises(ValueError, match="which a running sweep writes"),
-        TableStore(str(tmp_path)).lock(),
-    ):
-        pass
-    with TableStore(str(tmp_path)).lock():
-        pass
 
 
 def test_a_place_that_can_not_be_written_is_refused(tmp_path):
@@ -265,7 +291,7 @@ def test_any_fsspec_address_holds_tables(tmp_path, scheme):
     address = f"{scheme}://{tmp_path}/sweep"
     store = TableStore(address)
     store.create()
-    with store.lock():
+    with store.open_for_writing():
         store.append(EPISODES_TO_MEMORIZE, [cell_row("a"), cell_row("b", "failed")])
         store.append(CURVES, curve_rows("a", 5))
     assert TableStore(address).finished_cell_ids() == {"a"}
