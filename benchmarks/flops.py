@@ -17,9 +17,8 @@ import numpy as np
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from memrl.policy.autograd_network import AutogradNetwork
 from memrl.policy.compiled_decoder import CompiledDecoderNetwork
-from memrl.policy.decoder import DecoderNetwork
-from memrl.policy.hugging_face import HuggingFaceNetwork
 
 
 @dataclass(frozen=True)
@@ -136,23 +135,26 @@ def _count_seen(fed: Fed) -> tuple[np.ndarray, np.ndarray]:
 def watch_walks() -> Iterator[list[Fed]]:
     """Notes what every walk inside the block feeds to its network; the list grows by one entry a walk."""
     walks: list[Fed] = []
-    classes: list[Any] = [CompiledDecoderNetwork, DecoderNetwork, HuggingFaceNetwork]
+    classes: list[Any] = [CompiledDecoderNetwork, AutogradNetwork]
     before = [(cls, cls.prefill, cls.extend, cls.backpropagate) for cls in classes]
 
     def watch(cls: Any, prefill: Any, extend: Any, backpropagate: Any) -> None:
         pads = cls is not CompiledDecoderNetwork
 
+        def count_computed(sizes: np.ndarray) -> int:
+            """Tokens that chunks of so many rows, (chunks, cells), cost."""
+            return int(sizes.max(1).sum()) * sizes.shape[1] if pads else int(sizes.sum())
+
         def prefill_watched(self: Any) -> Tensor:
-            lengths = self._tree._real.sum(1).cpu().numpy() if pads else self._rows.prompt_lengths
-            computed = self._tree._real.numel() if pads else int(lengths.sum())
+            logits, sizes = prefill(self), np.diff(self._tree.bounds())
             # None has a gradient unless one is computed: the learner leaves the backward pass out where all are zero.
-            walks.append(Fed(lengths, num_computed=computed, has_gradient=np.zeros(len(lengths), dtype=bool)))
-            return prefill(self)
+            walks.append(Fed(sizes.sum(0), [], count_computed(sizes), np.zeros(sizes.shape[1], dtype=bool)))
+            return logits
 
         def extend_watched(self: Any, tokens: np.ndarray, parents: np.ndarray, cell: np.ndarray) -> Tensor:
             walk, nodes = walks[-1], np.bincount(cell, minlength=len(walks[-1].prompts))
             walk.levels.append(nodes)
-            walk.num_computed += int(nodes.max()) * len(nodes) if pads else len(tokens)
+            walk.num_computed += count_computed(nodes[None])
             return extend(self, tokens, parents, cell)
 
         def backpropagate_watched(self: Any, loss: Tensor) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from memrl.policy.base_model import EncodedTask
+from memrl.policy.token_tree import PaddedRows, pad_rows
 from memrl.task.trie import AnswerTrie
 
 if TYPE_CHECKING:
@@ -67,20 +68,15 @@ class TrieLayout:
 class TreeBatch:
     """Several prompts, each with some inner nodes of its trie, as one batch of sequences.
 
-    A row is the prompt, then one token a node; a node sees the prompt and its own path, and stands at its depth. So one
-    forward pass gives the next-token distribution at every node, and shares all that paths have in common.
+    One forward pass gives the next-token distribution at every node, and shares all that paths have in common.
 
     Attributes:
-        input_ids: int64 (rows, length).
-        position_ids: int64 (rows, length).
-        visible: which columns a position sees; bool (rows, length, length).
-        nodes: inner nodes of each row, the root first.
+        rows: each prompt, then its nodes but the root; a node follows its parent, the root is the prompt's last token.
+        nodes: inner nodes of each sequence, the root first.
         columns: where the distribution after each node is read, as `nodes`.
     """
 
-    input_ids: np.ndarray
-    position_ids: np.ndarray
-    visible: np.ndarray
+    rows: PaddedRows
     nodes: list[np.ndarray]
     columns: list[np.ndarray]
 
@@ -114,26 +110,21 @@ def plant_trees(tasks: Sequence[EncodedTask], nodes: list[np.ndarray]) -> TreeBa
     """Lays prompts and nodes of their tries out as one batch.
 
     Args:
-        tasks: one a row.
-        nodes: inner nodes of each row, closed under parents, the root first.
+        tasks: one per sequence.
+        nodes: inner nodes of each sequence, closed under parents, the root first.
     """
-    lengths = [len(task.prompt_ids) + len(chosen) - 1 for task, chosen in zip(tasks, nodes, strict=True)]
-    shape = (len(tasks), max(lengths))
-    input_ids, position_ids = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
-    visible = np.zeros((*shape, shape[1]), dtype=bool)
-    # A padded position sees itself: attention over nothing would be NaN.
-    visible[:, range(shape[1]), range(shape[1])] = True
-    columns = []
-    for row, (task, chosen) in enumerate(zip(tasks, nodes, strict=True)):
+    token, parent, position, bounds, columns = [], [], [], [0], []
+    for task, chosen in zip(tasks, nodes, strict=True):
         layout, prompt, below = lay_out_trie(task), len(task.prompt_ids), chosen[1:]
-        end = prompt + len(below)
-        input_ids[row, :end] = [*task.prompt_ids, *layout.token[below]]
-        position_ids[row, :end] = [*range(prompt), *(prompt - 1 + layout.depth[below])]
-        visible[row, :prompt, :prompt] = np.tri(prompt, dtype=bool)
-        visible[row, prompt:end, :prompt] = True
-        visible[row, prompt:end, prompt:end] = layout.ancestors[below][:, layout.depth[below]] == below
-        columns.append(np.arange(prompt - 1, end))
-    return TreeBatch(input_ids, position_ids, visible, nodes, columns)
+        token += [task.prompt_ids, layout.token[below]]
+        place = np.searchsorted(chosen, layout.parent[below]) + prompt - 1
+        follows = np.concatenate([np.arange(-1, prompt - 1), place])
+        parent.append(np.where(follows >= 0, bounds[-1] + follows, -1))
+        position += [np.arange(prompt), prompt - 1 + layout.depth[below]]
+        columns.append(np.arange(prompt - 1, prompt + len(below)))
+        bounds.append(bounds[-1] + len(follows))
+    rows = pad_rows(np.concatenate(token), np.concatenate(parent), np.concatenate(position), np.array([bounds]))
+    return TreeBatch(rows, nodes, columns)
 
 
 def score_nodes(model: "PreTrainedModel", batch: TreeBatch) -> "list[torch.Tensor]":
@@ -145,16 +136,14 @@ def score_nodes(model: "PreTrainedModel", batch: TreeBatch) -> "list[torch.Tenso
     import torch
 
     device, dtype = model.device, model.dtype
-    visible = torch.from_numpy(batch.visible)[:, None].to(device)
-    mask = torch.zeros(visible.shape, dtype=dtype, device=device).masked_fill_(~visible, torch.finfo(dtype).min)
     output: Any = model(
-        input_ids=torch.from_numpy(batch.input_ids).to(device),
-        position_ids=torch.from_numpy(batch.position_ids).to(device),
-        attention_mask=mask,
+        input_ids=torch.from_numpy(batch.rows.token).to(device),
+        position_ids=torch.from_numpy(batch.rows.position).to(device),
+        attention_mask=torch.from_numpy(batch.rows.mask).to(device, dtype),
         use_cache=False,
     )
-    rows = enumerate(batch.columns)
-    logits = [output.logits[row, torch.from_numpy(columns).to(device)] for row, columns in rows]
+    columns = [torch.from_numpy(each).to(device) for each in batch.columns]
+    logits = [output.logits[row, each] for row, each in enumerate(columns)]
     return [torch.log_softmax(row.to(torch.promote_types(dtype, torch.float32)), dim=-1) for row in logits]
 
 

@@ -1,8 +1,7 @@
 """Llama and Qwen3 decoders as the network of a pack on a CPU: exactly the tokens there are, by kernels.c.
 
-A row is one token of one cell: first the prompts' tokens but the last, then their last tokens, then each level of the
-answer trees, by cell within each of these chunks. The last layer leaves out the prompt tokens whose output nobody
-reads. A level is one call, and so is the backward pass; what they share lies in buffers that outlive a walk.
+Rows are those of a TokenTree. The last layer leaves out the prompt tokens whose output nobody reads. A level is one
+call, and so is the backward pass; what they share lies in buffers that outlive a walk.
 """
 
 import ctypes
@@ -16,7 +15,8 @@ from transformers import PreTrainedModel
 
 from memrl.policy import kernels
 from memrl.policy.adapter_pack import AdapterPack
-from memrl.policy.decoder import group_linears
+from memrl.policy.llama import group_linears
+from memrl.policy.token_tree import TokenTree
 
 
 class _Buffers:
@@ -49,65 +49,6 @@ class _Buffers:
             self._tensors[name] = new = torch.empty((self._capacity, old.shape[1]), dtype=old.dtype)
             new[:used] = old[:used]
         return True
-
-
-class _Rows:
-    """Which rows there are: what each follows, where it stands, and whose it is.
-
-    Args:
-        prompts: token ids of each cell's prompt.
-
-    Attributes:
-        prompt_ids: token ids of the prompts' rows, int64.
-        prompt_lengths: tokens of each cell's prompt, int64 (cells,).
-        num_unread: rows whose output nobody reads: the prompts' tokens but the last.
-        parent: the row that each follows, -1 at a prompt's first token; int64 (rows,).
-        position: tokens before each; int64 (rows,).
-    """
-
-    def __init__(self, prompts: Sequence[Sequence[int]]) -> None:
-        self._prompts = [np.asarray(prompt, dtype=np.int64) for prompt in prompts]
-        self._lay_prompts()
-
-    def _lay_prompts(self) -> None:
-        self.prompt_lengths = np.array([len(prompt) for prompt in self._prompts])
-        unread = self.prompt_lengths - 1
-        starts = np.cumsum([0, *unread])
-        self.num_unread = int(starts[-1])
-        parts = [p[:-1] for p in self._prompts] + [p[-1:] for p in self._prompts]
-        self.prompt_ids = torch.from_numpy(np.concatenate(parts))
-        position = np.concatenate([*map(np.arange, unread), unread])
-        parent = np.arange(-1, len(position) - 1)
-        parent[self.num_unread :] = starts[1:] - 1
-        parent[position == 0] = -1
-        self._prompt_parent, self._prompt_position = parent, position
-        self._prompt_bounds = [starts, self.num_unread + np.arange(len(unread) + 1)]
-        self.start()
-
-    def keep(self, cells: np.ndarray) -> None:
-        """Shrinks to the given cells."""
-        self._prompts = [self._prompts[cell] for cell in cells]
-        self._lay_prompts()
-
-    def start(self) -> None:
-        """Forgets all but the prompts."""
-        self._bounds = list(self._prompt_bounds)
-        self._level = self._prompt_bounds[1][:-1]
-        self._index(self._prompt_parent, self._prompt_position)
-
-    def add(self, parents: np.ndarray, cell: np.ndarray) -> None:
-        """Adds a level, whose nodes follow the given nodes of the level before."""
-        parent, position, count = self._level[parents], self.position.numpy(), len(self.position)
-        self._bounds.append(count + np.searchsorted(cell, np.arange(len(self._prompts) + 1)))
-        self._level = np.arange(count, count + len(parent))
-        self._index(np.append(self.parent.numpy(), parent), np.append(position, position[parent] + 1))
-
-    def _index(self, parent: np.ndarray, position: np.ndarray) -> None:
-        self.parent, self.position = torch.from_numpy(parent), torch.from_numpy(position)
-
-    def bounds(self, num_newest: int | None = None) -> Tensor:
-        """Where cells' rows lie, of all chunks or the newest: int64 (chunks, cells + 1)."""
-        return torch.from_numpy(np.stack(self._bounds[-num_newest if num_newest else None :]))
 
 
 class _Linear:
@@ -187,14 +128,20 @@ class CompiledDecoderNetwork:
     """A Llama or Qwen3 decoder as the network of a pack, on a CPU.
 
     Args:
-        model: a base model for which `decoder.is_supported` holds.
-        prompts: token ids of each cell's prompt.
-        adapters: of the same cells, laid out by `group_linears`.
+        model: a base model for which `llama.is_supported` holds.
+        prompts: token ids of each root's prompt.
+        root_cell: the cell of each root, ascending; int64 (roots,).
+        adapters: one per cell, laid out by `group_linears`.
         library: `load_kernels` of the model's dtype.
     """
 
     def __init__(
-        self, model: PreTrainedModel, prompts: Sequence[Sequence[int]], adapters: AdapterPack, library: Any
+        self,
+        model: PreTrainedModel,
+        prompts: Sequence[Sequence[int]],
+        root_cell: np.ndarray,
+        adapters: AdapterPack,
+        library: Any,
     ) -> None:
         groups = group_linears(model)
         body: Any = model.get_submodule("model")
@@ -206,14 +153,14 @@ class CompiledDecoderNetwork:
         self._head = head.weight.detach()
         positions = torch.arange(model.config.max_position_embeddings)[None]
         self._turns = [t[0].contiguous() for t in body.rotary_emb(self._embedding, positions)]
-        self._rows = _Rows(prompts)
+        self._tree = TokenTree(prompts, root_cell)
         self._kept = _Buffers(self._embedding.dtype, {})
         self._attached: Tensor | None = None
         self._leaves: list[Tensor] = []
 
     def keep(self, cells: np.ndarray) -> None:
         """See PackedNetwork.keep."""
-        self._rows.keep(cells)
+        self._tree.keep(cells)
 
     def prefill(self) -> Tensor:
         """See PackedNetwork.prefill."""
@@ -221,13 +168,13 @@ class CompiledDecoderNetwork:
             # The pack has shrunk, or it is the first walk.
             self._attach()
         self._leaves = []
-        self._rows.start()
-        return self._forward(self._rows.prompt_ids, num_chunks=2, num_unread=1)
+        self._tree.start()
+        return self._forward(first_chunk=0, num_unread=1)
 
     def extend(self, tokens: np.ndarray, parents: np.ndarray, cell: np.ndarray) -> Tensor:
         """See PackedNetwork.extend."""
-        self._rows.add(parents, cell)
-        return self._forward(torch.from_numpy(tokens), num_chunks=1, num_unread=0)
+        self._tree.add(tokens, parents, cell)
+        return self._forward(self._tree.num_chunks - 1, num_unread=0)
 
     def _attach(self) -> None:
         """Takes the addresses of the pack's current tensors, and makes buffers of their rank."""
@@ -253,35 +200,34 @@ class CompiledDecoderNetwork:
         addresses = (*(t.data_ptr() for t in self._turns), None, None, *self._kept.addresses(kernels.OUTPUTS))
         return kernels.Decoder(*shape, self._structures, ctypes.pointer(self._pack), self._norm.describe(), *addresses)
 
-    def _forward(self, ids: Tensor, num_chunks: int, num_unread: int) -> Tensor:
-        """Feeds the newest rows, which are so many chunks; returns the logits after those that are read."""
-        rows, kept = self._rows, self._kept
-        end, bounds = len(rows.position), rows.bounds(num_chunks)
-        start, first_read = end - len(ids), int(bounds[num_unread, 0])
+    def _forward(self, first_chunk: int, num_unread: int) -> Tensor:
+        """Feeds the chunks from the first on; returns the logits after their rows, but for the unread chunks'."""
+        ids, bounds, kept = self._tree.tokens(first_chunk), self._tree.bounds(first_chunk), self._kept
+        start, first_read, end = int(bounds[0, 0]), int(bounds[num_unread, 0]), int(bounds[-1, -1])
         grown = [buffers.reserve(end, used=start) for buffers in (kept, *(layer.kept for layer in self._layers))]
         if any(grown):
             self._decoder = self._describe()
-        torch.index_select(self._embedding, 0, ids, out=self._layers[0].kept["x"][start:end])
+        torch.index_select(self._embedding, 0, torch.from_numpy(ids), out=self._layers[0].kept["x"][start:end])
         self._point()
-        self._library.forward(self._decoder, num_chunks, num_unread, bounds)
+        self._library.forward(self._decoder, len(bounds), num_unread, bounds)
         leaf = kept["final"][first_read:end].requires_grad_()
         self._leaves.append(leaf)
         return torch.matmul(leaf, self._head.T)
 
     def _point(self) -> None:
         """Shows the rows that there are now to kernels.c."""
-        rows = self._rows
-        self._decoder.parent, self._decoder.position = rows.parent.data_ptr(), rows.position.data_ptr()
-        self._decoder.longest = int(rows.position.max()) + 1
+        tree = self._tree
+        self._decoder.parent, self._decoder.position = tree.parent.ctypes.data, tree.position.ctypes.data
+        self._decoder.longest = int(tree.position.max()) + 1
 
     def backpropagate(self, loss: Tensor) -> None:
         """See PackedNetwork.backpropagate."""
         loss.backward()
         slopes = [leaf.grad for leaf in self._leaves if leaf.grad is not None]
         assert len(slopes) == len(self._leaves), "every level's logits are part of the loss"
-        grad, bounds = self._kept["grad"], self._rows.bounds()
-        grad[: self._rows.num_unread] = 0.0
-        torch.cat(slopes, out=grad[self._rows.num_unread : len(self._rows.position)])
+        grad, bounds, unread = self._kept["grad"], self._tree.bounds(), self._tree.num_unread
+        grad[:unread] = 0.0
+        torch.cat(slopes, out=grad[unread : int(bounds[-1, -1])])
         self._point()
         self._library.backward(self._decoder, len(bounds), 1, bounds)
         self._leaves = []

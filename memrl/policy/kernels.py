@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 SOURCES = [Path(__file__).with_name(name) for name in ("kernels.c", "products.h")]
@@ -98,11 +99,11 @@ class Decoder(ctypes.Structure):
 
 
 class _Address:
-    """A dense tensor as an argument."""
+    """A dense tensor or array as an argument."""
 
     @classmethod
-    def from_param(cls, tensor: torch.Tensor) -> ctypes.c_void_p:
-        return ctypes.c_void_p(tensor.data_ptr())
+    def from_param(cls, array: torch.Tensor | np.ndarray) -> ctypes.c_void_p:
+        return ctypes.c_void_p(array.data_ptr() if isinstance(array, torch.Tensor) else array.ctypes.data)
 
 
 @cache

@@ -5,48 +5,54 @@ import warnings
 from collections.abc import Mapping, Sequence
 from functools import cache
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
 from memrl.config import TrainConfig
-from memrl.policy import decoder
+from memrl.policy import llama
+from memrl.policy.activations import KeptActivations, RecomputedActivations, is_memory_short
 from memrl.policy.adapter_pack import AdapterPack, ExpertProjection, find_linears
-from memrl.policy.checkpointed import CheckpointedNetwork, needs_checkpointing
+from memrl.policy.autograd_network import AutogradNetwork
 from memrl.policy.compiled_decoder import CompiledDecoderNetwork
 from memrl.policy.experts import describe_projections, find_experts, leave_out_routers, list_unadapted_experts
-from memrl.policy.hugging_face import HuggingFaceNetwork
 from memrl.policy.kernels import load_kernels
 from memrl.policy.network import PackedNetwork
 
 
 def build_network(
-    model: PreTrainedModel, prompts: Sequence[Sequence[int]], configs: Sequence[TrainConfig]
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    configs: Sequence[TrainConfig],
+    root_cell: np.ndarray | None = None,
 ) -> tuple[PackedNetwork, AdapterPack]:
     """The policies of K cells over one frozen base model.
 
     Args:
         model: the base model; its adapters are float64 where it is, else float32.
-        prompts: token ids of each cell's prompt.
-        configs: one a cell.
+        prompts: token ids of each root's prompt.
+        configs: one per cell.
+        root_cell: the cell of each root, ascending, int64 (roots,); unset: one root per cell.
 
     Raises:
         ValueError: the model has no linear layers for adapters.
     """
+    roots = np.arange(len(configs)) if root_cell is None else root_cell
     dtype = torch.float64 if model.dtype == torch.float64 else torch.float32
+    device = str(model.device)
+    library = load_kernels(model.dtype) if model.device.type == "cpu" and llama.is_supported(model) else None
+    if library is not None:
+        adapters = AdapterPack(llama.group_linears(model), configs, dtype=dtype, device=device)
+        return CompiledDecoderNetwork(model, prompts, roots, adapters, library), adapters
     if model.dtype == torch.bfloat16 and model.device.type == "cpu":
         _warn_of_bfloat16()
-    if decoder.is_supported(model):
-        adapters = AdapterPack(decoder.group_linears(model), configs, dtype=dtype, device=str(model.device))
-        library = load_kernels(model.dtype) if model.device.type == "cpu" else None
-        if library is not None:
-            return CompiledDecoderNetwork(model, prompts, adapters, library), adapters
-        return decoder.DecoderNetwork(model, prompts, adapters), adapters
     groups = group_layers(model)
-    adapters = AdapterPack(groups, configs, dtype=dtype, device=str(model.device))
+    adapters = AdapterPack(groups, configs, dtype=dtype, device=device)
     layers = [layer for group in groups for layer in group.values()]
-    kind = CheckpointedNetwork if needs_checkpointing(layers, prompts, configs) else HuggingFaceNetwork
-    return kind(model, prompts, adapters), adapters
+    is_short = is_memory_short(layers, prompts, configs)
+    activations = RecomputedActivations(model) if is_short else KeptActivations()
+    return AutogradNetwork(model, prompts, roots, adapters, activations), adapters
 
 
 @cache

@@ -24,11 +24,11 @@ from transformers import (
 )
 
 from memrl.config import TrainConfig
-from memrl.policy import decoder
+from memrl.policy import llama
+from memrl.policy.activations import KeptActivations, RecomputedActivations
 from memrl.policy.adapter_pack import AdapterPack, find_linears
+from memrl.policy.autograd_network import AutogradNetwork
 from memrl.policy.compiled_decoder import CompiledDecoderNetwork
-from memrl.policy.decoder import DecoderNetwork
-from memrl.policy.hugging_face import HuggingFaceNetwork
 from memrl.policy.kernels import load_kernels
 from memrl.policy.packed import build_network
 
@@ -47,6 +47,7 @@ SIZES = {
     "eos_token_id": 1,
 }
 PROMPTS = [[5, 6, 7, 8, 9], [11, 12], [20, 21, 22, 23]]
+ROOT_CELL = np.arange(3)
 CELLS = [
     TrainConfig(seed=1, lora_rank=2),
     TrainConfig(seed=2, lora_rank=4, lora_alpha=8.0),
@@ -72,22 +73,18 @@ def move_adapters(adapters):
     return adapters
 
 
-def pack_padded(model, cells=CELLS):
-    adapters = AdapterPack(decoder.group_linears(model), cells, dtype=model.dtype)
-    return DecoderNetwork(model, PROMPTS, move_adapters(adapters)), adapters
-
-
-def pack_compiled(model, cells=CELLS):
+def pack_compiled(model, cells=CELLS, prompts=PROMPTS, root_cell=ROOT_CELL):
     library = load_kernels(model.dtype)
     assert library is not None, "the tests need a C compiler"
-    adapters = AdapterPack(decoder.group_linears(model), cells, dtype=model.dtype)
-    return CompiledDecoderNetwork(model, PROMPTS, move_adapters(adapters), library), adapters
+    adapters = AdapterPack(llama.group_linears(model), cells, dtype=model.dtype)
+    return CompiledDecoderNetwork(model, prompts, root_cell, move_adapters(adapters), library), adapters
 
 
-def pack_by_autograd(model, cells=CELLS):
+def pack_by_autograd(model, cells=CELLS, prompts=PROMPTS, root_cell=ROOT_CELL, activations=None):
     groups = [{name: linear} for name, linear in find_linears(model).items()]
     adapters = AdapterPack(groups, cells, dtype=torch.float64 if model.dtype == torch.float64 else torch.float32)
-    return HuggingFaceNetwork(model, PROMPTS, move_adapters(adapters)), adapters
+    kept = activations or KeptActivations()
+    return AutogradNetwork(model, prompts, root_cell, move_adapters(adapters), kept), adapters
 
 
 LEVELS = [
@@ -192,15 +189,11 @@ SUPPORTED = [
 ]
 
 
-BY_HAND = [pytest.param(pack_padded, id="padded"), pytest.param(pack_compiled, id="compiled")]
-
-
-@pytest.mark.parametrize("build", BY_HAND)
 @pytest.mark.parametrize(("kind", "config", "more"), SUPPORTED)
-def test_decoder_and_autograd_agree_in_float64(monkeypatch, kind, config, more, build):
+def test_decoder_and_autograd_agree_in_float64(monkeypatch, kind, config, more):
     keep_norms_in_dtype(monkeypatch)
     model = build_model(kind, config, **more)
-    (by_hand, ours), (by_autograd, theirs) = build(model), pack_by_autograd(model)
+    (by_hand, ours), (by_autograd, theirs) = pack_compiled(model), pack_by_autograd(model)
     got, expected = walk_tree(by_hand), walk_tree(by_autograd)
     assert float((got - expected).detach().abs().max()) <= 1e-10
     backpropagate(by_hand, got)
@@ -208,12 +201,11 @@ def test_decoder_and_autograd_agree_in_float64(monkeypatch, kind, config, more, 
     assert largest_difference(read_gradients(ours), read_gradients(theirs)) <= 1e-10 * largest(read_gradients(theirs))
 
 
-@pytest.mark.parametrize("build", BY_HAND)
 @pytest.mark.parametrize(("kind", "config", "more"), SUPPORTED)
-def test_decoder_agrees_with_plain_passes_in_float64(monkeypatch, kind, config, more, build):
+def test_decoder_agrees_with_plain_passes_in_float64(monkeypatch, kind, config, more):
     keep_norms_in_dtype(monkeypatch)
     model = build_model(kind, config, **more)
-    network, adapters = build(model)
+    network, adapters = pack_compiled(model)
     got = walk_tree(network)
     expected, gradients = compute_plainly(model, adapters)
     assert float((got.detach() - expected).abs().max()) <= 1e-10
@@ -221,12 +213,11 @@ def test_decoder_agrees_with_plain_passes_in_float64(monkeypatch, kind, config, 
     assert largest_difference(read_gradients(adapters), gradients) <= 1e-10 * largest(gradients)
 
 
-@pytest.mark.parametrize("build", BY_HAND)
 @pytest.mark.parametrize(("kind", "config", "more"), SUPPORTED)
-def test_decoder_in_float32_is_near_float64(monkeypatch, kind, config, more, build):
+def test_decoder_in_float32_is_near_float64(monkeypatch, kind, config, more):
     keep_norms_in_dtype(monkeypatch)
     model = build_model(kind, config, **more)
-    (double, exact), (single, rounded) = build(model), build(copy.deepcopy(model).float())
+    (double, exact), (single, rounded) = pack_compiled(model), pack_compiled(copy.deepcopy(model).float())
     expected, got = walk_tree(double), walk_tree(single)
     assert float((got - expected).detach().abs().max()) <= 1e-4
     for network, logprobs in ((double, expected), (single, got)):
@@ -236,12 +227,11 @@ def test_decoder_in_float32_is_near_float64(monkeypatch, kind, config, more, bui
 
 
 @pytest.mark.parametrize("silent", [{0}, {1}, {0, 2}, {0, 1, 2}], ids=str)
-@pytest.mark.parametrize("build", BY_HAND)
-def test_cells_without_gradient_are_left_out_and_the_others_have_theirs(monkeypatch, build, silent):
+def test_cells_without_gradient_are_left_out_and_the_others_have_theirs(monkeypatch, silent):
     keep_norms_in_dtype(monkeypatch)
     model = build_model(Qwen3ForCausalLM, Qwen3Config)
     gradients = []
-    for network, adapters in (build(model), pack_by_autograd(model)):
+    for network, adapters in (pack_compiled(model), pack_by_autograd(model)):
         logprobs = walk_tree(network)
         of_cell = torch.tensor([0, 1, 2] + [cell for cell, _ in list_paths()])
         speaks = ~torch.isin(of_cell, torch.tensor(sorted(silent)))
@@ -295,8 +285,8 @@ def test_threads_change_no_bit_of_a_cells_gradient():
     library = load_kernels(torch.float32)
 
     def compute_gradient(kernels):
-        adapters = AdapterPack(decoder.group_linears(model), MANY, dtype=torch.float32)
-        network = CompiledDecoderNetwork(model, LONG, move_adapters(adapters), kernels)
+        adapters = AdapterPack(llama.group_linears(model), MANY, dtype=torch.float32)
+        network = CompiledDecoderNetwork(model, LONG, np.arange(len(LONG)), move_adapters(adapters), kernels)
         # One token of each row: the gradient that enters the network is a row of the head, however torch sums.
         network.backpropagate(network.prefill()[:, 11].sum())
         return adapters.gradient
@@ -305,6 +295,69 @@ def test_threads_change_no_bit_of_a_cells_gradient():
     # Threads meet by chance, so they get more than one.
     for _ in range(30):
         assert torch.equal(compute_gradient(Threaded(library, 3)), expected)
+
+
+ROOTS = [[5, 6, 7, 8, 9], [11, 12], [20, 21, 22, 23], [30], [31, 32, 33]]
+OF_ROOTS = np.array([0, 0, 0, 1, 1])
+"""Three prompts of one cell and two of another."""
+
+NODES = [
+    ([(0, 3), (0, 4), (2, 3), (3, 9), (3, 8), (4, 7)], [0, 0, 0, 1, 1, 1]),
+    ([(0, 10), (2, 11), (2, 12), (5, 13)], [0, 0, 0, 1]),
+]
+"""Levels of their trees: (place of the parent in the level before, token) and the cell; a root has no answer."""
+
+
+def walk_roots(network):
+    """Log-probabilities after every root and every node, with gradient."""
+    logits = [network.prefill()]
+    for nodes, cell in NODES:
+        parents, tokens = np.array(nodes).T
+        logits.append(network.extend(tokens, parents, np.array(cell)))
+    return torch.log_softmax(torch.cat(logits), dim=-1)
+
+
+def list_root_paths():
+    """The cell and the whole text of every root and node, in the order of `walk_roots`."""
+    listed = before = list(zip(OF_ROOTS.tolist(), ROOTS, strict=True))
+    for nodes, cells in NODES:
+        before = [(cell, [*before[parent][1], token]) for (parent, token), cell in zip(nodes, cells, strict=True)]
+        listed = listed + before
+    return listed
+
+
+def pack_to_recompute(model, cells=CELLS, prompts=PROMPTS, root_cell=ROOT_CELL):
+    return pack_by_autograd(model, cells, prompts, root_cell, RecomputedActivations(model))
+
+
+@pytest.mark.parametrize("build", [pack_compiled, pack_by_autograd, pack_to_recompute])
+def test_a_cell_of_several_roots_has_one_adapter_and_a_prompt_for_each(monkeypatch, build):
+    keep_norms_in_dtype(monkeypatch)
+    model = build_model(Qwen3ForCausalLM, Qwen3Config)
+    network, adapters = build(model, CELLS[:2], ROOTS, OF_ROOTS)
+    got, rows, leaves = walk_roots(network), [], {}
+    policies = [merge(model, adapters, cell) for cell in range(2)]
+    for cell, text in list_root_paths():
+        logits = policies[cell][0](input_ids=torch.tensor([text]), use_cache=False).logits[0, -1]
+        rows.append(torch.log_softmax(logits, dim=-1))
+    expected = torch.stack(rows)
+    assert float((got - expected).detach().abs().max()) <= 1e-9
+    backpropagate(network, got)
+    (draw_weights(expected) * expected).sum().backward()
+    for _, mine in policies:
+        leaves |= {key: leaf.grad for key, leaf in mine.items()}
+    assert largest_difference(read_gradients(adapters), leaves) <= 1e-9 * largest(leaves)
+
+
+@pytest.mark.parametrize("build", [pack_compiled, pack_by_autograd])
+def test_a_cell_that_stays_keeps_all_of_its_roots(monkeypatch, build):
+    keep_norms_in_dtype(monkeypatch)
+    model = build_model(LlamaForCausalLM, LlamaConfig)
+    network, adapters = build(model, CELLS[:2], ROOTS, OF_ROOTS)
+    before = network.prefill().detach()
+    for part in (network, adapters):
+        part.keep(np.array([0]))
+    torch.testing.assert_close(network.prefill().detach(), before[:3], rtol=0, atol=1e-12)
 
 
 OTHERS = [
@@ -320,7 +373,7 @@ OTHERS = [
 def test_any_other_architecture_agrees_with_plain_passes(kind, config, more):
     model = build_model(kind, config, **more)
     network, adapters = build_network(model, PROMPTS, CELLS)
-    assert isinstance(network, HuggingFaceNetwork)
+    assert isinstance(network, AutogradNetwork)
     move_adapters(adapters)
     got = walk_tree(network)
     expected, gradients = compute_plainly(model, adapters)
@@ -339,7 +392,7 @@ def test_between_walks_the_base_model_is_the_plain_model():
     torch.testing.assert_close(model(input_ids=ids).logits, before, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("build", [*BY_HAND, pytest.param(pack_by_autograd, id="autograd")])
+@pytest.mark.parametrize("build", [pack_compiled, pack_by_autograd])
 def test_cells_that_stay_are_not_touched_by_those_that_leave(monkeypatch, build):
     keep_norms_in_dtype(monkeypatch)
     model = build_model(LlamaForCausalLM, LlamaConfig)
@@ -353,11 +406,11 @@ def test_cells_that_stay_are_not_touched_by_those_that_leave(monkeypatch, build)
 
 
 def test_what_the_decoder_does_not_know_is_left_to_autograd():
-    assert decoder.is_supported(build_model(LlamaForCausalLM, LlamaConfig))
+    assert llama.is_supported(build_model(LlamaForCausalLM, LlamaConfig))
     for kind, config, more in [
         (LlamaForCausalLM, LlamaConfig, {"attention_bias": True}),
         (LlamaForCausalLM, LlamaConfig, {"hidden_act": "gelu"}),
         (Qwen3ForCausalLM, Qwen3Config, {"use_sliding_window": True, "sliding_window": 4}),
         (MistralForCausalLM, MistralConfig, {}),
     ]:
-        assert not decoder.is_supported(build_model(kind, config, **more))
+        assert not llama.is_supported(build_model(kind, config, **more))

@@ -17,11 +17,11 @@ from transformers.models.mixtral import modeling_mixtral as mixtral
 from transformers.models.qwen3_moe import modeling_qwen3_moe as qwen3_moe
 
 from memrl.config import TrainConfig
+from memrl.policy.activations import KeptActivations, estimate_activation_bytes
 from memrl.policy.adapter_pack import AdapterPack, describe_adapter
+from memrl.policy.autograd_network import AutogradNetwork
 from memrl.policy.base_model import encode_task
-from memrl.policy.checkpointed import estimate_activation_bytes
 from memrl.policy.experts import PackedExperts, describe_projections, find_experts
-from memrl.policy.hugging_face import HuggingFaceNetwork
 from memrl.policy.packed import group_layers
 from memrl.policy.trie_walk import Forest, walk_tries
 from memrl.rollout.adapter_files import publish_adapter
@@ -76,7 +76,8 @@ class PackedCells:
     def __init__(self, model, cells, groups=None):
         self.cells, self.tasks = list(cells), [TASKS[CELLS.index(c)] for c in cells]
         self.adapters = AdapterPack(groups or group_layers(model), self.cells, dtype=model.dtype)
-        self.network = HuggingFaceNetwork(model, [task.prompt_ids for task in self.tasks], self.adapters)
+        prompts, cells = [task.prompt_ids for task in self.tasks], np.arange(len(self.tasks))
+        self.network = AutogradNetwork(model, prompts, cells, self.adapters, KeptActivations())
         self.forest = Forest([task.trie for task in self.tasks], [5] * len(self.tasks))
         self.sampler = InProcessSampler(self.cells, self.forest)
 
@@ -316,7 +317,8 @@ def test_peft_computes_the_logits_of_other_mixtures(name):
     for cell in range(2):
         tensors = adapters.export_peft(cell)
         adapters.import_peft(cell, {n: 0.1 * torch.randn(t.shape, generator=generator) for n, t in tensors.items()})
-    got = HuggingFaceNetwork(model, [task.prompt_ids for task in TASKS[:2]], adapters).prefill()
+    prompts = [task.prompt_ids for task in TASKS[:2]]
+    got = AutogradNetwork(model, prompts, np.arange(2), adapters, KeptActivations()).prefill()
     for cell in range(2):
         loaded = PlainCell(model, CELLS[cell], adapters, adapters.export_peft(cell))
         with torch.no_grad():
@@ -333,7 +335,7 @@ def test_a_cell_learns_its_secret_by_experts_alone(name):
     cell = TrainConfig(N=16, algorithm="sft", lora_rank=8, learning_rate=3e-3)
     task = encode_task(TOKENIZER, cell.N, cell.env_type)
     adapters = AdapterPack(groups, [cell], dtype=torch.float32)
-    network = HuggingFaceNetwork(model, [task.prompt_ids], adapters)
+    network = AutogradNetwork(model, [task.prompt_ids], np.arange(1), adapters, KeptActivations())
     forest = Forest([task.trie], [11])
     sampler = InProcessSampler([cell], forest)
     absorbed = []

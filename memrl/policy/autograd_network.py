@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
+from memrl.policy.activations import Activations, replace_modules
 from memrl.policy.adapter_pack import AdapterPack
 from memrl.policy.experts import PackedExperts
-from memrl.policy.network import PaddedTree
+from memrl.policy.token_tree import TokenTree
 
 
 class _Adapted(torch.autograd.Function):
@@ -74,21 +75,30 @@ class PackedLinear(nn.Module):
         return out.reshape(*x.shape[:-1], -1)
 
 
-class HuggingFaceNetwork:
+class AutogradNetwork:
     """A causal language model with its linear layers and experts packed; its attention must take a 4D mask.
 
     While a walk is under way the model's layers carry the adapters; between walks it is the plain model.
 
     Args:
         model: the base model, frozen.
-        prompts: token ids of each cell's prompt.
-        adapters: of the same cells.
+        prompts: token ids of each root's prompt.
+        root_cell: the cell of each root, ascending; int64 (roots,).
+        adapters: one per cell.
+        activations: what the walk keeps for the update.
     """
 
-    def __init__(self, model: PreTrainedModel, prompts: Sequence[Sequence[int]], adapters: AdapterPack) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        prompts: Sequence[Sequence[int]],
+        root_cell: np.ndarray,
+        adapters: AdapterPack,
+        activations: Activations,
+    ) -> None:
         self._model: Any = model
-        self._adapters = adapters
-        self._tree = PaddedTree(prompts, model.device)
+        self._adapters, self._activations = adapters, activations
+        self._tree = TokenTree(prompts, root_cell)
         self._layers = pack_layers(model, adapters)
         self._keys_values = DynamicCache()
 
@@ -96,50 +106,42 @@ class HuggingFaceNetwork:
         """See PackedNetwork.prefill."""
         for layer in self._layers.values():
             layer.attach(self._adapters)
+        self._tree.start()
+        self._activations.start()
         self._keys_values = DynamicCache()
-        ids, visible, positions = self._tree.start()
-        return self._forward(ids, visible, positions, logits_to_keep=1)[:, 0]
+        return self._activations.feed(lambda: self._compute(0, self._keys_values))
 
     def extend(self, tokens: np.ndarray, parents: np.ndarray, cell: np.ndarray) -> Tensor:
         """See PackedNetwork.extend."""
-        level = self._tree.grow(tokens, parents, cell)
-        return self._forward(level.ids, level.visible, level.positions)[level.cell, level.slot]
+        self._tree.add(tokens, parents, cell)
+        return self._activations.feed(lambda: self._compute(self._tree.num_chunks - 1, self._keys_values))
 
     def backpropagate(self, loss: Tensor) -> None:
         """See PackedNetwork.backpropagate."""
-        loss.backward()
         self._keys_values = DynamicCache()
+        with replace_modules(self._model, self._layers):
+            self._activations.backpropagate(loss, lambda: self._compute(0, None))
 
     def keep(self, cells: np.ndarray) -> None:
         """See PackedNetwork.keep."""
         self._tree.keep(cells)
 
-    def _forward(self, ids: Tensor, visible: Tensor, positions: Tensor, logits_to_keep: int = 0) -> Tensor:
-        self._swap(self._layers)
-        try:
-            return self._model(
-                input_ids=ids,
-                attention_mask=self._mask(visible),
-                position_ids=positions,
-                past_key_values=self._keys_values,
-                use_cache=True,
-                logits_to_keep=logits_to_keep,
+    def _compute(self, first_chunk: int, keys_values: DynamicCache | None) -> Tensor:
+        """Feeds the chunks from the first on; returns the logits after those of their rows that are read."""
+        rows, device = self._tree.pad(first_chunk), self._model.device
+        unread = 0 if first_chunk else self._tree.num_unread
+        first_read = int(rows.place[unread:].min())
+        with replace_modules(self._model, self._layers):
+            logits = self._model(
+                input_ids=torch.from_numpy(rows.token).to(device),
+                attention_mask=torch.from_numpy(rows.mask).to(device, self._model.dtype),
+                position_ids=torch.from_numpy(rows.position).to(device),
+                past_key_values=keys_values,
+                use_cache=keys_values is not None,
+                logits_to_keep=rows.token.shape[1] - first_read,
             ).logits
-        finally:
-            self._swap({name: layer.base for name, layer in self._layers.items()})
-
-    def _mask(self, visible: Tensor) -> Tensor:
-        """What sees what, as the model's attention takes it: the plain kind of transformers adds the mask."""
-        mask = visible[:, None]
-        if self._model.config.get_text_config()._attn_implementation != "eager":
-            return mask
-        dtype = self._model.dtype
-        return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
-
-    def _swap(self, modules: dict[str, Any]) -> None:
-        for name, module in modules.items():
-            parent, _, leaf = name.rpartition(".")
-            setattr(self._model.get_submodule(parent), leaf, module)
+        cell, place = (torch.from_numpy(index[unread:]).to(device) for index in (rows.cell, rows.place))
+        return logits[cell, place - first_read]
 
 
 def pack_layers(model: nn.Module, adapters: AdapterPack) -> dict[str, PackedLinear | PackedExperts]:

@@ -1,6 +1,7 @@
 """Packs over models of any kind: bfloat16, experts, and checkpointed layers, by the models' own forward passes."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -9,11 +10,17 @@ import transformers
 from test_base_model_architectures import COMMON, TOKENIZER, build_model
 
 from memrl.config import TrainConfig
-from memrl.policy import checkpointed, packed
+from memrl.policy import packed
+from memrl.policy.activations import (
+    Activations,
+    KeptActivations,
+    RecomputedActivations,
+    estimate_activation_bytes,
+    is_memory_short,
+)
 from memrl.policy.adapter_pack import AdapterPack, describe_adapter, find_linears
+from memrl.policy.autograd_network import AutogradNetwork
 from memrl.policy.base_model import encode_task
-from memrl.policy.checkpointed import CheckpointedNetwork, estimate_activation_bytes, needs_checkpointing
-from memrl.policy.hugging_face import HuggingFaceNetwork
 from memrl.policy.packed import build_network, group_layers
 from memrl.policy.trie_walk import Forest, walk_tries
 from memrl.rollout.in_process import InProcessSampler
@@ -24,7 +31,7 @@ CELLS = [
 ]
 
 
-def compute_gradient(name: str, network_type: type[HuggingFaceNetwork]) -> tuple[torch.Tensor, int]:
+def compute_gradient(name: str, keep_activations: Callable[[torch.nn.Module], Activations]) -> tuple[torch.Tensor, int]:
     """The adapters' gradient of a fixed loss on what one walk sampled, and the bytes that the walk kept for it."""
     dtype = torch.float32 if "experts" in name else torch.float64
     model = build_model(name).to(dtype).eval().requires_grad_(False)
@@ -34,7 +41,9 @@ def compute_gradient(name: str, network_type: type[HuggingFaceNetwork]) -> tuple
     for cell in range(len(CELLS)):
         tensors = adapters.export_peft(cell)
         adapters.import_peft(cell, {n: 0.1 * torch.randn(t.shape, generator=generator) for n, t in tensors.items()})
-    network = network_type(model, [task.prompt_ids for task in tasks], adapters)
+    network = AutogradNetwork(
+        model, [task.prompt_ids for task in tasks], np.arange(len(CELLS)), adapters, keep_activations(model)
+    )
     forest = Forest([task.trie for task in tasks], [5, 6])
     counts = np.array([[c.group_size] for c in CELLS])
     kept: dict[int, int] = {}
@@ -53,8 +62,8 @@ def compute_gradient(name: str, network_type: type[HuggingFaceNetwork]) -> tuple
 @pytest.mark.filterwarnings("ignore:the routers of:UserWarning")
 @pytest.mark.parametrize("name", ["gemma3, local and global layers", "phi3, fused projections", "mixtral, experts"])
 def test_checkpointed_layers_give_the_same_gradient_for_less_memory(name):
-    expected, kept_by_all = compute_gradient(name, HuggingFaceNetwork)
-    got, kept = compute_gradient(name, CheckpointedNetwork)
+    expected, kept_by_all = compute_gradient(name, lambda model: KeptActivations())
+    got, kept = compute_gradient(name, RecomputedActivations)
     assert expected.abs().max() > 1e-3
     tolerance = 1e-4 if "experts" in name else 1e-10
     torch.testing.assert_close(got, expected, atol=tolerance * expected.abs().max().item(), rtol=0)
@@ -70,12 +79,11 @@ def test_memory_decides_whether_layers_are_checkpointed(monkeypatch):
     # The wider tree is that of N=64: 33 answers of at most 13 tokens.
     wanted = per_token * 2 * (5 + 33 * 13)
     assert estimate_activation_bytes(linears, prompts, CELLS) == wanted
-    for free, kind in ((2 * wanted, HuggingFaceNetwork), (2 * wanted - 1, CheckpointedNetwork)):
-        monkeypatch.setattr(checkpointed, "measure_free_bytes", lambda device, free=free: float(free))
-        assert needs_checkpointing(linears, prompts, CELLS) == (kind is CheckpointedNetwork)
+    for free, kind in ((2 * wanted, KeptActivations), (2 * wanted - 1, RecomputedActivations)):
+        monkeypatch.setattr("memrl.policy.activations.measure_free_bytes", lambda device, free=free: float(free))
+        assert is_memory_short(linears, prompts, CELLS) == (kind is RecomputedActivations)
         network, _ = build_network(model, prompts, CELLS)
-        assert type(network) is kind
-    assert packed.needs_checkpointing is checkpointed.needs_checkpointing
+        assert type(network._activations) is kind
 
 
 @pytest.mark.parametrize("name", ["mixtral, experts", "qwen3 with experts"])
@@ -121,7 +129,7 @@ def test_a_bfloat16_model_learns_a_secret_by_float32_adapters(name):
     cell = TrainConfig(N=16, algorithm="sft", lora_rank=8, learning_rate=3e-3, dtype="bfloat16")
     task = encode_task(TOKENIZER, cell.N, cell.env_type)
     network, adapters = build_network(model, [task.prompt_ids], [cell])
-    assert isinstance(network, HuggingFaceNetwork)
+    assert isinstance(network, AutogradNetwork)
     assert adapters.parameters.dtype == torch.float32
     forest, counts = Forest([task.trie], [11]), np.array([[1]])
     sampler = InProcessSampler([cell], forest)
