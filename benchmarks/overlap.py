@@ -1,5 +1,6 @@
 """What half-packs are worth: how much of the time sampling and updating overlap, against a pack that waits."""
 
+import logging
 import os
 import sys
 import time
@@ -76,7 +77,7 @@ def main() -> None:
         max_num_seqs=1024,
     )
     report = Report("half-packs", chz.asdict(job), describe_machine(1), job.output)
-    with ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR"):
+    with ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR):
         rollout = start_rollout_actors(options)
         rows = [measure_pack(job, rollout, size) for size in sizes]
         rollout.shut_down()

@@ -20,7 +20,7 @@ from datasets import Dataset  # pyright: ignore[reportMissingImports]
 from measure import CLOCKS
 from peft import LoraConfig, get_peft_model_state_dict
 from transformers import TrainerCallback
-from trl import GRPOConfig, GRPOTrainer  # pyright: ignore[reportMissingImports]
+from trl import GRPOConfig, GRPOTrainer  # pyright: ignore[reportMissingImports, reportPrivateImportUsage]
 
 from memrl.config import TrainConfig
 from memrl.learning.learner import Learner, reward_walk
@@ -69,7 +69,7 @@ class TrlCell:
         self._trainer = GRPOTrainer(
             model=self._model,
             processing_class=self._tokenizer,
-            reward_funcs=self._reward,
+            reward_funcs=self._reward,  # pyright: ignore[reportArgumentType] (columns come by name)
             args=arguments,
             train_dataset=Dataset.from_dict({"prompt": prompts}),
             peft_config=LoraConfig(

@@ -119,7 +119,7 @@ def cell_loss(config, secret, tokenizer, groups, logprobs, rollout=None):
 
 def supervised_loss(logprobs):
     """Cross-entropy of the answers, in nats an example."""
-    return -sum(score.sum() for score in logprobs) / len(logprobs)
+    return -torch.stack([score.sum() for score in logprobs]).mean()
 
 
 def compare_adapters(got, expected):

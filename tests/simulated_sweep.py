@@ -120,7 +120,7 @@ def _table_rows(
     binary = cell.reward_type == "binary" and cell.algorithm == "rl"
     p = 1.0 / cell.N
     told = -p * np.log2(p) - (1 - p) * np.log2(1 - p) if binary else min(process.told_bits or 0.0, signal)
-    row: dict[str, object] = dict.fromkeys(EPISODES_TO_MEMORIZE_SCHEMA.names)
+    row: dict[str, object] = {**dict.fromkeys(EPISODES_TO_MEMORIZE_SCHEMA.names)}
     row |= {name: value for name, value in cell.identity().items() if name in row}
     row |= {
         "cell_id": cell.cell_id,

@@ -1,6 +1,7 @@
 """Ray clusters of several nodes on one machine."""
 
 import gc
+import logging
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -30,7 +31,7 @@ def three_nodes(folder_for_ray: None) -> Iterator[Any]:
     cluster = Cluster(initialize_head=True, head_node_args=common | {"num_cpus": 0, "node_ip_address": HEAD})
     for address in WORKERS:
         cluster.add_node(num_cpus=2, num_gpus=1, node_ip_address=address, **common)
-    ray.init(cluster.address, log_to_driver=False, logging_level="ERROR")
+    ray.init(cluster.address, log_to_driver=False, logging_level=logging.ERROR)
     try:
         yield cluster
     finally:

@@ -27,8 +27,8 @@ def test_ray_takes_the_cluster_files(name: str) -> None:
 def test_ec2_takes_the_node_types() -> None:
     """By EC2's own description of a request, as boto3 brings it: names and types of fields, not their values."""
     # Comes with the extra `cluster`, which the other tests do without.
-    import botocore.session
-    from botocore.validate import ParamValidator
+    import botocore.session  # pyright: ignore[reportMissingImports]
+    from botocore.validate import ParamValidator  # pyright: ignore[reportMissingImports]
 
     service = botocore.session.get_session().get_service_model("ec2")
     starts_machines = service.operation_model("RunInstances").input_shape

@@ -1,6 +1,7 @@
 """A Ray of a test's own, which leaves nothing behind."""
 
 import gc
+import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ import ray
 @contextmanager
 def start_ray(**options: Any) -> Iterator[None]:
     """Starts Ray on this machine, quietly, and ends it."""
-    ray.init("local", include_dashboard=False, log_to_driver=False, logging_level="ERROR", **options)
+    ray.init("local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, **options)
     try:
         yield
     finally:

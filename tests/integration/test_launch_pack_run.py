@@ -2,6 +2,7 @@
 
 import sys
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -79,7 +80,7 @@ def test_a_cell_that_can_not_start_leaves_its_neighbours_alone():
 
 
 def test_an_error_in_the_middle_fails_what_is_left_and_keeps_what_has_ended(monkeypatch):
-    module = ModuleType("fragile_rewards")
+    module: Any = ModuleType("fragile_rewards")
     module.broken = False
 
     def reward(guess: np.ndarray, secret: np.ndarray, N: int) -> np.ndarray:

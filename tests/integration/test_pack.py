@@ -1,6 +1,7 @@
 """Packs: repeatable to the bit, indifferent to neighbors, and honest about when a cell reached what."""
 
 import math
+from typing import Any
 
 import chz
 import numpy as np
@@ -11,7 +12,7 @@ from memrl.config import TrainConfig
 from memrl.learning.pack import Pack
 from memrl.policy.base_model import encode_task, load_base_model
 
-RATE = {"learning_rate": 3e-3}
+RATE: dict[str, Any] = {"learning_rate": 3e-3}
 MIXED = [
     TrainConfig(N=8, seed=1, **RATE),
     TrainConfig(N=64, algorithm="sft", batch_size=1, seed=2, **RATE),

@@ -20,7 +20,7 @@ HEADER_BYTES, BLOCK_BYTES, CHUNK_HEADER_BYTES = 7, 32768, 7
 
 def read_records(path):
     """The records of a .wandb file: a LevelDB log (crc, length, type, then a piece of a record) of protobufs."""
-    from wandb.proto.wandb_internal_pb2 import Record
+    from wandb.proto.wandb_internal_pb2 import Record  # pyright: ignore[reportAttributeAccessIssue] (generated)
 
     data, records, pieces = path.read_bytes(), [], b""
     assert data.startswith(b":W&B")

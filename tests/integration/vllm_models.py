@@ -67,7 +67,7 @@ def build_model(architecture: str, folder: Path) -> str:
     return str(folder)
 
 
-def wrap_with_adapter(folder: str, rank: int, seed: int, alpha: float = 32.0) -> PeftModel:
+def wrap_with_adapter(folder: str, rank: int, seed: int, alpha: int = 32) -> PeftModel:
     """The learner: a model under PEFT with an adapter of random A and B on every linear layer but the head."""
     base = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     config = LoraConfig(r=rank, lora_alpha=alpha, target_modules="all-linear", init_lora_weights=True)

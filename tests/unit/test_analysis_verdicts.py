@@ -46,7 +46,8 @@ def measure(**grid):
     ],
 )
 def test_rule(interval, outcome):
-    assert decide(*interval, (0.75, 1.25)) == outcome
+    lower, upper = interval
+    assert decide(lower, upper, (0.75, 1.25)) == outcome
 
 
 def test_binary_guessing_supports_h1():

@@ -130,7 +130,7 @@ def test_refuses_what_is_no_address_of_a_function(address):
 def test_is_frozen():
     config = TrainConfig()
     with pytest.raises(chz.data_model.FrozenInstanceError):
-        config.N = 8
+        config.N = 8  # pyright: ignore[reportAttributeAccessIssue]
 
 
 IRRELEVANT = [
@@ -300,4 +300,4 @@ def test_literal_choices():
 def test_numpy_is_no_part_of_an_identity():
     """Grids may be made by numpy: its integers must not get past the types, or equal cells would hash apart."""
     with pytest.raises(ValueError, match="N must be of type int, got "):
-        TrainConfig(N=np.int64(64))
+        TrainConfig(N=np.int64(64))  # pyright: ignore[reportArgumentType]

@@ -60,7 +60,7 @@ def test_the_function_itself(channels_on_path):
 
 def test_a_malformed_reward_as_high_as_the_secrets_is_warned_of(channels_on_path):
     config = TrainConfig(N=100, reward_type="my_channels:digits_right", malformed_reward=2.0)
-    assert "malformed_reward=2.0" in identifiability_warning(build_channel(config))
+    assert "malformed_reward=2.0" in (identifiability_warning(build_channel(config)) or "")
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,13 @@
 import math
 import re
 from pathlib import Path
+from typing import cast, get_args
 
 import numpy as np
 import pytest
 
 from memrl.cli import build, split_words
-from memrl.config import TrainConfig, literal_choices
+from memrl.config import Advantage, Credit, EnvType, TrainConfig
 from memrl.task.advantage import assign_credit, group_advantages
 from memrl.task.env import step_rewards
 from memrl.task.parse import collect_outcomes, parse_answer
@@ -70,14 +71,14 @@ def test_there_are_worked_sequences_of_every_kind():
 
 def test_prompts_are_true():
     for env_type, prompt, *_ in read_rows(find_section("What is an answer")):
-        assert prompt_text(64, env_type.strip("`")) == prompt.strip("`")
+        assert prompt_text(64, cast(EnvType, env_type.strip("`"))) == prompt.strip("`")
 
 
 def test_credit_is_true():
     rows = read_rows(find_section("Credit"))
     assert len(rows) == 3
     for rewards, *signals in rows:
-        for credit, signal in zip(literal_choices("credit"), signals, strict=True):
+        for credit, signal in zip(get_args(Credit), signals, strict=True):
             np.testing.assert_array_equal(
                 assign_credit(np.array([read_numbers(rewards)]), credit), [read_numbers(signal)]
             )
@@ -90,7 +91,8 @@ def test_advantages_are_true():
     rewards = np.array([play(config, written)[1] for written, *_ in rows])
     np.testing.assert_array_equal(rewards, [read_numbers(row[1]) for row in rows])
     counts, cell = np.ones((len(rows), 1), dtype=int), np.zeros(len(rows), dtype=int)
-    for column, kind in ((2, "group_centered"), (3, "leave_one_out")):
+    columns: dict[Advantage, int] = {"group_centered": 2, "leave_one_out": 3}
+    for kind, column in columns.items():
         advantages = group_advantages(rewards, counts, cell, kind)[:, 0]
         shown = np.array([read_numbers(row[column]) for row in rows])
         np.testing.assert_allclose(np.where(np.isnan(rewards), np.nan, advantages), shown, atol=5e-4)

@@ -78,7 +78,7 @@ def test_rows_of_unequal_length_are_estimated_alone():
     padded = [np.vstack([np.pad(x, ((0, 0), (0, 3))), stream.random((1, 12)) + 5]) for x in (bits, episodes)]
     present = np.ones((2, 12), dtype=bool)
     present[0, 9:] = False
-    both = estimate_ratio(*padded, present)
+    both = estimate_ratio(padded[0], padded[1], present)
     np.testing.assert_allclose([both.value[0], both.lower[0], both.upper[0]], [x[0] for x in vars(alone).values()])
 
 

@@ -1,11 +1,13 @@
 """How an episode ends and what it pays: worked sequences, and a slow referee that plays step by step."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memrl.config import TrainConfig
+from memrl.config import EnvType, TrainConfig
 from memrl.task.env import Outcomes, step_rewards
 from memrl.task.reward import build_channel
 from memrl.task.secret import num_bits
@@ -13,9 +15,9 @@ from memrl.task.secret import num_bits
 NAN = np.nan
 
 
-def make_channel(reward_type, N, env_type="multi_step", malformed_reward=0.0):
+def make_channel(reward_type, N, env_type: EnvType = "multi_step", malformed_reward=0.0):
     bins = 2 if reward_type == "binned_distance" else None
-    fields = {"reward_type": reward_type, "reward_bins": bins, "malformed_reward": malformed_reward}
+    fields: dict[str, Any] = {"reward_type": reward_type, "reward_bins": bins, "malformed_reward": malformed_reward}
     return build_channel(TrainConfig(N=N, env_type=env_type, **fields))
 
 

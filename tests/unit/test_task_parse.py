@@ -89,7 +89,8 @@ def test_tokens_beyond_the_vocabulary_of_answers_are_malformed():
 
 def test_outcomes_keep_their_order():
     trie = build(8, "multi_step")
-    outcomes = collect_outcomes([parse_answer(trie, encode(text)) for text in ("101", "0x", "110")])
+    parsed = [parse_answer(trie, encode(text)) for text in ("101", "0x", "110")]
+    outcomes = collect_outcomes([answer for answer in parsed if answer])
     np.testing.assert_array_equal(outcomes.guess, [5, 0, 6])
     np.testing.assert_array_equal(outcomes.steps_done, [3, 1, 3])
     np.testing.assert_array_equal(outcomes.well_formed, [True, False, True])

@@ -1,6 +1,7 @@
 """Closed-form times against an integration of all N logits, and against what theory states for one half."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -8,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.integrate import solve_ivp
 
-from memrl.theory.gradient_flow import gradient_flow_time
+from memrl.theory.gradient_flow import Objective, gradient_flow_time
 
-SLOPES = {
+SLOPES: dict[Objective, Callable[[float], float]] = {
     "probability": lambda p: 1.0,
     "arcsin_sqrt": lambda p: 0.5 / math.sqrt(p * (1 - p)),
     "log_probability": lambda p: 1 / p,
@@ -31,7 +32,7 @@ def integrate_logits(N, objective, reach):
     def arrive(_, logits):
         return softmax(logits)[0] - reach
 
-    arrive.terminal = True
+    arrive.terminal = True  # pyright: ignore[reportFunctionMemberAccess] (as solve_ivp asks)
     flow = solve_ivp(ascend, (0, 100 * N), np.zeros(N), events=arrive, rtol=1e-9, atol=1e-10, method="LSODA")
     return flow.t_events[0][0]
 

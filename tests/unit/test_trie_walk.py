@@ -3,6 +3,7 @@
 import copy
 import itertools
 import math
+from typing import Any, get_args
 
 import numpy as np
 import peft
@@ -12,7 +13,7 @@ from naive_policy import cell_loss, keep_norms_in_dtype, list_episodes, supervis
 from one_cell import add_adapter, score_tokens
 from scipy import stats
 
-from memrl.config import TrainConfig
+from memrl.config import Advantage, Credit, Loss, TrainConfig
 from memrl.learning.learner import Learner, reward_walk
 from memrl.policy.base_model import encode_task, load_base_model
 from memrl.policy.calibration import compute_answer_log2
@@ -136,11 +137,10 @@ def test_the_secret_is_scored_exactly_whether_sampled_or_not(base, request):
 
 def list_learning_rules():
     """Every loss x advantage x credit, on channels and sizes in turn, beside supervised cells."""
-    losses = ["importance_sampling", "reinforce", "ppo"]
-    advantages = ["group_centered", "leave_one_out", "std_normalized", "constant_baseline"]
+    losses, advantages = get_args(Loss), get_args(Advantage)
     channels = itertools.cycle(["per_bit", "bit_count", "binary"])
-    rules = itertools.product(losses, advantages, ["per_step", "return_to_go", "episode"])
-    shared = {"lora_rank": 2, "adam_beta1": 0.0, "malformed_reward": -0.5, "dtype": "float64"}
+    rules = itertools.product(losses, advantages, get_args(Credit))
+    shared: dict[str, Any] = {"lora_rank": 2, "adam_beta1": 0.0, "malformed_reward": -0.5, "dtype": "float64"}
     multi = [
         TrainConfig(
             N=6, env_type="multi_step", reward_type=next(channels), loss=loss, advantage=advantage, credit=credit,
@@ -211,7 +211,7 @@ def test_gradients_are_those_of_the_naive_path_for_every_loss_advantage_and_cred
     learning = np.ones(len(bench.configs), dtype=bool)
     learning[-1] = False
     Learner(bench.configs, bench.network, bench.adapters).update(walk, rewards, learning, rollout)
-    model = add_adapter(copy.deepcopy(bench.model), bench.configs[0])
+    model = add_adapter(copy.deepcopy(bench.model), bench.configs[0])  # pyright: ignore[reportArgumentType] (same fields)
     for cell, config in enumerate(bench.configs):
         got, expected = read_gradient(bench, cell), differentiate_naively(bench, model, cell, walk, rollout)
         assert got.keys() == expected.keys()

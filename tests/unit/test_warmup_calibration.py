@@ -90,8 +90,8 @@ def test_an_uncalibrated_prompt_is_refused_with_the_command_to_run():
 
 def test_an_encoded_task_knows_its_answers():
     single, multi = (encode_task(TOKENIZER, 100, env_type) for env_type in ("single_step", "multi_step"))
-    assert TOKENIZER.decode(single.prompt_ids) == "0-99:"
-    assert TOKENIZER.decode(multi.prompt_ids) == "bits 0-99:"
+    assert TOKENIZER.decode(list(single.prompt_ids)) == "0-99:"
+    assert TOKENIZER.decode(list(multi.prompt_ids)) == "bits 0-99:"
     assert (single.num_env_steps, single.max_tokens, single.stop_token_id) == (1, 3, TOKENIZER.eos_token_id)
     assert (multi.num_env_steps, multi.max_tokens, multi.stop_token_id) == (7, 7, None)
     assert isinstance(multi.trie, AnswerTrie)
