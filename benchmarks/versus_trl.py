@@ -233,23 +233,26 @@ def tune_cells(versus: Versus) -> Row:
     """Cells by memrl under Ray Tune, each to its end in a process of its own, some at once."""
     import ray
 
+    from memrl.sweep.plan import Plan
     from memrl.sweep.trial import tune_packs
 
     rows: list[Row] = []
 
     class Listener:
-        def take(self, pack: int, parcel: Any, *, live: int, episodes: int) -> None:
-            rows.extend(parcel.rows)
+        def take(self, pack: int, stretch: Any) -> None:
+            rows.extend(stretch.rows)
 
         def take_trace(self, pack: int, trace: str) -> None: ...
 
         def fail(self, pack: int, error: str) -> None:
             raise RuntimeError(error)
 
+        def should_stop(self) -> bool:
+            return False
+
     ray.init("local", num_cpus=versus.processes, include_dashboard=False, log_to_driver=False)
     packs = [[versus.cell(seed)] for seed in range(versus.sample_cells)]
-    places: list[list[dict[str, float]]] = [[{"CPU": 1.0}]]
-    tune_packs(packs, Listener(), lambda: False, num_trials=versus.processes, placements=places, reuse_actors=False)
+    tune_packs(Plan(packs, num_trials=versus.processes, reuses_processes=False), Listener())
     ray.shutdown()
     assert len(rows) == versus.sample_cells, f"{versus.sample_cells} cells must end, {len(rows)} did"
     return {"memorized": sum(row["status"] == "memorized" for row in rows)}

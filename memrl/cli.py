@@ -7,7 +7,7 @@ import re
 import shutil
 import sys
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from types import NoneType, UnionType
@@ -15,55 +15,87 @@ from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 
 import chz
 
-from memrl.config import did_you_mean
+from memrl.config import TrainConfig, did_you_mean
+from memrl.errors import RefusedError, StartError
 from memrl.policy.model_folder import check_model_folder
+from memrl.sweep.execution import RunOptions
 
-BAD_INPUT = 2
-"""The exit code of a command that refuses its arguments."""
+FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
+"""Exit codes of every command, besides 0: something failed; the input is refused; Ctrl-C."""
 
 _HELP = ("-h", "--help")
 _TRUE, _FALSE = ("true", "yes", "1"), ("false", "no", "0")
 _WIDEST_WORD = 34
 
 
-def parse_arguments(
-    argv: Sequence[str], *classes: type, defaults: Mapping[str, object] | None = None, usage: str = ""
-) -> tuple[Any, ...]:
-    """Reads `key=value` words into one instance of each chz class.
+@contextmanager
+def read_words(
+    argv: Sequence[str], *classes: type, usage: str = "", defaults: Mapping[str, object] | None = None
+) -> Iterator[dict[str, str]]:
+    """Cuts a command line into words, once, for a block that builds its instances from them.
 
-    A word sets the field of that name in every class that has one. On `--help` it prints every field and ends the
-    process with exit code 0; on anything that can't be read it prints one line `error: ...` and ends with exit code 2.
+    On `--help` it prints every field and ends the process with exit code 0; on words that can't be read, and on any
+    ValueError of the block, it prints one line `error: ...` and ends with exit code 2.
 
     Args:
         argv: the words after the command's name.
-        *classes: chz classes with distinct purposes, such as TrainConfig and Execution.
-        defaults: values that this command sets unless the words do.
+        *classes: chz classes with distinct purposes, such as TrainConfig and Execution, whose fields the words name.
         usage: the text that stands above the fields in `--help`: what the command does, and an example.
+        defaults: values that this command sets unless the words do; for `--help`.
+    """
+    if any(word in _HELP for word in argv):
+        print(format_help(usage, classes, defaults or {}))
+        raise SystemExit(0)
+    with exit_on_bad_input():
+        words = split_words(argv)
+        reject_unknown(words, [name for cls in classes for name in chz.chz_fields(cls)])
+        yield words
+
+
+def run_command(main: Callable[[Sequence[str]], int]) -> NoReturn:
+    """Runs a command on this process's words and ends the process with its exit code."""
+    try:
+        raise SystemExit(main(sys.argv[1:]))
+    except StartError as error:
+        _end_with(error, BAD_INPUT if isinstance(error, RefusedError) else FAILED)
+    except KeyboardInterrupt:
+        raise SystemExit(INTERRUPTED) from None
+
+
+def parse_arguments(argv: Sequence[str], *classes: type, usage: str = "") -> tuple[Any, ...]:
+    """Reads `key=value` words into one instance of each chz class; see `read_words`.
+
+    A word sets the field of that name in every class that has one.
 
     Returns:
         The instances, in the order of `classes`.
     """
-    defaults = defaults or {}
-    if wants_help(argv):
-        exit_with_help(usage, classes, defaults)
-    with exit_on_bad_input():
-        words = split_words(argv)
-        reject_unknown(words, [name for cls in classes for name in chz.chz_fields(cls)])
-        instances = tuple(build(cls, words, defaults) for cls in classes)
+    with read_words(argv, *classes, usage=usage) as words:
+        instances = tuple(build(cls, words) for cls in classes)
         for instance in instances:
             check_model_folder(getattr(instance, "model", "embedded"))
     return instances
 
 
-def wants_help(argv: Sequence[str]) -> bool:
-    """Whether one of the words asks for help."""
-    return any(word in _HELP for word in argv)
+def read_cell(argv: Sequence[str], algorithm: str, usage: str) -> tuple[TrainConfig, RunOptions]:
+    """Reads the command line of a command that trains one cell by one algorithm; see `read_words`.
 
-
-def exit_with_help(usage: str, classes: Sequence[type], defaults: Mapping[str, object] | None = None) -> NoReturn:
-    """Prints what the command does with every field it takes, and ends the process with exit code 0."""
-    print(format_help(usage, classes, defaults or {}))
-    raise SystemExit(0)
+    Refused are another algorithm, and a field that was given although the cell does not use it, such as reward_bins of
+    a binary reward.
+    """
+    defaults = {"algorithm": algorithm}
+    with read_words(argv, TrainConfig, RunOptions, usage=usage, defaults=defaults) as words:
+        cell, options = build(TrainConfig, words, defaults), build(RunOptions, words)
+        check_model_folder(cell.model)
+        if cell.algorithm != algorithm:
+            other = f"python -m memrl.{cell.algorithm}_train trains the other"
+            raise ValueError(f"algorithm must be {algorithm} ({other}), got {cell.algorithm}")
+        used = cell.identity()
+        for name, text in words.items():
+            if name in used and used[name] is None and getattr(cell, name) is not None:
+                rule = f"be left out where channel {cell.channel_name} has no use for it"
+                raise ValueError(f"{name} must {rule}, got {text}")
+    return cell, options
 
 
 @contextmanager
@@ -75,8 +107,13 @@ def exit_on_bad_input() -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        raise SystemExit(BAD_INPUT) from None
+        _end_with(error, BAD_INPUT)
+
+
+def _end_with(error: Exception, code: int) -> NoReturn:
+    """Prints the error as one line and ends the process."""
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    raise SystemExit(code) from None
 
 
 def split_words(argv: Iterable[str]) -> dict[str, str]:

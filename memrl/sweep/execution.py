@@ -1,8 +1,11 @@
-"""Execution: where and how a sweep runs. Nothing here changes what a cell measures, so none of it is in a cell_id."""
+"""Where and how a sweep, or one cell, runs. Nothing here changes what is measured, so none of it is in a cell_id."""
 
 from typing import Literal
 
 import chz
+
+from memrl.tables.places import own_address
+from memrl.tables.wandb_log import check_project
 
 Device = Literal["auto", "cpu", "cuda"]
 
@@ -42,6 +45,7 @@ class Execution:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
+        _check_addresses(self)
 
     @chz.validate
     def _check_engine(self) -> None:
@@ -51,10 +55,31 @@ class Execution:
         if self.colocated and self.tensor_parallel_size > 1:
             raise ValueError(f"tensor_parallel_size must be 1 when colocated, got {self.tensor_parallel_size}")
 
-    def results_address(self, grid: str) -> str:
-        """The address of a grid's tables.
 
-        >>> Execution().results_address("smoke"), Execution(results="s3://bucket/run").results_address("smoke")
-        ('results/smoke', 's3://bucket/run')
-        """
-        return self.results if self.results is not None else f"results/{grid}"
+@chz.chz
+class RunOptions:
+    """Where it runs and what it leaves behind; none of this changes the cell's identity.
+
+    Raises:
+        ValueError: a field makes no sense; the message is one line.
+    """
+
+    results: str = chz.field(default=own_address("runs"), doc="address of the tables (folder, s3://, gs://)")
+    overwrite: bool = chz.field(default=False, doc="train a cell again that has finished, and replace its rows")
+    device: Device = chz.field(default="auto", doc="what it trains on; auto: a GPU where torch finds one, or the CPU")
+    num_threads: int | None = chz.field(
+        default=None, doc="CPU threads; unset: 1 for the embedded model, else as many as torch takes"
+    )
+    wandb_project: str | None = chz.field(default=None, doc="logs the run there; unset: no wandb")
+
+    @chz.validate
+    def _check(self) -> None:
+        if self.num_threads is not None and self.num_threads < 1:
+            raise ValueError(f"num_threads must be at least 1, got {self.num_threads}")
+        _check_addresses(self)
+
+
+def _check_addresses(options: Execution | RunOptions) -> None:
+    if options.results == "":
+        raise ValueError("results must name a folder or an address, got nothing")
+    check_project(options.wandb_project)

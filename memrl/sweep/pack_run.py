@@ -1,40 +1,199 @@
-"""One pack's training as its trial sees it: in slices of time, with every failure kept inside."""
+"""One pack's training, stretch by stretch, with every failure kept inside."""
 
 import math
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from memrl.config import TrainConfig
+from memrl.learning.half_packs import HalfPacks
+from memrl.learning.pack import Pack
 from memrl.learning.timeline import Timeline
 from memrl.rollout.backend import RolloutBackend
+from memrl.sweep.stretch import Stretch
 from memrl.tables.rows import failed_row
 from memrl.tables.schema import CURVES_SCHEMA
 
 
-@dataclass(frozen=True)
-class Parcel:
-    """Rows of cells that have ended, ready for the tables.
+class Trainer(Protocol):
+    """Cells that train together: a pack, or two halves of one that alternate."""
 
-    Attributes:
-        rows: of episodes_to_memorize, one a cell.
-        curves: all curve rows of these cells.
-    """
+    @property
+    def live(self) -> int:
+        """Cells still training."""
+        ...
 
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    curves: pa.Table = field(default_factory=CURVES_SCHEMA.empty_table)
+    @property
+    def finished(self) -> bool:
+        """Whether every cell has ended."""
+        ...
+
+    @property
+    def episodes(self) -> int:
+        """Episodes so far, over all cells."""
+        ...
+
+    def update(self) -> object:
+        """Updates every live cell once; cells that have ended leave."""
+        ...
+
+    def fail(self, error: str) -> None:
+        """Ends every live cell as failed."""
+        ...
+
+    def drain(self) -> tuple[list[dict[str, Any]], pa.Table]:
+        """Takes what was recorded since the last call: rows of the cells that ended, and curves of all cells."""
+        ...
+
+
+StartTrainer = Callable[[Sequence[TrainConfig]], Trainer]
 
 
 class PackRun:
-    """Trains a pack, slice by slice.
+    """Trains a pack, stretch by stretch.
 
     A failure ends the pack and becomes a row for each cell that was still training; nothing is raised.
+
+    Args:
+        trainer: the pack; None: none of its cells could start.
+        failed_rows: of the cells that could not start.
+        timeline: takes a span for each round.
+        holds_curves: whether the curves of cells that are still training are held back, so that the tables hold whole
+            cells only: what is interrupted starts afresh, and leaves no rows behind.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer | None,
+        *,
+        failed_rows: Sequence[dict[str, Any]] = (),
+        timeline: Timeline | None = None,
+        holds_curves: bool = True,
+    ) -> None:
+        self._trainer = trainer
+        self._failed_rows = list(failed_rows)
+        self._timeline = timeline or Timeline()
+        self._holds_curves = holds_curves
+        self._held = CURVES_SCHEMA.empty_table()
+        self._last_bits: dict[str, tuple[float, float]] = {}
+        self._updates = 0
+
+    @classmethod
+    def start(cls, cells: Sequence[TrainConfig], start: StartTrainer, timeline: Timeline | None = None) -> "PackRun":
+        """Starts what can start of a pack; the other cells become failed rows.
+
+        Args:
+            cells: the pack.
+            start: makes the trainer of some cells; see `start_pack`.
+            timeline: what this process did before, for the same trace.
+        """
+        timeline = timeline or Timeline()
+        with timeline.record("start", "pack"):
+            trainer, failed_rows = _start_what_can(cells, start)
+        return cls(trainer, failed_rows=failed_rows, timeline=timeline)
+
+    @property
+    def finished(self) -> bool:
+        """Whether no cell is left to train."""
+        return self._trainer is None or self._trainer.finished
+
+    @property
+    def trace(self) -> str:
+        """The Chrome trace of its start, and of sampling and updating so far."""
+        return self._timeline.to_chrome_trace()
+
+    def advance(self, seconds: float) -> Stretch:
+        """Trains for about this long, at least one update, or to the end; returns what ended since the last call."""
+        trainer, deadline = self._trainer, time.monotonic() + seconds
+        if trainer is None:
+            return self.end_stretch()
+        try:
+            while not trainer.finished:
+                with self._timeline.record("round", "pack"):
+                    trainer.update()
+                self._updates += 1
+                if time.monotonic() >= deadline:
+                    break
+        except Exception as error:
+            traceback.print_exc()
+            trainer.fail(describe_error(error))
+        return self.end_stretch()
+
+    def end_stretch(self) -> Stretch:
+        """How far it is, and what has ended since the last stretch."""
+        rows, self._failed_rows = self._failed_rows, []
+        curves = CURVES_SCHEMA.empty_table()
+        if self._trainer is not None:
+            ended, recorded = self._trainer.drain()
+            rows += ended
+            self._note_bits(recorded)
+            curves = self._release({row["cell_id"] for row in ended}, recorded)
+        absorbed, observed = (_mean([bits[i] for bits in self._last_bits.values()]) for i in (0, 1))
+        live, episodes = (self._trainer.live, self._trainer.episodes) if self._trainer is not None else (0, 0)
+        return Stretch(rows, curves, live, self._updates, episodes, absorbed, observed)
+
+    def _note_bits(self, curves: pa.Table) -> None:
+        # Rows come in the order of updates, so the last one of a cell stays.
+        columns = [curves[name].to_pylist() for name in ("cell_id", "absorbed_bits", "observed_bits")]
+        self._last_bits.update({cell_id: bits for cell_id, *bits in zip(*columns, strict=True)})
+
+    def _release(self, ended: set[str], recorded: pa.Table) -> pa.Table:
+        """The curve rows that may go to the tables now."""
+        if not self._holds_curves:
+            return recorded
+        self._held = pa.concat_tables([self._held, recorded])
+        if not ended:
+            return CURVES_SCHEMA.empty_table()
+        has_ended = pc.field("cell_id").isin(list(ended))
+        released, self._held = self._held.filter(has_ended), self._held.filter(~has_ended)
+        return released
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else math.nan
+
+
+def _start_what_can(cells: Sequence[TrainConfig], start: StartTrainer) -> tuple[Trainer | None, list[dict[str, Any]]]:
+    """A trainer of the cells that can start, and a failed row for each of the others."""
+    try:
+        return start(cells), []
+    except Exception as error:
+        traceback.print_exc()
+        sound = _find_sound_cells(cells, start)
+        if not 0 < len(sound) < len(cells):
+            return None, [failed_row(cell, describe_error(error)) for cell in cells]
+        rows = [failed_row(cell, describe_error(error)) for cell in cells if cell not in sound]
+        trainer, more = _start_what_can(sound, start)
+        return trainer, rows + more
+
+
+def _find_sound_cells(cells: Sequence[TrainConfig], start: StartTrainer) -> list[TrainConfig]:
+    """The cells of those prompts, channels and ranks for which one cell alone makes a pack."""
+    groups: dict[tuple[object, ...], list[TrainConfig]] = {}
+    for cell in cells:
+        groups.setdefault((cell.N, cell.env_type, cell.channel_name, cell.lora_rank), []).append(cell)
+    sound: list[TrainConfig] = []
+    for group in groups.values():
+        with suppress(Exception):
+            start(group[:1])
+            sound += group
+    return sound
+
+
+def start_pack(
+    cells: Sequence[TrainConfig],
+    device: str,
+    backend: RolloutBackend | None = None,
+    *,
+    alternates: bool = True,
+    timeline: Timeline | None = None,
+) -> Trainer:
+    """A pack, or two halves that alternate where a backend samples and there is more than one cell.
 
     Args:
         cells: the pack.
@@ -42,125 +201,14 @@ class PackRun:
         backend: who samples; None: the learner's own weights.
         alternates: whether a backend samples for one half of the pack while the other updates; not where sampler and
             learner share a GPU, which each then has in turn for the whole pack.
-        timeline: what its process did before, for the same trace.
+        timeline: takes the halves' spans of sampling and updating.
+
+    Raises:
+        ValueError: the model can't be read, or is not calibrated for a cell's prompt.
     """
-
-    def __init__(
-        self,
-        cells: Sequence[TrainConfig],
-        *,
-        device: str = "cpu",
-        backend: RolloutBackend | None = None,
-        alternates: bool = True,
-        timeline: Timeline | None = None,
-    ) -> None:
-        self._alternates = alternates
-        self.updates = 0
-        self._timeline = timeline or Timeline()
-        self._held = CURVES_SCHEMA.empty_table()
-        self._last_bits: dict[str, float] = {}
-        self._failed_rows: list[dict[str, Any]] = []
-        self._pack: Any = None
-        with self._timeline.record("start", "pack"):
-            self._start(cells, device, backend)
-        if hasattr(self._pack, "timeline"):
-            # Half-packs record more finely who samples and who updates.
-            self._pack.timeline.spans[:0] = self._timeline.spans
-            self._timeline = self._pack.timeline
-
-    @property
-    def finished(self) -> bool:
-        """Whether no cell is left to train."""
-        return self._pack is None or self._pack.finished
-
-    @property
-    def episodes(self) -> int:
-        """Episodes so far, over all cells."""
-        return 0 if self._pack is None else self._pack.episodes
-
-    @property
-    def live(self) -> int:
-        """Cells still training."""
-        return 0 if self._pack is None else self._pack.live
-
-    @property
-    def absorbed_bits(self) -> float:
-        """Mean over the cells of the bits that each had absorbed at its last scoring; NaN before the first one."""
-        return sum(self._last_bits.values()) / len(self._last_bits) if self._last_bits else math.nan
-
-    @property
-    def trace(self) -> str:
-        """The Chrome trace of its start, and of sampling and updating so far."""
-        return self._timeline.to_chrome_trace()
-
-    def advance(self, seconds: float) -> Parcel:
-        """Trains for about this long, or to the end, and returns what ended since the last call.
-
-        At least one update is made. The curves of cells that are still training are held back, so that the tables hold
-        whole cells only: what is interrupted starts afresh, and leaves no rows behind.
-        """
-        deadline = time.monotonic() + seconds
-        try:
-            while not self.finished:
-                with self._timeline.record("round", "pack"):
-                    self._pack.update()
-                self.updates += 1
-                if time.monotonic() >= deadline:
-                    break
-        except Exception as error:
-            self._pack.fail(describe_error(error))
-        return self._take()
-
-    def _start(self, cells: Sequence[TrainConfig], device: str, backend: RolloutBackend | None) -> None:
-        try:
-            self._pack = start_pack(cells, device, backend, alternates=self._alternates)
-        except Exception as error:
-            sound = _cells_that_start(cells, device, backend)
-            if 0 < len(sound) < len(cells):
-                self._start(sound, device, backend)
-            else:
-                sound = []
-            self._failed_rows += [failed_row(cell, describe_error(error)) for cell in cells if cell not in sound]
-
-    def _take(self) -> Parcel:
-        failed, self._failed_rows = self._failed_rows, []
-        if self._pack is None:
-            return Parcel(failed)
-        rows, curves = self._pack.drain()
-        self._held = pa.concat_tables([self._held, curves])
-        # Rows come in the order of updates, so the last one of a cell stays.
-        self._last_bits.update(zip(curves["cell_id"].to_pylist(), curves["absorbed_bits"].to_pylist(), strict=True))
-        if not rows:
-            return Parcel(failed)
-        has_ended = pc.field("cell_id").isin([row["cell_id"] for row in rows])
-        ended, self._held = self._held.filter(has_ended), self._held.filter(~has_ended)
-        return Parcel(failed + rows, ended)
-
-
-def _cells_that_start(cells: Sequence[TrainConfig], device: str, backend: RolloutBackend | None) -> list[TrainConfig]:
-    """The cells of those prompts and channels for which one cell alone makes a pack."""
-    groups: dict[tuple[object, ...], list[TrainConfig]] = {}
-    for cell in cells:
-        groups.setdefault((cell.N, cell.env_type, cell.channel_name), []).append(cell)
-    sound: list[TrainConfig] = []
-    for group in groups.values():
-        with suppress(Exception):
-            start_pack(group[:1], device, backend)
-            sound += group
-    return sound
-
-
-def start_pack(
-    cells: Sequence[TrainConfig], device: str, backend: RolloutBackend | None, *, alternates: bool = True
-) -> Any:
-    """A pack, or two halves that alternate where a backend samples and there is more than one cell."""
-    # Imported here, so that a worker that can't import torch says so in its cells' rows.
-    from memrl.learning.half_packs import HalfPacks
-    from memrl.learning.pack import Pack
-
     if backend is None or len(cells) == 1 or not alternates:
         return Pack(cells, device=device, backend=backend)
-    return HalfPacks(cells, device=device, backend=backend)
+    return HalfPacks(cells, device=device, backend=backend, timeline=timeline)
 
 
 def describe_error(error: BaseException) -> str:

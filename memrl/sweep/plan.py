@@ -1,13 +1,18 @@
-"""What a launch will do: which cells are left, in which packs, on how many trials at once."""
+"""What a sweep will do: in which packs, on how many trials at once, and where."""
 
 import glob
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from memrl.config import TrainConfig
 from memrl.sweep.execution import Execution
 from memrl.sweep.packing import choose_pack_size, estimate_pack_updates, pack_cells
+from memrl.tables.schema import CURVES, EPISODES_TO_MEMORIZE
+from memrl.tables.store import TableStore
+
+Bundles = list[dict[str, float]]
+"""What Ray reserves for a trial: the learner's bundle, then those of its engines."""
 
 
 @dataclass(frozen=True)
@@ -19,16 +24,24 @@ class Plan:
         num_trials: most trials at once.
         device: what they train on: cpu or cuda.
         num_threads: CPU threads of a trial.
+        pool: the engines that sample cells with rollout=vllm; empty: there are none.
+        colocated: whether a trial is sampled by the engine on its own GPU, in turn with the learner.
+        placements: placement groups that the packs take in turn; none: one of the learner's bundle alone.
+        reuses_processes: whether a trial's process serves the next one too, which saves imports and the base model.
     """
 
     packs: Sequence[Sequence[TrainConfig]]
     num_trials: int
-    device: str
-    num_threads: int
+    device: str = "cpu"
+    num_threads: int = 1
+    pool: str = ""
+    colocated: bool = False
+    placements: Sequence[Bundles] = ()
+    reuses_processes: bool = True
 
     @property
     def resources(self) -> dict[str, float]:
-        """What Ray reserves for a trial."""
+        """What Ray reserves for a trial's learner."""
         gpus = {"GPU": 1.0} if self.device == "cuda" else {}
         return {"CPU": float(self.num_threads), **gpus}
 
@@ -41,6 +54,12 @@ class Plan:
             f"{cells:,} cells in {len(self.packs):,} packs of up to {largest:,}, on {self.num_trials:,} {self.device}"
             f" trials at once; about {updates:,} cell updates"
         )
+
+
+def find_left(store: TableStore, cells: Mapping[str, TrainConfig]) -> dict[str, TrainConfig]:
+    """The cells that the tables do not hold as finished, by cell_id."""
+    finished = store.finished_cell_ids()
+    return {cell_id: cell for cell_id, cell in cells.items() if cell_id not in finished}
 
 
 def plan_packs(cells: Sequence[TrainConfig], execution: Execution, num_cpus: float, num_gpus: float) -> Plan:
@@ -57,6 +76,22 @@ def plan_packs(cells: Sequence[TrainConfig], execution: Execution, num_cpus: flo
     num_trials = execution.num_trials or max(1, int(places))
     packs = pack_cells(cells, execution.pack_size or choose_pack_size(len(cells), num_trials))
     return Plan(packs, num_trials, device, execution.num_threads)
+
+
+def describe_plan(cells: Mapping[str, TrainConfig], store: TableStore, execution: Execution) -> str:
+    """What a launch would run, and where its tables would lie, in lines; looks, and writes nothing."""
+    left = find_left(store, cells)
+    lines = [f"{len(cells):,} cells, {len(cells) - len(left):,} of them finished"]
+    if left:
+        plan = plan_packs(list(left.values()), execution, count_local_cpus(), count_local_gpus())
+        lines.append(f"to run: {plan.describe()}")
+    return "\n".join([*lines, describe_addresses(store)])
+
+
+def describe_addresses(store: TableStore) -> str:
+    """Where the tables lie, in lines."""
+    titles = {EPISODES_TO_MEMORIZE: "tables: ", CURVES: "        "}
+    return "\n".join(f"{title}{store.table_address(table)}" for table, title in titles.items())
 
 
 def check_device(execution: Execution) -> None:

@@ -1,12 +1,13 @@
-"""One live line that tells how far a sweep is."""
+"""One live line that tells how far a sweep, or one cell, is."""
 
 import time
+from collections.abc import Callable
 from types import TracebackType
 
-from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from memrl.sweep.console import SteadyConsole
 from memrl.sweep.recorder import Recorder
 
 _PLAIN_SECONDS = 10.0
@@ -14,19 +15,17 @@ _PLAIN_SECONDS = 10.0
 
 
 class ProgressLine:
-    """Shows a recorder's counts on one line while its block runs.
+    """Shows a text on one line while its block runs.
 
     On a terminal the line is redrawn in place; elsewhere (a log, a job's output) it is printed every ten seconds.
 
     Args:
-        name: what runs.
-        recorder: what is counted.
+        describe: the text, asked for whenever it is shown.
         console: where the line goes.
     """
 
-    def __init__(self, name: str, recorder: Recorder, console: Console) -> None:
-        self.phase = "starting Ray"
-        self._name, self._recorder, self._console = name, recorder, console
+    def __init__(self, describe: Callable[[], str], console: SteadyConsole) -> None:
+        self._describe, self._console = describe, console
         self._live = Live(get_renderable=self._render, console=console, refresh_per_second=4, transient=True)
         self._last_print = time.monotonic()
 
@@ -43,14 +42,14 @@ class ProgressLine:
         """Prints the line if it is time to and there is no terminal to draw on."""
         now = time.monotonic()
         if not self._console.is_terminal and now - self._last_print >= _PLAIN_SECONDS:
-            self._console.print(describe_progress(self._name, self._recorder, self.phase), soft_wrap=True)
+            self._console.say(self._describe())
             self._last_print = now
 
     def _render(self) -> Text:
-        return Text(describe_progress(self._name, self._recorder, self.phase), no_wrap=True, overflow="ellipsis")
+        return Text(self._describe(), no_wrap=True, overflow="ellipsis")
 
 
-def describe_progress(name: str, recorder: Recorder, phase: str = "") -> str:
+def describe_sweep(name: str, recorder: Recorder, phase: str = "") -> str:
     """The live line's text: cells done, memorized and failed, episodes per second, and time left."""
     statuses = recorder.statuses
     parts = [f"{recorder.num_done:,}/{recorder.num_cells:,} cells", f"{statuses['memorized']:,} memorized"]

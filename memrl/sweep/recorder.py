@@ -1,4 +1,4 @@
-"""What trials report: counted for the eye, and written to the tables."""
+"""What packs report: counted for the eye, and written to the tables."""
 
 import time
 from collections import Counter, deque
@@ -8,8 +8,8 @@ from typing import Any
 import pyarrow as pa
 
 from memrl.config import TrainConfig
-from memrl.sweep.pack_run import Parcel
 from memrl.sweep.packing import estimate_pack_updates
+from memrl.sweep.stretch import Stretch
 from memrl.tables.rows import failed_row
 from memrl.tables.schema import CURVES, EPISODES_TO_MEMORIZE
 from memrl.tables.store import TableStore
@@ -23,7 +23,7 @@ _RATE_SECONDS = 10.0
 
 
 class Recorder:
-    """Counts what a sweep's trials report and writes what has ended.
+    """Counts what the packs of a sweep report and writes what has ended.
 
     Args:
         store: the sweep's tables.
@@ -44,7 +44,7 @@ class Recorder:
         self._episodes: list[int] = []
         self._recent: deque[tuple[float, int]] = deque()
         self._started: float | None = None
-        self._parcels: list[Parcel] = []
+        self._stretches: list[Stretch] = []
         self._next_flush = 0.0
 
     def begin(self, packs: Sequence[Sequence[TrainConfig]]) -> None:
@@ -87,17 +87,17 @@ class Recorder:
             return None
         return (time.monotonic() - self._started) * left / (total - left)
 
-    def take(self, pack: int, parcel: Parcel, *, live: int, episodes: int) -> None:
-        """Takes a trial's report: rows that ended, cells still training, and episodes of the pack so far."""
+    def take(self, pack: int, stretch: Stretch) -> None:
+        """Takes what a stretch of a pack brought."""
         now = time.monotonic()
         self._started = self._started or now
-        self._episodes[pack] = episodes
+        self._episodes[pack] = stretch.episodes
         self._recent.append((now, self.episodes))
         while now - self._recent[0][0] > _RATE_SECONDS:
             self._recent.popleft()
-        if parcel.rows:
-            self._keep(pack, parcel)
-        if self._parcels and now >= self._next_flush:
+        if stretch.rows or stretch.curves.num_rows:
+            self._keep(pack, stretch)
+        if self._stretches and now >= self._next_flush:
             self.flush()
 
     def take_trace(self, pack: int, trace: str) -> None:
@@ -115,17 +115,17 @@ class Recorder:
         """Writes a failed row for each cell of a pack whose trial died."""
         left = [cell for cell in self._packs[pack] if cell.cell_id not in self._ended[pack]]
         rows = [failed_row(cell, f"the trial died: {error}") for cell in left]
-        self._keep(pack, Parcel(rows))
+        self._keep(pack, Stretch(rows))
         self.flush()
 
     def flush(self) -> None:
         """Writes what has ended and is not written yet, curves first: a cell counts as finished by its row."""
-        parcels, self._parcels = self._parcels, []
-        if not parcels:
+        stretches, self._stretches = self._stretches, []
+        if not stretches:
             return
         start = time.monotonic()
-        self._store.append(CURVES, pa.concat_tables([parcel.curves for parcel in parcels]))
-        rows = [row for parcel in parcels for row in parcel.rows]
+        self._store.append(CURVES, pa.concat_tables([stretch.curves for stretch in stretches]))
+        rows = [row for stretch in stretches for row in stretch.rows]
         counted_as = {row["cell_id"]: row["status"] for row in rows}
         for row in self._store.append(EPISODES_TO_MEMORIZE, rows):
             self.statuses[counted_as[row["cell_id"]]] -= 1
@@ -133,9 +133,9 @@ class Recorder:
         end = time.monotonic()
         self._next_flush = end + max(_FLUSH_SECONDS, (end - start) / _MOST_TIME_FLUSHING)
 
-    def _keep(self, pack: int, parcel: Parcel) -> None:
-        self._parcels.append(parcel)
-        for row in parcel.rows:
+    def _keep(self, pack: int, stretch: Stretch) -> None:
+        self._stretches.append(stretch)
+        for row in stretch.rows:
             self._ended[pack].add(row["cell_id"])
             self._count(row)
 

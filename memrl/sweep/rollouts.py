@@ -1,15 +1,15 @@
-"""The engines of a sweep whose cells are sampled by vLLM: started once, shared by all trials."""
+"""Which engines a sweep needs whose cells are sampled by vLLM; imports neither Ray nor vLLM."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from memrl.config import TrainConfig
+from memrl.policy.model_folder import check_model_folder
+from memrl.rollout.vllm_actor import EngineOptions, find_engine_device
 from memrl.sweep.execution import Execution
-from memrl.sweep.plan import Plan
 
 if TYPE_CHECKING:
-    from memrl.rollout.actor_pool import EngineRecord, VLLMRollout
-    from memrl.rollout.vllm_actor import EngineOptions
+    from memrl.rollout.actor_pool import EngineRecord
 
 POOL = "memrl"
 """The name under which trials find the engines."""
@@ -24,30 +24,25 @@ def uses_engines(cells: Sequence[TrainConfig]) -> bool:
 
 
 def check_engines(cells: Sequence[TrainConfig], execution: Execution) -> None:
-    """Refuses, before Ray starts, what no engine can be built for; imports neither Ray nor vLLM.
+    """Refuses, before Ray starts, what no engine can be built for.
 
     Raises:
         ValueError: vLLM is not installed, or the cells use several models or dtypes, one that vLLM lacks, or a rank
         beyond its largest; or colocated is set without engines.
     """
     if uses_engines(cells):
-        from memrl.rollout.vllm_actor import find_engine_device
-
         find_engine_device()
         describe_engines(cells, execution)
     elif execution.colocated:
         raise ValueError("colocated must be False without rollout=vllm, got True")
 
 
-def describe_engines(cells: Sequence[TrainConfig], execution: Execution) -> "EngineOptions":
+def describe_engines(cells: Sequence[TrainConfig], execution: Execution) -> EngineOptions:
     """How the engines that these cells need are built.
 
     Raises:
         ValueError: the cells use several models or dtypes, one that vLLM lacks, or a rank beyond its largest.
     """
-    from memrl.policy.model_folder import check_model_folder
-    from memrl.rollout.vllm_actor import EngineOptions
-
     sampled = [cell for cell in cells if cell.rollout == "vllm" and cell.algorithm == "rl"]
     bases = sorted({(cell.model, cell.dtype) for cell in sampled})
     if len(bases) > 1:
@@ -61,17 +56,6 @@ def describe_engines(cells: Sequence[TrainConfig], execution: Execution) -> "Eng
         gpu_memory_utilization=execution.gpu_memory_utilization,
         colocated=execution.colocated,
     )
-
-
-def start_engines(cells: Sequence[TrainConfig], execution: Execution) -> "VLLMRollout":
-    """Starts `num_rollout_actors` engines for the cells, and waits until they can sample.
-
-    Raises:
-        ValueError: see `check_engines`; or vLLM can't serve the model.
-    """
-    from memrl.rollout.actor_pool import start_rollout_actors
-
-    return start_rollout_actors(describe_engines(cells, execution), execution.num_rollout_actors, pool=POOL)
 
 
 def count_places(
@@ -89,14 +73,3 @@ def count_places(
         return min(num_cpus, float(len(engines) * execution.num_threads)), float(len(engines))
     on_gpus = sum(len(record.gpu_ids) for record in engines)
     return (num_cpus, num_gpus - on_gpus) if on_gpus else (num_cpus - len(engines), num_gpus)
-
-
-def place_trials(plan: Plan, engines: "Sequence[EngineRecord]", execution: Execution) -> list[list[dict[str, float]]]:
-    """The placement groups that trials take in turn; a group is the learner's bundle, then those of its engines."""
-    if not engines:
-        return [[plan.resources]]
-    from memrl.rollout.actor_pool import colocated_bundles, rollout_bundles
-
-    if execution.colocated:
-        return colocated_bundles(engines, plan.resources["CPU"])
-    return [[plan.resources, *rollout_bundles(engines)]]

@@ -1,7 +1,7 @@
 """PackTrial: Ray Tune's execution of one pack. The only module that imports ray.tune."""
 
 import tempfile
-from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -9,101 +9,82 @@ from ray import tune
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import TrialScheduler
 
-from memrl.config import TrainConfig
 from memrl.learning.timeline import Timeline
-from memrl.rollout.backend import RolloutBackend
-from memrl.sweep.pack_run import PackRun, Parcel
+from memrl.rollout.actor_pool import VLLMRollout
+from memrl.sweep.plan import Plan
 from memrl.sweep.rollouts import uses_engines
+from memrl.sweep.stretch import Stretch
 
-REPORT_SECONDS = 1.0
-"""A trial reports about this often; what has ended by then is kept, whatever happens next."""
+STRETCH_SECONDS = 1.0
+"""A trial tells about this often; what has ended by then is kept, whatever happens next."""
 
-PARCEL = "parcel"
-"""The key under which a report carries rows; the sweep takes them out before Tune stores the report."""
-
+STRETCH, TRACE = "stretch", "trace"
+"""The keys under which a result carries what a stretch brought and, the last one, its timeline."""
 
 _ERROR_LENGTH = 500
 """Of what Tune says about a trial that died, the end: what it says last is what happened."""
 
-TRACE = "trace"
-"""The key under which a trial's last report carries its timeline; taken out likewise."""
-
-
-def _connect(pool: str, colocated: bool) -> RolloutBackend:
-    from memrl.rollout.actor_pool import VLLMRollout
-
-    return VLLMRollout.connect(pool, colocated=colocated)
-
 
 class PackTrial(tune.Trainable):
-    """Trains the pack that its config names, and reports what has ended about every second.
+    """Trains the pack that its config names, and tells what has ended about every second.
 
     One actor serves many trials (`reset_config`), and keeps the base model between them.
     """
 
-    def setup(
-        self,
-        config: dict[str, Any],
-        packs: Sequence[Sequence[TrainConfig]] = (),
-        device: str = "cpu",
-        num_threads: int = 1,
-        pool: str = "",
-        colocated: bool = False,
-    ) -> None:
+    def setup(self, config: dict[str, Any], plan: Plan | None = None) -> None:
         """Starts the first pack of this actor.
 
         Args:
-            config: `pack`, a place in `packs`.
-            packs: all packs of the sweep.
-            device: where packs train.
-            num_threads: CPU threads that torch may use.
-            pool: the engines that sample cells with rollout=vllm.
-            colocated: whether the engine on this trial's GPU samples, in turn with the learner.
+            config: `pack`, a place in `plan.packs`.
+            plan: of the sweep.
         """
-        self._timeline = Timeline()
+        assert plan is not None, "tune.with_parameters gives it"
+        self._plan, self._timeline = plan, Timeline()
         with self._timeline.record("load", "pack"):
             import torch
 
-            torch.set_num_threads(num_threads)
+            # Here, and not above: the launcher imports this module too, and has no use for torch.
+            from memrl.sweep import pack_run
+
+            torch.set_num_threads(plan.num_threads)
             # Adam's moments of a gradient that has vanished would else be denormal numbers, which CPUs are slow at.
             torch.set_flush_denormal(True)
-            self._backend = _connect(pool, colocated) if pool else None
-        self._alternates = not colocated
-        self._packs, self._device = packs, device
+            self._pack_run = pack_run
+            self._backend = VLLMRollout.connect(plan.pool, colocated=plan.colocated) if plan.pool else None
         self.reset_config(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Goes on to another pack in the same process."""
-        cells = self._packs[new_config["pack"]]
-        backend = self._backend if uses_engines(cells) else None
+        cells, plan = self._plan.packs[new_config["pack"]], self._plan
         timeline, self._timeline = self._timeline, Timeline()
-        self._run = PackRun(cells, device=self._device, backend=backend, alternates=self._alternates, timeline=timeline)
+        start = partial(
+            self._pack_run.start_pack,
+            device=plan.device,
+            backend=self._backend if uses_engines(cells) else None,
+            alternates=not plan.colocated,
+            timeline=timeline,
+        )
+        self._run = self._pack_run.PackRun.start(cells, start, timeline)
         return True
 
     def step(self) -> dict[str, Any]:
-        """Trains for about REPORT_SECONDS.
+        """Trains for about STRETCH_SECONDS.
 
         Returns:
-            `done`, `live` cells, `updates` and `episodes` so far, mean `absorbed_bits` of the pack's cells, and the
-            parcel of what has ended since the last report.
+            what the stretch brought; out of it, for schedulers and the eye, `live`, `updates`, `episodes` and
+            `absorbed_bits`; and `done`.
         """
-        parcel = self._run.advance(REPORT_SECONDS)
-        return {
-            "done": self._run.finished,
-            "live": self._run.live,
-            "updates": self._run.updates,
-            "episodes": self._run.episodes,
-            "absorbed_bits": self._run.absorbed_bits,
-            TRACE: self._run.trace if self._run.finished else "",
-            PARCEL: parcel,
-        }
+        stretch = self._run.advance(STRETCH_SECONDS)
+        shown = {name: getattr(stretch, name) for name in ("live", "updates", "episodes", "absorbed_bits")}
+        trace = self._run.trace if self._run.finished else ""
+        return {**shown, "done": self._run.finished, STRETCH: stretch, TRACE: trace}
 
 
 class Listener(Protocol):
-    """Who is told what trials report."""
+    """Who is told what trials report, in the launcher's process."""
 
-    def take(self, pack: int, parcel: Parcel, *, live: int, episodes: int) -> None:
-        """A trial reported: rows that ended, cells still training, and episodes of the pack so far."""
+    def take(self, pack: int, stretch: Stretch) -> None:
+        """A trial trained for a stretch."""
         ...
 
     def take_trace(self, pack: int, trace: str) -> None:
@@ -114,56 +95,35 @@ class Listener(Protocol):
         """A trial died."""
         ...
 
+    def should_stop(self) -> bool:
+        """Whether all trials are to end now; asked several times a second."""
+        ...
 
-def tune_packs(
-    packs: Sequence[Sequence[TrainConfig]],
-    listener: Listener,
-    should_stop: Callable[[], bool],
-    *,
-    num_trials: int,
-    placements: Sequence[list[dict[str, float]]],
-    device: str = "cpu",
-    num_threads: int = 1,
-    pool: str = "",
-    colocated: bool = False,
-    reuse_actors: bool = True,
-    scheduler: TrialScheduler | None = None,
-) -> None:
-    """Runs every pack as a trial and returns when all have ended, or soon after `should_stop` says so.
+
+def tune_packs(plan: Plan, listener: Listener, scheduler: TrialScheduler | None = None) -> None:
+    """Runs every pack as a trial and returns when all have ended, or soon after the listener wants to stop.
 
     Args:
-        packs: the packs, in the order in which they start.
-        listener: is told what trials report, in this process.
-        should_stop: asked several times a second.
-        num_trials: most trials at once.
-        placements: bundles of the trials' placement groups, which the packs take in turn; in each the learner's bundle
-            comes first.
-        device: where packs train.
-        num_threads: CPU threads of a trial.
-        pool: the engines that sample cells with rollout=vllm.
-        colocated: whether a trial is sampled by the engine on its own GPU.
-        reuse_actors: whether a trial's process serves the next one too, which saves imports and the base model.
+        plan: the packs, and how they run.
+        listener: is told what trials report.
         scheduler: one of Tune's own, which may stop trials early. With packs of one cell it judges cells, such as
             ASHAScheduler(time_attr="episodes", metric="absorbed_bits", mode="max"). A cell that it stops leaves no row.
     """
-    trainable = tune.with_parameters(
-        PackTrial, packs=packs, device=device, num_threads=num_threads, pool=pool, colocated=colocated
-    )
-    groups = [tune.PlacementGroupFactory(bundles) for bundles in placements]
+    groups = [tune.PlacementGroupFactory(bundles) for bundles in plan.placements or [[plan.resources]]]
     place: Any = groups[0] if len(groups) == 1 else lambda config: groups[config["pack"] % len(groups)]
     with tempfile.TemporaryDirectory(prefix="memrl-tune-") as storage:
         tuner = tune.Tuner(
-            tune.with_resources(trainable, place),
-            param_space={"pack": tune.grid_search(list(range(len(packs))))},
+            tune.with_resources(tune.with_parameters(PackTrial, plan=plan), place),
+            param_space={"pack": tune.grid_search(list(range(len(plan.packs))))},
             tune_config=tune.TuneConfig(
-                max_concurrent_trials=num_trials, reuse_actors=reuse_actors, scheduler=scheduler
+                max_concurrent_trials=plan.num_trials, reuse_actors=plan.reuses_processes, scheduler=scheduler
             ),
             run_config=tune.RunConfig(
                 name="sweep",
                 storage_path=storage,
                 verbose=0,
-                callbacks=[_Relay(listener)],
-                stop=_StopWhen(should_stop),
+                callbacks=[_Reporting(listener)],
+                stop=_Stopping(listener),
                 failure_config=tune.FailureConfig(max_failures=0),
                 checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
             ),
@@ -178,8 +138,8 @@ class _StaysHere:
         return {}
 
 
-class _Relay(_StaysHere, tune.Callback):
-    """Takes parcels out of reports and hands them on."""
+class _Reporting(_StaysHere, tune.Callback):
+    """Takes stretches out of results and hands them on."""
 
     def __init__(self, listener: Listener) -> None:
         self._listener = listener
@@ -187,9 +147,9 @@ class _Relay(_StaysHere, tune.Callback):
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
-        """Hands on a report. Tune lets a callback change it in place, so the rows stay out of Tune's own records."""
-        parcel, trace = result.pop(PARCEL), result.pop(TRACE)
-        self._listener.take(trial.config["pack"], parcel, live=result["live"], episodes=result["episodes"])
+        """Hands on a stretch. Tune lets a callback change it in place, so the rows stay out of Tune's own records."""
+        stretch, trace = result.pop(STRETCH), result.pop(TRACE)
+        self._listener.take(trial.config["pack"], stretch)
         if trace:
             self._listener.take_trace(trial.config["pack"], trace)
 
@@ -200,15 +160,15 @@ class _Relay(_StaysHere, tune.Callback):
         self._listener.fail(trial.config["pack"], " ".join(error.split())[-_ERROR_LENGTH:])
 
 
-class _StopWhen(_StaysHere, tune.Stopper):
-    """Ends the whole run when a function says so."""
+class _Stopping(_StaysHere, tune.Stopper):
+    """Ends the whole run when the listener says so."""
 
-    def __init__(self, should_stop: Callable[[], bool]) -> None:
-        self._should_stop = should_stop
+    def __init__(self, listener: Listener) -> None:
+        self._listener = listener
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         return False
 
     def stop_all(self) -> bool:
         """Whether to end the run now."""
-        return self._should_stop()
+        return self._listener.should_stop()

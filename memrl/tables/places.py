@@ -1,10 +1,10 @@
-"""Where the tables of a grid lie when nobody says otherwise; imports nothing, so that a command may ask at once."""
+"""Where results lie; imports nothing, so that a command may ask at once."""
 
 from pathlib import Path
 
 
 def own_address(grid: str) -> str:
-    """The folder of a sweep that was run here.
+    """The folder of a sweep that was run here, where nobody says otherwise.
 
     >>> own_address("bitrate")
     'results/bitrate'
@@ -25,4 +25,16 @@ def reference_address(grid: str) -> str:
 
 def has_tables(address: str) -> bool:
     """Whether a local folder holds the tables of a sweep, finished or not."""
-    return Path(address, "episodes_to_memorize").is_dir()
+    return Path(address, "episodes_to_memorize").expanduser().is_dir()
+
+
+def local_folder(address: str) -> Path:
+    """The folder on this machine for what goes with some tables: their own, or one in results/ for tables elsewhere.
+
+    >>> local_folder("results/runs").as_posix(), local_folder("s3://bucket/sweeps/bitrate/").as_posix()
+    ('results/runs', 'results/bitrate')
+    """
+    scheme, separator, path = address.partition("://")
+    if not separator:
+        return Path(address).expanduser()
+    return Path(path) if scheme == "file" else Path(own_address(path.rstrip("/").rpartition("/")[2]))

@@ -7,10 +7,10 @@ import math
 import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from memrl.config import TrainConfig
+from memrl.tables.places import local_folder
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -128,18 +128,6 @@ class WandbLog:
     def _describe(self, missing: str) -> str:
         runs = self._folder / "wandb"
         return f"wandb: {missing}, so runs are logged offline in {runs}; send them by: wandb sync {runs}/offline-run-*"
-
-
-def local_folder(results: str) -> Path:
-    """The folder on this machine that stands for an address of tables.
-
-    >>> local_folder("results/runs").as_posix(), local_folder("s3://bucket/sweeps/bitrate/").as_posix()
-    ('results/runs', 'results/bitrate')
-    """
-    scheme, separator, path = results.partition("://")
-    if not separator:
-        return Path(results).expanduser()
-    return Path(path) if scheme == "file" else Path("results", path.rstrip("/").rpartition("/")[2])
 
 
 def _group_points(curves: "pa.Table", cell_ids: set[str]) -> dict[str, list[dict[str, Any]]]:

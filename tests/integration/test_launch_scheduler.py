@@ -9,6 +9,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler  # noqa: TID251
 
 from memrl.config import TrainConfig
 from memrl.sweep.packing import pack_cells
+from memrl.sweep.plan import Plan
 from memrl.sweep.recorder import Recorder
 from memrl.sweep.trial import tune_packs
 from memrl.tables.store import TableStore
@@ -26,6 +27,9 @@ class Listener(Recorder):
     def take_trace(self, pack: int, trace: str) -> None:
         assert trace
 
+    def should_stop(self) -> bool:
+        return False
+
 
 @pytest.mark.slow
 def test_a_scheduler_of_tune_stops_cells_that_learn_nothing(tmp_path, monkeypatch):
@@ -38,7 +42,7 @@ def test_a_scheduler_of_tune_stops_cells_that_learn_nothing(tmp_path, monkeypatc
     recorder = Listener(store, num_cells=5)
     recorder.begin(packs)
     with ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.CRITICAL):
-        tune_packs(packs, recorder, lambda: False, num_trials=2, placements=[[{"CPU": 1.0}]], scheduler=StopIdleCells())
+        tune_packs(Plan(packs, num_trials=2), recorder, scheduler=StopIdleCells())
     recorder.flush()
     assert store.finished_cell_ids() == {cell.cell_id for cell in learning}
     assert recorder.num_done == 2

@@ -118,7 +118,8 @@ def test_an_error_while_training_becomes_a_failed_row_and_shows_where_it_was(tmp
     assert "failed after 0 episodes: IndexError: no reward for that guess" in printed.out
     assert "in explode" in printed.err
     (row,) = read(tmp_path / "out", EPISODES_TO_MEMORIZE).to_dict("records")
-    assert (row["status"], row["error"]) == ("failed", "IndexError: no reward for that guess")
+    assert row["status"] == "failed"
+    assert row["error"].startswith("IndexError: no reward for that guess (test_train_commands.py:")
 
 
 def test_ctrl_c_keeps_the_curves_so_far_and_the_cell_stays_unfinished(tmp_path, capsys):

@@ -13,7 +13,8 @@ import pytest
 
 from memrl.config import TrainConfig
 from memrl.learning.pack import Pack
-from memrl.tables.wandb_log import WandbLog, local_folder
+from memrl.tables.places import local_folder
+from memrl.tables.wandb_log import WandbLog
 
 HEADER_BYTES, BLOCK_BYTES, CHUNK_HEADER_BYTES = 7, 32768, 7
 

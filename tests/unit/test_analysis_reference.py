@@ -2,14 +2,14 @@
 
 import numpy as np
 import pytest
-from rich.console import Console
 from simulated_sweep import simulate_sweep
 
 from memrl.analysis.cells import measured_cells
 from memrl.analysis.reference import compare_medians, compare_with_reference
 from memrl.config import TrainConfig
+from memrl.sweep.console import SteadyConsole
 from memrl.sweep.execution import Execution
-from memrl.sweep.launch import Launch
+from memrl.sweep.sweep import Sweep
 from memrl.tables.schema import CURVES, EPISODES_TO_MEMORIZE
 from memrl.tables.store import TableStore
 
@@ -109,8 +109,7 @@ def test_a_launch_ends_with_the_comparison_and_the_reference_with_none(tables, t
     cells = {row["cell_id"]: TrainConfig() for row in tables[0].select(["cell_id"]).to_pylist()}
     folders = ("results/tiny", "results/tiny/reference")
     for store in [write(folder, *tables) for folder in folders]:
-        launch = Launch("tiny", cells, Execution(), store, command="", reference=folders[1])
-        assert launch.run(Console(width=200)) == 0
+        assert Sweep("tiny", cells, Execution(), store, command="", console=SteadyConsole(width=200)).finish()
     own, reference = capsys.readouterr().out.split("tiny: all 384 cells were finished already")[1:]
     assert own.splitlines()[-1].startswith("reference (results/tiny/reference): ")
     assert "overlap in 6 of 6 conditions" in own.splitlines()[-1]

@@ -5,7 +5,7 @@ from typing import Literal
 import chz
 import pytest
 
-from memrl.cli import format_help, parse_arguments, read_value, split_words
+from memrl.cli import build, format_help, parse_arguments, read_value, read_words, split_words
 from memrl.config import TrainConfig
 from memrl.policy.model_folder import check_model_folder
 from memrl.sweep.execution import Execution
@@ -33,7 +33,7 @@ def test_words_reach_the_class_that_has_the_field():
 
 def test_defaults_of_a_command_give_way_to_words():
     defaults = {"algorithm": "sft", "n_steps": 7}
-    (config,) = parse_arguments(["n_steps=9"], TrainConfig, defaults=defaults)
+    config = build(TrainConfig, split_words(["n_steps=9"]), defaults)
     assert (config.algorithm, config.n_steps) == ("sft", 9)
 
 
@@ -114,8 +114,12 @@ def test_a_value_may_hold_equals_signs():
 
 
 def test_help_names_every_field_with_default_and_meaning(capsys):
-    with pytest.raises(SystemExit) as exit_:
-        parse_arguments(["N=oops", "--help"], TrainConfig, Execution, defaults={"n_steps": 500}, usage="usage: x")
+    words = ["N=oops", "--help"]
+    with (
+        pytest.raises(SystemExit) as exit_,
+        read_words(words, TrainConfig, Execution, defaults={"n_steps": 500}, usage="usage: x"),
+    ):
+        pass
     text = capsys.readouterr().out
     assert exit_.value.code == 0
     assert text.startswith("usage: x")

@@ -3,16 +3,16 @@ import io
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from rich.console import Console
 
 from memrl.config import TrainConfig
 from memrl.sweep import recorder as recorder_module
 from memrl.sweep.agent_play import AgentPlay
+from memrl.sweep.console import SteadyConsole
 from memrl.sweep.execution import Execution
-from memrl.sweep.pack_run import Parcel
 from memrl.sweep.plan import plan_packs
-from memrl.sweep.progress import ProgressLine, describe_progress
+from memrl.sweep.progress import ProgressLine, describe_sweep
 from memrl.sweep.recorder import Recorder
+from memrl.sweep.stretch import Stretch
 from memrl.sweep.summary import summarize, summarize_rows
 from memrl.tables.rows import failed_row
 from memrl.tables.schema import CURVES, CURVES_SCHEMA, EPISODES_TO_MEMORIZE
@@ -43,10 +43,10 @@ def ended(cell: TrainConfig, e50: int = 32, reached: bool = True, **values) -> d
     return failed_row(cell, "") | measured | values
 
 
-def parcel(*rows: dict) -> Parcel:
+def stretch(*rows: dict, live: int = 0, episodes: int = 0) -> Stretch:
     numbers = dict.fromkeys(CURVES_SCHEMA.names, 0)
     curves = [numbers | {"cell_id": row["cell_id"], "update": update} for row in rows for update in range(3)]
-    return Parcel(list(rows), pa.Table.from_pylist(curves, schema=CURVES_SCHEMA))
+    return Stretch(rows, pa.Table.from_pylist(curves, schema=CURVES_SCHEMA), live=live, episodes=episodes)
 
 
 @pytest.fixture
@@ -64,8 +64,8 @@ def recorder(store) -> Recorder:
 
 
 def test_what_has_ended_is_counted_and_written(recorder, store):
-    recorder.take(0, parcel(ended(CELLS[0]), ended(CELLS[1], reached=False)), live=2, episodes=256)
-    recorder.take(1, Parcel(), live=2, episodes=64)
+    recorder.take(0, stretch(ended(CELLS[0]), ended(CELLS[1], reached=False), live=2, episodes=256))
+    recorder.take(1, Stretch(live=2, episodes=64))
     recorder.flush()
     assert (recorder.num_done, recorder.num_cells, recorder.episodes) == (4, 8, 320)
     assert dict(recorder.statuses) == {"memorized": 1, "budget_spent": 1}
@@ -74,7 +74,7 @@ def test_what_has_ended_is_counted_and_written(recorder, store):
 
 
 def test_a_trial_that_dies_leaves_a_failed_row_for_each_cell_that_had_not_ended(recorder, store):
-    recorder.take(0, parcel(ended(CELLS[1])), live=3, episodes=128)
+    recorder.take(0, stretch(ended(CELLS[1]), live=3, episodes=128))
     recorder.fail(0, "out of memory")
     rows = store.read(EPISODES_TO_MEMORIZE, ["cell_id", "status", "error", "N", "secret"]).to_pylist()
     failed = {row["cell_id"] for row in rows if row["status"] == "failed"}
@@ -87,10 +87,10 @@ def test_a_trial_that_dies_leaves_a_failed_row_for_each_cell_that_had_not_ended(
 def test_time_left_follows_the_share_of_the_work_that_is_done(recorder, monkeypatch):
     now = 100.0
     monkeypatch.setattr(recorder_module.time, "monotonic", lambda: now)
-    recorder.take(0, Parcel(), live=4, episodes=0)
+    recorder.take(0, Stretch(live=4))
     assert recorder.seconds_left() is None
     now = 110.0
-    recorder.take(0, parcel(*map(ended, CELLS[:4])), live=0, episodes=1000)
+    recorder.take(0, stretch(*map(ended, CELLS[:4]), episodes=1000))
     # Four of six equal cells took ten seconds, so two more take five.
     assert recorder.seconds_left() == pytest.approx(5.0)
     assert recorder.episodes_per_s() == pytest.approx(100.0)
@@ -99,12 +99,12 @@ def test_time_left_follows_the_share_of_the_work_that_is_done(recorder, monkeypa
 def test_the_live_line_tells_counts_rate_and_time(recorder, monkeypatch):
     now = 100.0
     monkeypatch.setattr(recorder_module.time, "monotonic", lambda: now)
-    assert describe_progress("smoke", recorder, "starting Ray") == "smoke  2/8 cells  starting Ray ..."
-    recorder.take(0, Parcel(), live=4, episodes=0)
+    assert describe_sweep("smoke", recorder, "starting Ray") == "smoke  2/8 cells  starting Ray ..."
+    recorder.take(0, Stretch(live=4))
     now = 104.0
-    recorder.take(0, parcel(ended(CELLS[0])), live=3, episodes=8000)
+    recorder.take(0, stretch(ended(CELLS[0]), live=3, episodes=8000))
     recorder.fail(1, "lost")
-    line = describe_progress("smoke", recorder)
+    line = describe_sweep("smoke", recorder)
     assert line == "smoke  5/8 cells  1 memorized  2 failed  2,000 episodes/s  0:04 min left"
 
 
@@ -112,7 +112,7 @@ def test_without_a_terminal_lines_are_printed_now_and_then(recorder, monkeypatch
     output = io.StringIO()
     now = 0.0
     monkeypatch.setattr("memrl.sweep.progress.time.monotonic", lambda: now)
-    with ProgressLine("smoke", recorder, Console(file=output)) as line:
+    with ProgressLine(lambda: describe_sweep("smoke", recorder, "starting Ray"), SteadyConsole(file=output)) as line:
         for second in range(1, 26):
             now = float(second)
             line.tick()
@@ -140,7 +140,7 @@ def test_the_summary_chooses_the_setting_on_the_other_seeds(store):
 def test_the_summary_of_failed_cells_alone_counts_them(store):
     store.append(EPISODES_TO_MEMORIZE, [failed_row(cell, "no model") for cell in CELLS])
     output = io.StringIO()
-    Console(file=output, width=100).print(summarize(store, [cell.cell_id for cell in CELLS[:2]]))
+    SteadyConsole(file=output, width=100).print(summarize(store, [cell.cell_id for cell in CELLS[:2]]))
     assert output.getvalue().splitlines()[-1].split() == ["4", "binary", "0/2", "2"]
 
 

@@ -1,0 +1,9 @@
+"""What a command can't go on with, told to its user in one line."""
+
+
+class StartError(Exception):
+    """Something that the work needs can't start: Ray, an engine, wandb. One line that says what to do."""
+
+
+class RefusedError(StartError):
+    """Bad input that shows only when the work starts, such as a model that an engine can't serve."""

@@ -1,0 +1,50 @@
+"""What a sweep ends with: its table, wandb runs, the report, and the reference beside it."""
+
+from collections.abc import Collection
+from pathlib import Path
+
+import pyarrow.compute as pc
+
+from memrl.analysis import page, reference
+from memrl.sweep.console import SteadyConsole
+from memrl.sweep.plan import describe_addresses
+from memrl.sweep.summary import summarize
+from memrl.tables.places import has_tables, reference_address
+from memrl.tables.schema import CURVES, EPISODES_TO_MEMORIZE
+from memrl.tables.store import TableStore
+from memrl.tables.wandb_log import WandbLog
+
+
+def print_table(store: TableStore, cell_ids: Collection[str], console: SteadyConsole) -> None:
+    """Prints what it took to memorize, by N and channel, and where the tables lie."""
+    console.print(summarize(store, cell_ids))
+    console.say(describe_addresses(store))
+
+
+def log_to_wandb(project: str, store: TableStore, cell_ids: Collection[str], console: SteadyConsole) -> None:
+    """Makes a wandb run of each of these cells that has ended."""
+    log = WandbLog(project, store.address)
+    if log.notice:
+        console.say(log.notice)
+    rows = store.read(EPISODES_TO_MEMORIZE).filter(pc.field("agent") == "lora").to_pylist()
+    log.log_cells([row for row in rows if row["cell_id"] in cell_ids], store.read(CURVES))
+
+
+def write_report(store: TableStore, grid: str, num_planned: int, command: str, console: SteadyConsole) -> bool:
+    """Writes the report, and says where it is; or why there is none, and returns False."""
+    try:
+        report = page.write_report(store.address, grid=grid, num_planned=num_planned, command=command)
+    except Exception as error:  # a picture that can't be drawn must not hide that the cells are measured
+        console.say(f"no report: {type(error).__name__}: {error}")
+        return False
+    console.say(f"report: {report}")
+    return True
+
+
+def compare_with_reference(store: TableStore, grid: str, console: SteadyConsole) -> None:
+    """Says in how many conditions the medians agree with the grid's reference, where it has one."""
+    address = reference_address(grid)
+    if not has_tables(address) or Path(address).resolve() == Path(store.address).resolve():
+        return
+    for line in reference.compare_with_reference(store, TableStore(address)):
+        console.say(line)

@@ -1,0 +1,190 @@
+"""A sweep: which of a grid's cells are left, training them, and what came of it."""
+
+import importlib
+import logging
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from memrl.config import TrainConfig
+from memrl.rollout.actor_pool import EngineRecord
+from memrl.sweep.actor_logs import collect_logs
+from memrl.sweep.agent_play import AgentPlay
+from memrl.sweep.console import SteadyConsole
+from memrl.sweep.engines import place_trials, start_engines
+from memrl.sweep.execution import Execution
+from memrl.sweep.plan import Plan, find_left, plan_packs
+from memrl.sweep.progress import ProgressLine, describe_sweep, format_seconds
+from memrl.sweep.ray_session import set_environment, start_ray
+from memrl.sweep.recorder import Recorder
+from memrl.sweep.rollouts import POOL, count_places, uses_engines
+from memrl.sweep.stopping import StopRequest, catch_signals
+from memrl.sweep.stretch import Stretch
+from memrl.tables.places import local_folder
+from memrl.tables.store import TableStore
+
+_TICK_SECONDS = 0.25
+"""While the agents play, the live line is looked after this often."""
+
+
+class Sweep:
+    """A grid's cells on their way into the tables, which the caller has opened for writing.
+
+    Args:
+        name: the grid's name.
+        cells: all cells that were asked for, by cell_id.
+        execution: where and how they run.
+        store: their tables.
+        command: the command that goes on with the sweep.
+        console: where the live line and the results go.
+
+    Attributes:
+        left: the cells that have not finished, by cell_id.
+        stop: whether somebody wants the sweep to stop.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        cells: Mapping[str, TrainConfig],
+        execution: Execution,
+        store: TableStore,
+        command: str,
+        console: SteadyConsole,
+    ) -> None:
+        self._name, self._cells, self._execution = name, cells, execution
+        self._store, self._command, self._console = store, command, console
+        self.left = find_left(store, cells)
+        self.stop = StopRequest()
+        self._recorder = Recorder(store, len(cells), len(cells) - len(self.left), traces=execution.timeline)
+        self._agents = AgentPlay(list(cells.values()))
+        self._phase = ""
+        self._packs_left: set[int] = set()
+        self._num_trials = 0
+        self._seconds = 0.0
+        self._line = ProgressLine(self._describe, console)
+
+    def plan(self, engines: Sequence[EngineRecord], num_cpus: float, num_gpus: float) -> Plan:
+        """Packs the cells that are left for the CPUs and GPUs that engines leave to trials."""
+        execution = self._execution
+        num_cpus, num_gpus = count_places(engines, execution, num_cpus, num_gpus)
+        plan = plan_packs(list(self.left.values()), execution, max(num_cpus, execution.num_threads), num_gpus)
+        return replace(
+            plan,
+            placements=place_trials(plan, engines, execution),
+            pool=POOL if engines else "",
+            colocated=execution.colocated and bool(engines),
+        )
+
+    def run(self) -> None:
+        """Trains the cells that are left and writes their rows as they end.
+
+        The first Ctrl-C or SIGTERM stops the trials and keeps what has ended; the second one stops at once.
+
+        Raises:
+            StartError: Ray or the engines can't be started.
+        """
+        start = time.monotonic()
+        # A cell that failed before is tried again, so its old row goes.
+        self._store.drop_cells(self.left)
+        with self._line, catch_signals(self.stop):
+            try:
+                self._train()
+            finally:
+                self._recorder.flush()
+        self._store.compact()
+        self._seconds = time.monotonic() - start
+
+    def _train(self) -> None:
+        self._phase = "starting Ray"
+        set_environment(self._execution)
+        # Ray's daemons take seconds to start and leave this process idle: it loads Tune meanwhile.
+        loading = threading.Thread(target=importlib.import_module, args=("memrl.sweep.trial",))
+        loading.start()
+        cells = list(self.left.values())
+        num_engines = self._execution.num_rollout_actors if uses_engines(cells) else 0
+        with (
+            start_ray(self._execution, num_engines) as ray_session,
+            collect_logs(local_folder(self._store.address) / "logs"),
+        ):
+            loading.join()
+            from memrl.sweep.trial import tune_packs
+
+            if ray_session.dashboard_url:
+                self._console.say(f"dashboard: http://{ray_session.dashboard_url}")
+            self._phase = "starting vLLM" if num_engines else self._phase
+            with start_engines(cells, self._execution) as engines:
+                plan = self.plan(engines, ray_session.num_cpus, ray_session.num_gpus)
+                self._recorder.begin(plan.packs)
+                self._packs_left, self._num_trials = set(range(len(plan.packs))), plan.num_trials
+                self._phase = "loading the model"
+                logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+                tune_packs(plan, self)
+                self._recorder.flush()
+                self._add_agents()
+
+    def _add_agents(self) -> None:
+        """Waits for the agents, which have played beside the last trials, and writes their rows."""
+        self._phase = "playing the baseline agents"
+        while not (self._agents.done.wait(_TICK_SECONDS) or self.stop):
+            self._line.tick()
+        if not self.stop:
+            self._recorder.add_agents(self._agents.rows())
+
+    def take(self, pack: int, stretch: Stretch) -> None:
+        """Takes what a stretch of a pack brought."""
+        self._recorder.take(pack, stretch)
+        self._phase = ""
+        if not stretch.live:
+            self._end(pack)
+
+    def take_trace(self, pack: int, trace: str) -> None:
+        """Takes a pack's timeline."""
+        self._recorder.take_trace(pack, trace)
+
+    def fail(self, pack: int, error: str) -> None:
+        """Takes note of a trial that died; where the whole sweep is being stopped, that is no failure of its cells."""
+        if not self.stop:
+            self._recorder.fail(pack, error)
+        self._end(pack)
+
+    def should_stop(self) -> bool:
+        """Whether all trials are to end now."""
+        self._line.tick()
+        return bool(self.stop)
+
+    def _end(self, pack: int) -> None:
+        self._packs_left.discard(pack)
+        # Not earlier: until no pack is left for a trial's place, its core has better things to do.
+        if len(self._packs_left) < self._num_trials and self._agents.ident is None:
+            self._agents.start()
+
+    def _describe(self) -> str:
+        return describe_sweep(self._name, self._recorder, "stopping" if self.stop else self._phase)
+
+    def finish(self) -> bool:
+        """Prints the table of all cells and writes the report; returns whether all of it is sound."""
+        from memrl.sweep.closing import compare_with_reference, log_to_wandb, print_table, write_report
+
+        if self._execution.wandb_project is not None:
+            log_to_wandb(self._execution.wandb_project, self._store, self.left, self._console)
+        if not self.left:
+            self._console.say(f"{self._name}: all {len(self._cells):,} cells were finished already")
+        print_table(self._store, self._cells, self._console)
+        if self.left:
+            self._say_counts()
+        if self.stop:
+            self._console.say(f"Stopped; what has finished is kept. To go on: {self._command}")
+            return False
+        report_written = write_report(self._store, self._name, len(self._cells), self._command, self._console)
+        compare_with_reference(self._store, self._name, self._console)
+        return report_written and not self._recorder.statuses["failed"] and not self._store.damaged
+
+    def _say_counts(self) -> None:
+        recorder, took = self._recorder, format_seconds(self._seconds)
+        ended, failed = recorder.statuses.total(), recorder.statuses["failed"]
+        self._console.say(f"{ended:,} cells and {recorder.episodes:,} episodes in {took}")
+        if failed:
+            self._console.say(f"{failed:,} cells failed, the first one as {recorder.first_error}")
+            self._console.say(f"To try them again: {self._command}")
