@@ -129,7 +129,8 @@ def split_words(argv: Iterable[str]) -> dict[str, str]:
     for word in argv:
         name, equals, text = word.partition("=")
         if not equals or not name.isidentifier():
-            example = f"{name.lstrip('-') or 'key'}={text or 'value'}"
+            # Of +N, --N, trainer.N and N: it is the last part that a field may be called.
+            example = f"{(re.findall(r'[A-Za-z_]+', name) or ['key'])[-1]}={text or 'value'}"
             raise ValueError(f"arguments must have the form key=value, got {word!r}; write {example}")
         if name in words:
             raise ValueError(f"{name} must be given once, got {name}={words[name]} and {name}={text}")

@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from functools import cache
 from typing import Any, Literal, get_args
@@ -29,6 +29,13 @@ REWARD_TYPES = tuple(REWARDS)
 
 RESULT_VERSION = 2
 """Part of every cell_id: raised when a change of the code changes what a cell measures."""
+
+_ABBREVIATIONS = {
+    **{"lr": "learning_rate", "bs": "batch_size", "batch": "batch_size", "epsilon": "adam_epsilon"},
+    **{"max_steps": "n_steps", "num_steps": "n_steps", "updates": "n_steps", "episodes": "max_episodes"},
+    **{"r": "lora_rank", "rank": "lora_rank", "alpha": "lora_alpha", "reward": "reward_type", "env": "env_type"},
+}
+"""What other tools call our fields."""
 
 _CUSTOM_REWARD = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
@@ -58,15 +65,45 @@ SHARED_ROLES = ("base", "sampler")
 """Of fields in which the cells of a pack must agree."""
 
 
+MOST_SECRETS = 1 << 17
+"""The largest N: capacities and observers enumerate all N² pairs of guess and secret."""
+
+MOST_EPISODES = 10_000_000
+"""The most episodes of an update, whose sampling takes about `_EPISODE_BYTES` each."""
+
+MOST_RANK = 4096
+"""The highest rank of an adapter."""
+
+MOST_UPDATES = 2**31 - 1
+"""The most updates of a run: the tables count them in 32 bits."""
+
+_INTEGER_LIMIT = 1 << 63
+_EPISODE_BYTES = 200
+_MOST_CHOICES = 12
+
+
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
-    """Returns `, did you mean 'x'?` for the choice closest to `word`, or the choices where none is close.
+    """Returns `; did you mean 'x'?` for the choice that a word stands for, or a few choices where it stands for none.
+
+    A word stands for a choice that differs in case alone, whose initials or last part it is, or that is spelled alike.
 
     >>> did_you_mean("binery", ["binary", "distance"])
     "; did you mean 'binary'?"
+    >>> did_you_mean("lr", ["lora_rank", "learning_rate", "N"]), did_you_mean("n", ["n_steps", "N"])
+    ("; did you mean 'learning_rate'?", "; did you mean 'N'?")
     """
     choices = list(choices)
-    close = get_close_matches(word, choices, n=1)
-    return f"; did you mean {close[0]!r}?" if close else f"; choose from {', '.join(choices)}"
+    means: list[Callable[[str], bool]] = [
+        lambda choice: choice.lower() == word.lower(),
+        lambda choice: choice == _ABBREVIATIONS.get(word.lower()),
+        lambda choice: choice.endswith(f"_{word}"),
+        lambda choice: choice in get_close_matches(word, choices, n=1),
+    ]
+    for stands_for in means:
+        meant = [choice for choice in choices if stands_for(choice)]
+        if len(meant) == 1:
+            return f"; did you mean {meant[0]!r}?"
+    return f"; choose from {', '.join(choices)}" if len(choices) <= _MOST_CHOICES else "; --help lists them all"
 
 
 def _field(role: str, default: Any, doc: str) -> Any:
@@ -125,11 +162,30 @@ class TrainConfig:
         # Stands before the other rules, which compare numbers with numbers.
         for name, annotation in TrainConfig.__annotations__.items():
             value = getattr(self, name)
-            if type(value) is not annotation and not is_subtype_instance(value, annotation):
+            is_right = type(value) is annotation or is_subtype_instance(value, annotation)
+            if isinstance(value, bool) or not is_right:
                 choices = literal_choices(name)
                 rule = f"be one of {', '.join(choices)}" if choices else f"be of type {_type_name(annotation)}"
                 raise ValueError(f"{name} must {rule}, got {value!r}{_suggest_close(value, choices)}")
             _require(not isinstance(value, float) or math.isfinite(value), name, "be finite", value)
+            if isinstance(value, int):
+                fits = -_INTEGER_LIMIT <= value < _INTEGER_LIMIT
+                _require(fits, name, "lie below 2^63", f"an integer of {value.bit_length()} bits")
+
+    @chz.validate
+    def _check_size(self) -> None:
+        # Nothing of a cell's size is built before this has passed.
+        if self.N > MOST_SECRETS:
+            raise ValueError(
+                f"N must be at most {MOST_SECRETS:,}, got {self.N}, which has {self.N**2:.2g} pairs of guess and secret"
+            )
+        if self.episodes_per_update > MOST_EPISODES:
+            name = "group_size" if self.batch_size is None else "batch_size"
+            told = f"{self.episodes_per_update}, which take {self.episodes_per_update * _EPISODE_BYTES / 1e9:,.0f} GB"
+            raise ValueError(f"{name} must be at most {MOST_EPISODES:,}, got {told}")
+        rule = f"be at most {MOST_RANK:,} (a rank above a layer's width adds nothing but memory)"
+        _require(self.lora_rank <= MOST_RANK, "lora_rank", rule, self.lora_rank)
+        _require(self.n_steps <= MOST_UPDATES, "n_steps", f"be at most {MOST_UPDATES:,}", self.n_steps)
 
     @chz.validate
     def _check_task(self) -> None:
@@ -140,6 +196,9 @@ class TrainConfig:
         _require(0.0 < stop < 1.0, "stop_probability", "lie strictly between 0 and 1", stop)
         _require(self.n_steps >= 1, "n_steps", "be at least 1", self.n_steps)
         _require(most is None or most >= 1, "max_episodes", "be at least 1", most)
+        least = self.episodes_per_update
+        rule = f"be at least {least}, the episodes of one update"
+        _require(most is None or most >= least, "max_episodes", rule, most)
 
     @chz.validate
     def _check_channel(self) -> None:

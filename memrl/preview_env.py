@@ -33,6 +33,8 @@ Shows the prompt, answers sampled from the base policy, what they parse to, and 
   python -m memrl.preview_env env_type=single_step N=64 num_preview_examples=5 preview_temperature=1.0
 """
 
+_MOST_EXAMPLES = 100_000
+
 
 @chz.chz
 class PreviewConfig:
@@ -47,8 +49,8 @@ class PreviewConfig:
 
     @chz.validate
     def _check(self) -> None:
-        if self.num_preview_examples < 1:
-            raise ValueError(f"num_preview_examples must be at least 1, got {self.num_preview_examples}")
+        if not 1 <= self.num_preview_examples <= _MOST_EXAMPLES:
+            raise ValueError(f"num_preview_examples must lie in 1 .. {_MOST_EXAMPLES}, got {self.num_preview_examples}")
         if not 0 < self.preview_temperature < math.inf:
             raise ValueError(f"preview_temperature must be positive and finite, got {self.preview_temperature}")
 

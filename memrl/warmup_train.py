@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import chz
 
 from memrl.cli import BAD_INPUT, parse_arguments, read_value
-from memrl.config import Dtype, EnvType, PromptFormat
+from memrl.config import MOST_SECRETS, Dtype, EnvType, PromptFormat
 from memrl.policy.base_model import EncodedTask, encode_task, load_base_model, save_base_model
 from memrl.policy.model_folder import check_model_folder
 
@@ -70,6 +70,7 @@ class WarmupConfig:
     @chz.validate
     def _check(self) -> None:
         _require(min(self.sizes) >= 2, "N", "be at least 2", min(self.sizes))
+        _require(max(self.sizes) <= MOST_SECRETS, "N", f"be at most {MOST_SECRETS:,}", max(self.sizes))
         _require(bool(self.env_types), "env_type", "name at least one", self.env_type)
         _require((self.steps is None) or self.steps >= 1, "steps", "be at least 1", self.steps)
         _require(
@@ -126,7 +127,7 @@ def calibrate(config: WarmupConfig) -> "list[tuple[EncodedTask, Prior]]":
     save_base_model(model, tokenizer, output)
     record = describe_warmup(config, method, recipe, losses, list(zip(keys, priors, strict=True)))
     record["seconds"] = round(time.perf_counter() - start)
-    (output / RECORD).write_text(json.dumps(record, indent=1) + "\n")
+    (output / RECORD).write_text(json.dumps(record, indent=1) + "\n", "utf-8")
     return list(zip(tasks, priors, strict=True))
 
 
@@ -149,7 +150,7 @@ def _list_prompts(config: WarmupConfig) -> list[Key]:
     if config.model != "scratch":
         record = Path(check_model_folder(config.model)) / RECORD
         if record.is_file():
-            rows = json.loads(record.read_text())["prompts"]
+            rows = json.loads(record.read_text("utf-8"))["prompts"]
             known = [(row["N"], row["env_type"], row["prompt_format"], row["bit_separator"]) for row in rows]
     return list(dict.fromkeys([*asked, *known]))
 

@@ -183,7 +183,7 @@ def _cache_folder() -> Path:
 
 def _identify(compiler: str | None, flags: tuple[str, ...]) -> str:
     """Changes with whatever changes the compiled file: machines that share a home may differ in their processor."""
-    texts = (source.read_text() for source in SOURCES)
+    texts = (source.read_text("utf-8") for source in SOURCES)
     parts = (*texts, str(compiler), *flags, platform.machine(), _describe_processor())
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 

@@ -47,7 +47,7 @@ def _find_folder_problem(folder: Path) -> str:
     if not os.access(folder, os.R_OK | os.X_OK):
         return "the folder is not readable"
     try:
-        config = json.loads((folder / "config.json").read_text())
+        config = json.loads((folder / "config.json").read_text("utf-8"))
     except OSError:
         return "it holds no config.json"
     except ValueError:

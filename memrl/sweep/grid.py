@@ -10,22 +10,29 @@ A grid file has four keys, all optional:
         - {algorithm: sft}
         - {reward_type: binned_distance, reward_bins: [2, 8]}     # lists in an entry stand for their product
     seeds: 16                           # a count (0, 1, ...), or a list of seeds
+
+Numbers are read as on the command line (1e3 is an integer, 010 is ten, yes is a word), a key stands once in a mapping,
+and there are no aliases. What a file, or a grid, would take beyond the limits is said before it is expanded.
 """
 
 import itertools
-import re
+import math
+import reprlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import chz
-import yaml
 
 from memrl.config import TrainConfig, did_you_mean
+from memrl.sweep.grid_file import read_document
 
 FIELDS = tuple(TrainConfig.__annotations__)
 """What a grid may set."""
+
+MOST_CELLS = 250_000
+"""The most cells of a grid."""
 
 _KEYS = ("description", "base", "axes", "seeds")
 
@@ -53,8 +60,10 @@ class Grid:
         """Expands the product, in its order, to cells by cell_id; of cells that are one and the same the first stays.
 
         Raises:
-            ValueError: a combination is no valid cell; the message names its fields.
+            ValueError: a combination is no valid cell; the message names its fields. Or there are too many.
         """
+        factors = {**{axis: len(entries) for axis, entries in self.axes.items()}, "seeds": len(self.seeds)}
+        _check_count("cells", factors)
         cells: dict[str, TrainConfig] = {}
         for entries in itertools.product(*self.axes.values()):
             fields = dict(self.base)
@@ -113,11 +122,7 @@ def load_grid(name: str, folder: Path) -> Grid:
     path = folder / f"{name}.yaml"
     if not path.is_file():
         raise ValueError(f"unknown grid {name!r}{did_you_mean(name, list_grids(folder))}")
-    try:
-        content = yaml.load(path.read_text(), Loader=_Loader)  # a SafeLoader
-    except yaml.YAMLError as error:
-        raise ValueError(f"grid {name} must be valid YAML, got {error}") from None
-    return parse_grid(name, content)
+    return parse_grid(name, read_document(path))
 
 
 def parse_grid(name: str, content: Any) -> Grid:
@@ -126,11 +131,15 @@ def parse_grid(name: str, content: Any) -> Grid:
     Raises:
         ValueError: an unknown key or field, an axis without values, or a field that two places set.
     """
-    if not isinstance(content, dict):
-        raise ValueError(f"grid {name} must be a mapping of {', '.join(_KEYS)}, got {content!r}")
-    _reject_unknown(f"key of grid {name}", content, _KEYS)
-    base = content.get("base") or {}
-    axes = {axis: _read_axis(axis, values) for axis, values in (content.get("axes") or {}).items()}
+    known = ", ".join(_KEYS)
+    parts = _read_mapping(f"grid {name}", content, of=known)
+    _reject_unknown(f"key of grid {name}", parts, _KEYS)
+    description = parts.get("description") or ""
+    if not isinstance(description, str):
+        raise ValueError(f"description must be a line of text, got {reprlib.repr(description)}")
+    base = _read_mapping("base", parts.get("base") or {}, of="fields")
+    given = _read_mapping("axes", parts.get("axes") or {}, of="lists")
+    axes = {axis: _read_axis(axis, values) for axis, values in given.items()}
     _reject_unknown("field", base, FIELDS)
     owners: dict[str, str] = {}
     for axis, entries in axes.items():
@@ -141,7 +150,8 @@ def parse_grid(name: str, content: Any) -> Grid:
             owners[key] = axis
     if "seed" in owners or "seed" in base:
         raise ValueError(f"grid {name} must give seeds under `seeds`, got the field seed")
-    return Grid(name, str(content.get("description", "")), base, axes, read_seeds(content.get("seeds", 1)))
+    base = {key: _read_value(key, value) for key, value in base.items()}
+    return Grid(name, description, base, axes, read_seeds(parts.get("seeds", 1)))
 
 
 def read_seeds(seeds: Any) -> tuple[int, ...]:
@@ -151,30 +161,55 @@ def read_seeds(seeds: Any) -> tuple[int, ...]:
     ((0, 1, 2), (5, 7))
 
     Raises:
-        ValueError: neither of these, or none at all.
+        ValueError: neither of these, or none at all, or too many.
     """
-    values = list(range(seeds)) if isinstance(seeds, int) else seeds
-    if not isinstance(values, list) or not values or not all(type(seed) is int and seed >= 0 for seed in values):
-        raise ValueError(f"seeds must be a count from 1 or a list of integers from 0, got {seeds!r}")
-    return tuple(dict.fromkeys(values))
+    given = [_read_value("seed", seed) for seed in (seeds if isinstance(seeds, list) else [seeds])]
+    count = len(given) if isinstance(seeds, list) else given[0]
+    least = 0 if isinstance(seeds, list) else 1
+    if not given or not all(type(seed) is int and seed >= least for seed in given):
+        raise ValueError(f"seeds must be a count from 1 or a list of integers from 0, got {reprlib.repr(seeds)}")
+    _check_count("seeds", {"seeds": count})
+    return tuple(dict.fromkeys(given if isinstance(seeds, list) else range(count)))
+
+
+def _read_mapping(name: str, value: Any, of: str) -> dict[str, Any]:
+    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+        raise ValueError(f"{name} must be a mapping of {of}, got {reprlib.repr(value)}")
+    return value
 
 
 def _read_axis(axis: str, values: Any) -> list[dict[str, Any]]:
     if not isinstance(values, list) or not values:
-        raise ValueError(f"axis {axis} must be a list of values, got {values!r}")
+        raise ValueError(f"axis {axis} must be a list of values, got {reprlib.repr(values)}")
     if axis in FIELDS:
-        return [{axis: value} for value in values]
+        return [{axis: _read_value(axis, value)} for value in values]
     if not all(isinstance(value, dict) for value in values):
         hint = did_you_mean(axis, FIELDS)
-        raise ValueError(f"axis {axis} must name a field, or be a list of mappings of fields, got {values!r}{hint}")
-    return [entry for value in values for entry in _spread(value)]
+        got = f"{reprlib.repr(values)}{hint}"
+        raise ValueError(f"axis {axis} must name a field, or be a list of mappings of fields, got {got}")
+    return [entry for value in values for entry in _spread(axis, value)]
 
 
-def _spread(entry: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+def _read_value(name: str, value: Any) -> Any:
+    """1e3 is an integer where an integer is asked for, as on the command line."""
+    is_whole = isinstance(value, float) and value.is_integer()
+    return int(value) if is_whole and TrainConfig.__annotations__.get(name) in (int, int | None) else value
+
+
+def _check_count(what: str, factors: Mapping[str, int]) -> None:
+    """Refuses a product of too many, which is still to be expanded."""
+    count = math.prod(factors.values())
+    if count > MOST_CELLS:
+        told = " × ".join(f"{name} {number:,}" for name, number in factors.items())
+        raise ValueError(f"{what} must be at most {MOST_CELLS:,} in all, got {count:,} ({told})")
+
+
+def _spread(axis: str, entry: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """An entry whose fields may be lists stands for their product."""
-    options = [value if isinstance(value, list) else [value] for value in entry.values()]
-    for values in itertools.product(*options):
-        yield dict(zip(entry, values, strict=True))
+    options = {key: value if isinstance(value, list) else [value] for key, value in entry.items()}
+    _check_count(f"entries of axis {axis}", {key: len(values) for key, values in options.items()})
+    for values in itertools.product(*options.values()):
+        yield {key: _read_value(key, value) for key, value in zip(entry, values, strict=True)}
 
 
 def _restrict(
@@ -215,12 +250,3 @@ def _reject_unknown(what: str, names: Iterable[Any], known: Sequence[str]) -> No
     for name in names:
         if name not in known:
             raise ValueError(f"unknown {what} {name!r}{did_you_mean(str(name), known)}")
-
-
-class _Loader(yaml.SafeLoader):
-    """Reads 1e-3 as the number it is; YAML 1.1 wants 1.0e-3."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d[\d_]*(\.\d*)?[eE][-+]?\d+"), list("-+0123456789")
-)

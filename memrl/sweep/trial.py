@@ -156,7 +156,7 @@ class _Reporting(_StaysHere, tune.Callback):
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Hands on that a trial's process died."""
         # The file on this machine: Tune copies it to where trial.get_error looks only later.
-        error = Path(trial.error_file).read_text() if trial.error_file else ""
+        error = Path(trial.error_file).read_text("utf-8") if trial.error_file else ""
         self._listener.fail(trial.config["pack"], " ".join(error.split())[-_ERROR_LENGTH:])
 
 

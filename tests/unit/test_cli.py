@@ -41,6 +41,13 @@ def test_defaults_of_a_command_give_way_to_words():
     ("words", "message"),
     [
         (["lerning_rate=3"], "unknown field 'lerning_rate'; did you mean 'learning_rate'?"),
+        (["+N=64"], "arguments must have the form key=value, got '+N=64'; write N=64"),
+        (["trainer.N=64"], "arguments must have the form key=value, got 'trainer.N=64'; write N=64"),
+        (["N:=64"], "arguments must have the form key=value, got 'N:=64'; write N=64"),
+        (["lr=1e-3"], "unknown field 'lr'; did you mean 'learning_rate'?"),
+        (["n=64"], "unknown field 'n'; did you mean 'N'?"),
+        (["seed=9223372036854775808"], "seed must lie below 2^63, got an integer of 64 bits"),
+        (["n_steps=1e23"], "n_steps must lie below 2^63, got an integer of 77 bits"),
         (["pack_sise=3"], "unknown field 'pack_sise'; did you mean 'pack_size'?"),
         (["loss=importance_sampeling"], "did you mean 'importance_sampling'?"),
         (["reward_type=binery"], "did you mean 'binary'?"),

@@ -4,6 +4,7 @@ import re
 
 import chz
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,6 +21,7 @@ from memrl.config import (
     literal_choices,
 )
 
+INTEGERS = ["N", "secret", "seed", "reward_bins", "group_size", "batch_size", "lora_rank", "n_steps", "max_episodes"]
 BINNED = {"reward_type": "binned_distance", "reward_bins": 8}
 PPO = {"loss": "ppo"}
 CONSTANT = {"advantage": "constant_baseline"}
@@ -89,7 +91,49 @@ REFUSED = [
         " (or use constant_baseline), got 1",
     ),
     ({"group_size": 8, "batch_size": 12}, "batch_size must be a multiple of group_size=8, got 12"),
+    ({"N": True}, "N must be of type int, got True"),
+    ({"group_size": True}, "group_size must be of type int, got True"),
+    ({"seed": 2**63}, "seed must lie below 2^63, got an integer of 64 bits"),
+    ({"max_episodes": 10**30}, "max_episodes must lie below 2^63, got an integer of 100 bits"),
+    ({"N": 10**9}, "N must be at most 131,072, got 1000000000, which has 1e+18 pairs of guess and secret"),
+    ({"group_size": 10**9}, "group_size must be at most 10,000,000, got 1000000000, which take 200 GB"),
+    (
+        {"algorithm": "sft", "batch_size": 2 * 10**7},
+        "batch_size must be at most 10,000,000, got 20000000, which take 4 GB",
+    ),
+    (
+        {"lora_rank": 10**9},
+        "lora_rank must be at most 4,096 (a rank above a layer's width adds nothing but memory), got 1000000000",
+    ),
+    ({"n_steps": 2**31}, "n_steps must be at most 2,147,483,647, got 2147483648"),
+    ({"max_episodes": 31}, "max_episodes must be at least 32, the episodes of one update, got 31"),
 ]
+
+
+@given(st.sampled_from(INTEGERS), st.integers(-(10**400), 10**400))
+def test_every_integer_is_either_refused_in_one_line_or_fits_the_tables(name, value):
+    try:
+        cell = TrainConfig(**{name: value})
+    except ValueError as error:
+        message = str(error)
+    else:
+        message = ""
+        row = {field: cell.identity()[field] for field in INTEGERS} | {"episodes": cell.episode_budget}
+        pa.Table.from_pylist([row], schema=pa.schema([(field, pa.int64()) for field in row]))
+        pa.array([cell.n_steps], pa.int32())
+    assert len(message) < 200
+
+
+@pytest.mark.parametrize(
+    ("word", "meant"),
+    [("lr", "learning_rate"), ("n", "N"), ("rank", "lora_rank"), ("bins", "reward_bins"), ("LOSS", "loss")],
+)
+def test_what_other_tools_call_a_field_is_understood(word, meant):
+    assert did_you_mean(word, TrainConfig.__annotations__) == f"; did you mean {meant!r}?"
+
+
+def test_a_word_that_stands_for_nothing_is_answered_briefly():
+    assert did_you_mean("zzz", TrainConfig.__annotations__) == "; --help lists them all"
 
 
 @pytest.mark.parametrize(("fields", "message"), REFUSED, ids=lambda value: value if isinstance(value, str) else "")

@@ -1,13 +1,14 @@
+import re
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
 from memrl.config import TrainConfig
-from memrl.sweep.grid import Grid, list_grids, load_grid, parse_grid, read_seeds
+from memrl.sweep.grid import MOST_CELLS, Grid, list_grids, load_grid, parse_grid, read_seeds
+from memrl.sweep.grid_file import MOST_BYTES, parse_document
 
 GRIDS = Path(__file__).parents[2] / "sweeps" / "grids"
 
@@ -27,7 +28,7 @@ seeds: 2
 
 
 def read(text: str) -> Grid:
-    return parse_grid("g", yaml.safe_load(text))
+    return parse_grid("g", parse_document("grid g", text.encode()))
 
 
 def channels(grid: Grid) -> list[str]:
@@ -149,6 +150,113 @@ def test_a_malformed_grid_is_one_clear_error(text, message):
 def test_numbers_may_be_written_with_an_exponent_alone(tmp_path):
     (tmp_path / "g.yaml").write_text("axes: {learning_rate: [1e-3, 3.5e-2, 1], N: [10]}")
     assert values(load_grid("g", tmp_path), "learning_rate") == {0.001, 0.035, 1}
+
+
+def test_numbers_are_read_as_on_the_command_line():
+    grid = read("axes: {N: [010, 1_6, 1e2], group_size: [+8]}\nbase: {n_steps: 1e3, learning_rate: 1}\nseeds: 02")
+    assert values(grid, "N") == {10, 16, 100}
+    assert values(grid, "group_size") == {8}
+    assert values(grid, "n_steps") == {1000}
+    assert values(grid, "seed") == {0, 1}
+
+
+@pytest.mark.parametrize(
+    "text", ["yes", "on", "true", "0x10", "0o20", "12:30", "1__0", "'16'", "1.5", "[4]", "2026-01-31"]
+)
+def test_what_is_no_integer_on_the_command_line_is_none_in_a_grid(text):
+    with pytest.raises(ValueError, match="N must be of type int"):
+        read(f"base: {{N: {text}}}").cells()
+    with pytest.raises(ValueError, match="seeds must be a count"):
+        read(f"seeds: [[{text}]]")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("axes: {N: [16]}\naxes: {N: [256]}", "the key axes twice"),
+        ("axes: {N: [16], N: [256]}", "the key N twice"),
+        ("axes: {channel: [{algorithm: sft, algorithm: rl}]}", "the key algorithm twice"),
+        ("description: &a x\nseeds: *a", "an alias, *a"),
+        ("base: !!python/object:os.system {}", "could not determine a constructor"),
+        ("base: 5", "base must be a mapping of fields, got 5"),
+        ("base: [N]", "base must be a mapping of fields, got ['N']"),
+        ("axes: [1]", "axes must be a mapping of lists, got [1]"),
+        ("axes: abc", "axes must be a mapping of lists, got 'abc'"),
+        ("axes: {1: [2]}", "axes must be a mapping of lists, got {1: [2]}"),
+        ("description: {a: 1}", "description must be a line of text"),
+        ("? [a]\n: 1", "unhashable key"),
+        ("[" * 5000, "valid YAML"),
+        ("N: \x00", "valid YAML"),
+        ("seeds: 1000000000", "seeds must be at most 250,000 in all, got 1,000,000,000"),
+        ("axes: {N: [4, 8]}\nseeds: 200000", "cells must be at most 250,000 in all, got 400,000 (N 2 × seeds 200,000)"),
+        (f"seeds: [{'9' * 5000}]", "valid YAML"),
+    ],
+)
+def test_a_document_that_grids_have_no_use_for_is_one_line(text, message):
+    with pytest.raises(ValueError, match=re.escape(message)) as error:
+        read(text).cells()
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 400
+
+
+def test_ten_lists_of_a_hundred_are_counted_and_not_expanded():
+    numbers = ", ".join(map(str, range(100)))
+    entry = ", ".join(f"{name}: [{numbers}]" for name in list(TrainConfig.__annotations__)[:10] if name != "seed")
+    with pytest.raises(ValueError, match="entries of axis channel must be at most"):
+        read(f"axes: {{channel: [{{{entry}}}]}}")
+
+
+def test_a_file_without_end_is_not_read(tmp_path):
+    (tmp_path / "g.yaml").write_text("# " + "x" * MOST_BYTES)
+    with pytest.raises(ValueError, match="grid g must have at most 100,000 bytes, got 100,002"):
+        load_grid("g", tmp_path)
+
+
+def test_a_grid_is_read_as_utf8_whatever_the_locale_and_nothing_else(tmp_path):
+    (tmp_path / "g.yaml").write_bytes("description: N × channel".encode())
+    assert load_grid("g", tmp_path).description == "N × channel"
+    (tmp_path / "g.yaml").write_bytes("description: N × channel".encode("latin-1"))
+    with pytest.raises(ValueError, match="grid g must be valid YAML, got 'utf-8' codec"):
+        load_grid("g", tmp_path)
+
+
+_SCALARS = st.sampled_from(
+    ["1", "1e3", "010", "yes", "null", "a", "[]", "{}", "[1, 2]", "*a", "&a 1", "!!x 1", "'", "-1"]
+)
+_KEYS = st.sampled_from(
+    ["description", "base", "axes", "seeds", "N", "seed", "channel", "algorithm", "model", "1", "{a: b}"]
+)
+
+
+@given(
+    st.recursive(
+        _SCALARS | st.text(max_size=5),
+        lambda inner: (
+            st.lists(inner, max_size=3).map(lambda parts: f"[{', '.join(parts)}]")
+            | st.lists(st.tuples(_KEYS, inner), max_size=4).map(
+                lambda pairs: "{" + ", ".join(f"{key}: {value}" for key, value in pairs) + "}"
+            )
+        ),
+        max_leaves=12,
+    )
+)
+def test_any_document_gives_cells_or_one_line(text):
+    message = ""
+    try:
+        assert len(read(text).cells()) <= MOST_CELLS
+    except ValueError as error:
+        message = str(error)
+    assert "\n" not in message
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_give_a_document_or_one_line(content):
+    message = ""
+    try:
+        parse_document("grid g", content)
+    except ValueError as error:
+        message = str(error)
+    assert "\n" not in message
 
 
 def test_an_unknown_grid_gets_a_suggestion(tmp_path):

@@ -106,7 +106,8 @@ def test_the_command_shows_prompt_answers_and_their_rewards(arguments, capsys):
 
 REFUSED = [
     (["env_type=multi_stp"], "env_type must be one of single_step, multi_step, got 'multi_stp'"),
-    (["num_preview_examples=0"], "num_preview_examples must be at least 1, got 0"),
+    (["num_preview_examples=0"], "num_preview_examples must lie in 1 .. 100000, got 0"),
+    (["num_preview_examples=1e9"], "num_preview_examples must lie in 1 .. 100000, got 1000000000"),
     (["preview_temperature=0"], "preview_temperature must be positive and finite, got 0.0"),
     (["preview_temperature=nan"], "preview_temperature must be positive and finite, got nan"),
     (["preview_temprature=1"], "did you mean 'preview_temperature'?"),

@@ -17,6 +17,7 @@ from memrl.warmup_train import RECORD, WarmupConfig, calibrate, make_recipe
     [
         ({"output": ""}, "output must name the folder to write, got nothing"),
         ({"N": "1"}, "N must be at least 2, got 1"),
+        ({"N": "4,1e9"}, "N must be at most 131,072, got 1000000000"),
         ({"N": "8,x"}, "N must be an integer, got 'x'"),
         ({"env_type": "single"}, "env_type must be one of single_step, multi_step, got 'single'"),
         ({"steps": 0}, "steps must be at least 1, got 0"),
