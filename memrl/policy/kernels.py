@@ -6,8 +6,10 @@ import logging
 import os
 import platform
 import shutil
+import stat
 import subprocess
 import tempfile
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -115,13 +117,18 @@ def load_kernels(dtype: torch.dtype) -> Any:
 
     Returns:
         a library whose functions take tensors, numbers and the structures of this module; None where the dtype is
-        another, or no C compiler works here.
+        another, no C compiler works here, or there is no place of the user's own for what it makes.
     """
     if dtype not in _REAL:
         return None
-    path = _compile_kernels(_REAL[dtype])
+    folder = next(filter(_is_safe, _cache_folders()), None)
+    path = folder and _compile_kernels(_REAL[dtype], folder)
     if path is None:
-        logging.getLogger(__name__).warning("no C compiler works here: packs train several times slower")
+        places = " nor ".join(map(str, _cache_folders()))
+        reason = (
+            "no C compiler works here" if folder else f"neither {places} is one's own, writable, and may hold programs"
+        )
+        logging.getLogger(__name__).warning("%s: packs train several times slower", reason)
         return None
     library, decoder = ctypes.CDLL(str(path)), ctypes.POINTER(Decoder)
     for function, arguments in {
@@ -144,14 +151,13 @@ def cut_panels(matrix: torch.Tensor, library: Any) -> torch.Tensor:
     return filled.unflatten(1, (-1, columns)).transpose(0, 1).contiguous()
 
 
-def _compile_kernels(real: str) -> Path | None:
+def _compile_kernels(real: str, folder: Path) -> Path | None:
     """The compiled file for one type of numbers, by the first attempt that works; None if no compiler makes one."""
     compiler = next(filter(None, map(shutil.which, (os.environ.get("CC", "cc"), "gcc", "clang"))), None)
-    folder = _cache_folder()
     for extra in _ATTEMPTS:
         flags = (*_FLAGS, *extra, real)
         target = folder / f"kernels-{_identify(compiler, flags)}.so"
-        if target.exists():
+        if target.is_file() and target.stat().st_uid == os.getuid():
             return target
         if compiler is None:
             continue
@@ -165,20 +171,23 @@ def _compile_kernels(real: str) -> Path | None:
     return None
 
 
-def _cache_folder() -> Path:
-    """The user's cache; where that can't be written, a folder of this user's under the temporary one."""
-    places = (
-        Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "memrl",
-        Path(tempfile.gettempdir()) / f"memrl-{os.getuid()}",
-    )
-    for place in places:
-        try:
-            place.mkdir(mode=0o700, parents=True, exist_ok=True)
-        except OSError:
-            continue
-        if os.access(place, os.W_OK):
-            return place
-    raise ValueError(f"one of {' and '.join(map(str, places))} must be writable, to keep the compiled kernels")
+def _cache_folders() -> list[Path]:
+    """Where the compiled file may lie: the user's cache, or else a folder of the user's under the temporary one."""
+    caches = [Path(cache)] if (cache := os.environ.get("XDG_CACHE_HOME")) else []
+    with suppress(RuntimeError):  # There is no home.
+        caches = caches or [Path.home() / ".cache"]
+    return [*(cache / "memrl" for cache in caches), Path(tempfile.gettempdir()) / f"memrl-{os.getuid()}"]
+
+
+def _is_safe(folder: Path) -> bool:
+    """Whether a folder, made if need be, may hold programs, and this user alone can put them there."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status, may_run = folder.stat(), not os.statvfs(folder).f_flag & os.ST_NOEXEC
+    except OSError:
+        return False
+    is_own = status.st_uid == os.getuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    return is_own and may_run and os.access(folder, os.W_OK)
 
 
 def _identify(compiler: str | None, flags: tuple[str, ...]) -> str:

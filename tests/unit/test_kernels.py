@@ -1,8 +1,11 @@
 """The compiled kernels: when they are there, where they lie, and the one that the decoder's tests do not see whole."""
 
 import logging
+import os
 import shutil
+import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -33,6 +36,70 @@ def test_without_a_compiler_there_are_none_and_a_warning_says_so(monkeypatch, tm
     with caplog.at_level(logging.WARNING):
         assert load_anew(torch.float32) is None
     assert "no C compiler works here" in caplog.text
+
+
+@pytest.fixture
+def places(monkeypatch, tmp_path):
+    """The two places where compiled files may lie."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    return tmp_path / "cache" / "memrl", tmp_path / "temporary" / f"memrl-{os.getuid()}"
+
+
+def plant(path: Path) -> None:
+    """Puts a file in the place of one that this process has mapped."""
+    path.unlink()
+    path.write_bytes(b"not a library: to load it would fail")
+
+
+@pytest.mark.parametrize("mode", [0o770, 0o1777])
+def test_no_library_is_loaded_from_a_folder_that_others_can_write(places, mode):
+    cache, temporary = places
+    assert load_anew(torch.float32) is not None
+    (planted,) = cache.iterdir()
+    plant(planted)
+    cache.chmod(mode)
+    assert load_anew(torch.float32) is not None
+    assert [path.name for path in temporary.iterdir()] == [planted.name]
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give files away")
+@pytest.mark.parametrize("given_away", ["folder", "file"])
+def test_no_library_is_loaded_that_is_another_users(places, given_away):
+    cache, temporary = places
+    assert load_anew(torch.float32) is not None
+    (planted,) = cache.iterdir()
+    plant(planted)
+    os.chown(cache if given_away == "folder" else planted, 65534, 65534)
+    assert load_anew(torch.float32) is not None
+    (compiled,) = temporary.iterdir() if given_away == "folder" else cache.iterdir()
+    assert compiled.stat().st_uid == os.getuid()
+
+
+def test_where_no_place_is_safe_there_are_none_and_one_line_says_so(places, caplog):
+    for place in places:
+        place.mkdir(parents=True)
+        place.chmod(0o777)
+    with caplog.at_level(logging.WARNING):
+        assert load_anew(torch.float32) is None
+    (record,) = caplog.records
+    assert all(str(place) in record.getMessage() for place in places)
+
+
+def test_a_place_that_may_hold_no_programs_is_passed_over(places, monkeypatch):
+    # Without the right to mount a disk so, the system's answer stands in for one.
+    cache, temporary = places
+    plain = os.statvfs
+
+    def mounted(path):
+        status = plain(path)
+        flags = status.f_flag | os.ST_NOEXEC if Path(path) == cache else status.f_flag
+        return SimpleNamespace(f_flag=flags)
+
+    monkeypatch.setattr(os, "statvfs", mounted)
+    assert load_anew(torch.float32) is not None
+    assert list(cache.iterdir()) == []
+    assert len(list(temporary.iterdir())) == 1
 
 
 def test_a_compiler_that_knows_fewer_flags_is_enough(monkeypatch, tmp_path):

@@ -15,7 +15,7 @@ from memrl.tables.schema import CURVES, CURVES_SCHEMA, EPISODES_TO_MEMORIZE, EPI
 from memrl.tables.store import TableStore
 
 
-def cell_row(cell_id: str, status: str = "memorized", agent: str = "lora", **values) -> dict:
+def cell_row(cell_id: str, status: str = "memorized", agent: str | None = "lora", **values) -> dict:
     row = dict.fromkeys(EPISODES_TO_MEMORIZE_SCHEMA.names)
     return row | {"cell_id": cell_id, "agent": agent, "status": status} | values
 
