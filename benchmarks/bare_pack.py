@@ -17,9 +17,10 @@ from memrl.learning.learner import Learner, reward_walk
 from memrl.policy.packed import build_network
 from memrl.policy.trie_walk import Forest, Level, Walk, walk_tries
 from memrl.rollout.in_process import InProcessSampler
+from memrl.task.answer_format import integer_format
+from memrl.task.automaton import AnswerAutomaton, build_automaton
 from memrl.task.reward import build_channel
 from memrl.task.secret import draw_secret
-from memrl.task.trie import AnswerTrie, build_trie
 
 STOP_TOKEN = 1
 FIRST_DIGIT = 3
@@ -59,13 +60,14 @@ def build_random_base(size: str, *, dtype: str = "float32", device: str = "cpu")
     return model.requires_grad_(False)
 
 
-def build_digit_trie(N: int) -> AnswerTrie:
-    """The trie of 0 .. N-1 as decimal digits, each answer ended by STOP_TOKEN.
+def build_digit_automaton(N: int) -> AnswerAutomaton:
+    """The answers 0 .. N-1 as decimal digits, each ended by STOP_TOKEN.
 
-    >>> build_digit_trie(12).depth
+    >>> build_digit_automaton(12).depth
     3
     """
-    return build_trie([[[*(FIRST_DIGIT + int(d) for d in str(guess)), STOP_TOKEN]] for guess in range(N)])
+    digits = [[FIRST_DIGIT + int(d) for d in str(guess)] for guess in range(N)]
+    return build_automaton(integer_format(N, "single_step"), digits, stop=STOP_TOKEN)
 
 
 class BarePack:
@@ -78,13 +80,13 @@ class BarePack:
     """
 
     def __init__(self, model: PreTrainedModel, configs: Sequence[TrainConfig], prompt_tokens: int = 6) -> None:
-        tries = {N: build_digit_trie(N) for N in {c.N for c in configs}}
-        channels = {N: build_channel(next(c for c in configs if c.N == N)) for N in tries}
+        automata = {N: build_digit_automaton(N) for N in {c.N for c in configs}}
+        channels = {N: build_channel(next(c for c in configs if c.N == N)) for N in automata}
         self.configs = list(configs)
         self.episodes_per_update = sum(c.episodes_per_update for c in configs)
         self._secrets = np.array([int(draw_secret(c.N, c.seed)[0]) for c in configs])
         self._channels = [channels[c.N] for c in configs]
-        self._forest = Forest([tries[c.N] for c in configs], self._secrets.tolist())
+        self._forest = Forest([automata[c.N] for c in configs], list(self._secrets[:, None]))
         prompt = [2 + i % 11 for i in range(prompt_tokens)]
         self.network, self.adapters = build_network(model, [prompt] * len(configs), configs)
         self._learner = Learner(configs, self.network, self.adapters)

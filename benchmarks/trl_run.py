@@ -97,22 +97,15 @@ class TrlCell:
 
     def secret_log2(self) -> float:
         """log2 P(secret), exact, stop token included."""
-        path = self._task.trie.paths[self.secret]
-        nodes = path[path >= 0]
-        answer = [self._token_into(int(node)) for node in nodes]
+        answer = self._task.automaton.tokens([self.secret]).tolist()
         ids = torch.tensor([[*self._task.prompt_ids, *answer]])
         with torch.no_grad():
             logits = self._trainer.model(input_ids=ids).logits[0, len(self._task.prompt_ids) - 1 : -1]
         logprobs = torch.log_softmax(logits.double(), dim=-1)
         return float(logprobs[range(len(answer)), answer].sum()) / math.log(2.0)
 
-    def _token_into(self, node: int) -> int:
-        _, symbol = (self._task.trie.child == node).nonzero()
-        return int(self._task.trie.alphabet[symbol[0]])
-
     def _reward(self, completion_ids: list[list[int]], **columns: Any) -> list[float]:
-        path = self._task.trie.paths[self.secret]
-        right = [self._token_into(int(node)) for node in path[path >= 0]]
+        right = self._task.automaton.tokens([self.secret]).tolist()
         self.completions = completion_ids
         hits = [ids == right for ids in completion_ids]
         self.mean_reward = sum(hits) / len(hits)
@@ -197,7 +190,7 @@ def replay_update(
     task = encode_task(tokenizer, config.N, config.env_type)
     network, adapters = build_network(base, [task.prompt_ids], [config])
     adapters.import_peft(0, adapter)
-    forest = Forest([task.trie], [secret])
+    forest = Forest([task.automaton], [task.answer_format.digits(secret)])
     tokens = np.full((len(completions), task.max_tokens), -1)
     for row, ids in enumerate(completions):
         tokens[row, : len(ids)] = ids

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import chz
+import numpy as np
 
 from memrl.cli import exit_on_bad_input, parse_arguments
 from memrl.config import TrainConfig
@@ -101,7 +102,7 @@ def sample_answers(
         for row, token, score in zip(open_rows, drawn[:, 0].tolist(), scores[:, 0].tolist(), strict=True):
             written[row].append(token)
             log2_p[row] += score
-            parsed[row] = parse_answer(task.trie, written[row])
+            parsed[row] = parse_answer(task.automaton, written[row])
     return [
         SampledAnswer(tuple(tokens), bits, answer)
         for tokens, bits, answer in zip(written, log2_p, parsed, strict=True)
@@ -151,15 +152,16 @@ def build_answer_table(
     from rich.table import Table
     from rich.text import Text
 
-    rewards = step_rewards(channel, collect_outcomes([a.parsed for a in answers]), secret, task.num_env_steps)
+    rewards = step_rewards(channel, collect_outcomes([a.parsed for a in answers]), secret)
     title = "answers" if task.num_env_steps == 1 else f"answers, {task.num_env_steps} env_steps each"
     table = Table(box=box.SIMPLE, title=title, title_justify="left")
     for heading in ("tokens", "guess", "reward" if task.num_env_steps == 1 else "rewards", "bits"):
         table.add_column(heading, no_wrap=True)
     for answer, row in zip(answers, rewards, strict=True):
         pieces = "|".join(show_text(decode(tokenizer, [token])) for token in answer.tokens)
-        guess = str(answer.parsed.guess) if answer.parsed.well_formed else "malformed"
-        table.add_row(Text(pieces), guess, format_rewards(row), f"{-answer.log2_p:.2f}")
+        guess = str(task.answer_format.integers(np.array(answer.parsed.digits)))
+        told = guess if answer.parsed.well_formed else "malformed"
+        table.add_row(Text(pieces), told, format_rewards(row), f"{-answer.log2_p:.2f}")
     return table
 
 

@@ -61,7 +61,7 @@ class WarmupConfig:
     steps: int | None = chz.field(default=None, doc="the most optimizer steps; unset: the method's own")
     learning_rate: float | None = chz.field(default=None, doc="AdamW's peak; unset: the method's own")
     prompts_per_step: int = chz.field(default=16, doc="prompts of a batch")
-    nodes_per_prompt: int = chz.field(default=96, doc="about how many trie nodes of a prompt a batch holds")
+    nodes_per_prompt: int = chz.field(default=96, doc="about how many nodes of a prompt's tree a batch holds")
     lora_rank: int = chz.field(default=32, doc="rank of method=lora")
     seed: int = chz.field(default=0, doc="draws the weights of model=scratch, and the batches")
     dtype: Dtype = chz.field(default="float32", doc="of the weights, in training and as written")

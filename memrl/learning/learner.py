@@ -14,7 +14,7 @@ from memrl.policy.adapter_pack import AdapterPack
 from memrl.policy.network import PackedNetwork
 from memrl.policy.trie_walk import Walk
 from memrl.task.advantage import assign_credit, group_advantages
-from memrl.task.env import Outcomes, step_rewards
+from memrl.task.env import step_rewards
 from memrl.task.reward import Channel
 
 
@@ -46,12 +46,8 @@ def reward_walk(walk: Walk, channels: Sequence[Channel], secrets: np.ndarray, nu
             continue
         cells = walk.outcome_cell[rows]
         steps = int(num_env_steps[cells[0]])
-        by_step[rows, :steps] = step_rewards(channel, _take(walk.outcomes, rows), secrets[cells], steps)
+        by_step[rows, :steps] = step_rewards(channel, walk.outcomes.select(rows), secrets[cells])
     return Rewards(by_step)
-
-
-def _take(outcomes: Outcomes, rows: np.ndarray) -> Outcomes:
-    return Outcomes(outcomes.guess[rows], outcomes.steps_done[rows], outcomes.well_formed[rows])
 
 
 class Learner:

@@ -73,7 +73,8 @@ class Pack:
         self._num_env_steps = np.array([task.num_env_steps for task in tasks])
         self._tasks = tasks
         self._num_episodes = _lay_out_groups(configs)
-        self._forest = Forest([task.trie for task in tasks], self._secrets.tolist())
+        secrets = [t.answer_format.digits(s) for t, s in zip(tasks, self._secrets, strict=True)]
+        self._forest = Forest([task.automaton for task in tasks], secrets)
         self._network, self._adapters = build_network(base, [task.prompt_ids for task in tasks], configs)
         self._learner = Learner(configs, self._network, self._adapters)
         self._sampler = InProcessSampler(configs, self._forest)
@@ -189,10 +190,7 @@ class Pack:
         return gathered
 
     def _examples(self, cell: CellProgress, task: EncodedTask) -> SampledEpisodes:
-        path = task.trie.paths[cell.secret]
-        path = path[path >= 0]
-        before = np.concatenate([[0], path[:-1]])
-        tokens = task.trie.alphabet[(task.trie.child[before] == path[:, None]).argmax(1)]
+        tokens = task.automaton.tokens(task.answer_format.digits(cell.secret))
         shape = (cell.config.episodes_per_update, len(tokens))
         return SampledEpisodes(
             cell.config.cell_id, cell.updates, np.broadcast_to(tokens, shape), np.full(shape, np.nan)
@@ -287,7 +285,7 @@ class Pack:
             return
         for part in (self._forest, self._learner, self._sampler):
             part.keep(cells)
-        self._observer.drop(cells)
+        self._observer.keep(cells)
 
 
 def _no_curves() -> dict[str, list[np.ndarray]]:

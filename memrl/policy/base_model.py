@@ -1,16 +1,25 @@
 """The base model: where it lies, how it is read, and the prompt and answers of a task in its tokens."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from memrl.config import Dtype, EnvType, PromptFormat
 from memrl.policy.model_folder import RULE, check_model_folder
-from memrl.task.prompt import answer_steps, prompt_text
-from memrl.task.trie import AnswerTrie, build_trie
+from memrl.task.answer_format import AnswerFormat, integer_format
+from memrl.task.answer_tree import AnswerTree, expand_automaton
+from memrl.task.automaton import AnswerAutomaton, build_automaton
+from memrl.task.prompt import prompt_text
+
+_MOST_ANSWERS_CHECKED = 4096
+"""Up to so many, each answer's tokens are compared with those of its symbols."""
+
+_RANDOM_ANSWERS_CHECKED = 64
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -26,7 +35,7 @@ class EncodedTask:
         prompt_format: plain, or chat.
         bit_separator: text between bits.
         prompt_ids: token ids of the prompt.
-        trie: the token trie of the N answers.
+        automaton: which tokens may follow in an answer.
         stop_token_id: the token that ends a single_step answer; None for multi_step, whose answers end by their length.
     """
 
@@ -35,18 +44,28 @@ class EncodedTask:
     prompt_format: PromptFormat
     bit_separator: str
     prompt_ids: tuple[int, ...]
-    trie: AnswerTrie
+    automaton: AnswerAutomaton
     stop_token_id: int | None
 
     @property
     def num_env_steps(self) -> int:
         """env_steps of a whole answer: 1, or the number of bits."""
-        return int(self.trie.steps_done.max())
+        return self.answer_format.num_env_steps
 
     @property
     def max_tokens(self) -> int:
         """Tokens of the longest answer, stop token included."""
-        return self.trie.depth
+        return self.automaton.depth
+
+    @property
+    def answer_format(self) -> AnswerFormat:
+        """How a secret is answered."""
+        return self.automaton.answer_format
+
+    @cached_property
+    def tree(self) -> AnswerTree:
+        """All answers, listed."""
+        return expand_automaton(self.automaton)
 
 
 def load_base_model(
@@ -143,18 +162,16 @@ def encode_task(
         ValueError: the tokenizer merges bits, has no end-of-sequence token, or no chat template for prompt_format=chat.
     """
     prompt_ids = _encode_prompt(tokenizer, prompt_text(N, env_type), prompt_format)
-    texts = [answer_steps(guess, N, env_type, bit_separator) for guess in range(N)]
-    if env_type == "single_step":
-        stop: Any = tokenizer.eos_token_id
-        if stop is None:
+    answer_format, stop = integer_format(N, env_type, bit_separator), None
+    if answer_format.ends_with_stop:
+        end: Any = tokenizer.eos_token_id
+        if end is None:
             raise ValueError(
                 "model must have an end-of-sequence token for env_type=single_step, got a tokenizer without"
             )
-        answers = [[[*ids, stop]] for ids in _encode_batch(tokenizer, [steps[0] for steps in texts])]
-    else:
-        stop = None
-        answers = _encode_bits(tokenizer, texts, bit_separator)
-    return EncodedTask(N, env_type, prompt_format, bit_separator, prompt_ids, build_trie(answers), stop)
+        stop = int(end)
+    automaton = build_automaton(answer_format, *_encode_symbols(tokenizer, answer_format), stop)
+    return EncodedTask(N, env_type, prompt_format, bit_separator, prompt_ids, automaton, stop)
 
 
 def _encode_prompt(tokenizer: "PreTrainedTokenizerBase", text: str, prompt_format: PromptFormat) -> tuple[int, ...]:
@@ -178,19 +195,31 @@ def _encode_batch(tokenizer: "PreTrainedTokenizerBase", texts: list[str]) -> lis
     return encoded
 
 
-def _encode_bits(
-    tokenizer: "PreTrainedTokenizerBase", texts: list[list[str]], bit_separator: str
-) -> list[Sequence[Sequence[int]]]:
-    @cache
-    def encode_span(span: str) -> list[int]:
-        return _encode_batch(tokenizer, [span])[0]
-
-    answers: list[Sequence[Sequence[int]]] = [[encode_span(span) for span in steps] for steps in texts]
-    whole = _encode_batch(tokenizer, ["".join(steps) for steps in texts])
-    for steps, spans, ids in zip(texts, answers, whole, strict=True):
-        if [token for span in spans for token in span] != ids:
+def _encode_symbols(
+    tokenizer: "PreTrainedTokenizerBase", answer_format: AnswerFormat
+) -> tuple[list[list[int]], list[list[int]]]:
+    """Token ids of each digit as the first symbol of an answer, and as a later one, where there is one."""
+    texts = [answer_format.symbol_text(digit) for digit in range(answer_format.radix)]
+    first = _encode_batch(tokenizer, texts)
+    if answer_format.num_env_steps == 1:
+        return first, []
+    later = _encode_batch(tokenizer, [answer_format.separator + text for text in texts])
+    answers = _sample_answers(answer_format)
+    written = [answer_format.spans(digits) for digits in answers]
+    for digits, spans, whole in zip(
+        answers.tolist(), written, _encode_batch(tokenizer, list(map("".join, written))), strict=True
+    ):
+        if whole != [token for step, digit in enumerate(digits) for token in (later if step else first)[digit]]:
             raise ValueError(
-                f"bit_separator must keep the tokenizer from merging bits, got {bit_separator!r},"
-                f" under which {''.join(steps)!r} is not {len(steps)} spans of tokens of its own"
+                f"bit_separator must keep the tokenizer from merging bits, got {answer_format.separator!r},"
+                f" under which {''.join(spans)!r} is not {len(spans)} spans of tokens of its own"
             )
-    return answers
+    return first, later
+
+
+def _sample_answers(answer_format: AnswerFormat) -> np.ndarray:
+    """Digits of all answers, or of some random ones where there are very many: int64 (answers, env_steps)."""
+    if answer_format.num_answers <= _MOST_ANSWERS_CHECKED:
+        return answer_format.digits(np.arange(answer_format.num_answers))
+    shape = (_RANDOM_ANSWERS_CHECKED, answer_format.num_env_steps)
+    return np.random.default_rng(0).integers(answer_format.radix, size=shape)

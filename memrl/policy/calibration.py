@@ -1,16 +1,14 @@
-"""The prior: what a policy answers before it has learned anything, exactly, over the whole answer trie."""
+"""The prior: what a policy answers before it has learned anything, exactly, over the whole tree of answers."""
 
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from memrl.policy.base_model import EncodedTask
 from memrl.policy.token_tree import PaddedRows, pad_rows
-from memrl.task.trie import AnswerTrie
 
 if TYPE_CHECKING:
     import torch
@@ -44,29 +42,8 @@ class Prior:
 
 
 @dataclass(frozen=True)
-class TrieLayout:
-    """Where the nodes of a trie stand, and what leads to them.
-
-    Attributes:
-        parent: the node before, -1 at the root; int64 (nodes,).
-        symbol: index in the alphabet of the token that leads to a node, -1 at the root; int64 (nodes,).
-        token: that token's id, -1 at the root; int64 (nodes,).
-        depth: tokens from the root to a node; int64 (nodes,).
-        ancestors: the node at each depth on the path to a node, itself included, -1 below it; int64 (nodes, depth + 1).
-        log_p: natural logarithm of the exact next-token distribution of a uniform secret; (nodes, alphabet).
-    """
-
-    parent: np.ndarray
-    symbol: np.ndarray
-    token: np.ndarray
-    depth: np.ndarray
-    ancestors: np.ndarray
-    log_p: np.ndarray
-
-
-@dataclass(frozen=True)
 class TreeBatch:
-    """Several prompts, each with some inner nodes of its trie, as one batch of sequences.
+    """Several prompts, each with some inner nodes of its tree of answers, as one batch of sequences.
 
     One forward pass gives the next-token distribution at every node, and shares all that paths have in common.
 
@@ -81,33 +58,8 @@ class TreeBatch:
     columns: list[np.ndarray]
 
 
-@lru_cache(maxsize=256)
-def lay_out_trie(task: EncodedTask) -> TrieLayout:
-    """Computes what leads to every node of a task's trie; the same task gives the same object."""
-    trie = task.trie
-    parent, symbol, token = np.full((3, trie.num_nodes), -1, dtype=np.int64)
-    parents, symbols = np.nonzero(trie.child >= 0)
-    edges = trie.child[parents, symbols]
-    parent[edges], symbol[edges], token[edges] = parents, symbols, trie.alphabet[symbols]
-    ancestors = np.full((trie.num_nodes, trie.depth + 1), -1, dtype=np.int64)
-    depth = np.zeros(trie.num_nodes, dtype=np.int64)
-    ancestors[:, 0] = 0
-    for d in range(trie.depth):
-        taken = trie.paths[trie.paths[:, d] >= 0]
-        depth[taken[:, d]] = d + 1
-        ancestors[taken[:, d], 1 : d + 2] = taken[:, : d + 1]
-    return TrieLayout(parent, symbol, token, depth, ancestors, trie.uniform_log2() * math.log(2))
-
-
-def inner_nodes(trie: AnswerTrie, answers: np.ndarray) -> np.ndarray:
-    """The inner nodes on the paths of some answers, ascending, so the root first; int64 (nodes,)."""
-    nodes = np.unique(trie.paths[answers])
-    nodes = nodes[nodes >= 0]
-    return np.concatenate([[0], nodes[~trie.is_leaf(nodes)]])
-
-
 def plant_trees(tasks: Sequence[EncodedTask], nodes: list[np.ndarray]) -> TreeBatch:
-    """Lays prompts and nodes of their tries out as one batch.
+    """Lays prompts and nodes of their trees out as one batch.
 
     Args:
         tasks: one per sequence.
@@ -115,12 +67,12 @@ def plant_trees(tasks: Sequence[EncodedTask], nodes: list[np.ndarray]) -> TreeBa
     """
     token, parent, position, bounds, columns = [], [], [], [0], []
     for task, chosen in zip(tasks, nodes, strict=True):
-        layout, prompt, below = lay_out_trie(task), len(task.prompt_ids), chosen[1:]
-        token += [task.prompt_ids, layout.token[below]]
-        place = np.searchsorted(chosen, layout.parent[below]) + prompt - 1
+        tree, prompt, below = task.tree, len(task.prompt_ids), chosen[1:]
+        token += [task.prompt_ids, tree.token[below]]
+        place = np.searchsorted(chosen, tree.parent[below]) + prompt - 1
         follows = np.concatenate([np.arange(-1, prompt - 1), place])
         parent.append(np.where(follows >= 0, bounds[-1] + follows, -1))
-        position += [np.arange(prompt), prompt - 1 + layout.depth[below]]
+        position += [np.arange(prompt), prompt - 1 + tree.depth[below]]
         columns.append(np.arange(prompt - 1, prompt + len(below)))
         bounds.append(bounds[-1] + len(follows))
     rows = pad_rows(np.concatenate(token), np.concatenate(parent), np.concatenate(position), np.array([bounds]))
@@ -149,9 +101,9 @@ def score_nodes(model: "PreTrainedModel", batch: TreeBatch) -> "list[torch.Tenso
 
 def iterate_trees(task: EncodedTask, answers_per_pass: int = _ANSWERS_PER_PASS) -> Iterator[TreeBatch]:
     """Yields batches of one row that together hold every inner node; nodes that passes share occur in each of them."""
-    order = np.lexsort(task.trie.paths.T[::-1])
+    order = np.lexsort(task.tree.paths.T[::-1])
     for start in range(0, task.N, answers_per_pass):
-        yield plant_trees([task], [inner_nodes(task.trie, order[start : start + answers_per_pass])])
+        yield plant_trees([task], [task.tree.inner_nodes(order[start : start + answers_per_pass])])
 
 
 def compute_answer_log2(model: "PreTrainedModel", task: EncodedTask) -> np.ndarray:
@@ -162,16 +114,15 @@ def compute_answer_log2(model: "PreTrainedModel", task: EncodedTask) -> np.ndarr
     """
     import torch
 
-    trie = task.trie
-    alphabet = torch.from_numpy(trie.alphabet).to(model.device)
-    step_log2 = np.zeros((trie.num_nodes, len(trie.alphabet)))
+    tree = task.tree
+    alphabet = torch.from_numpy(task.automaton.alphabet).to(model.device)
+    step_log2 = np.zeros((len(tree.parent), len(alphabet)))
     with torch.inference_mode():
         for batch in iterate_trees(task):
             scores = score_nodes(model, batch)[0][:, alphabet].double().cpu().numpy()
             step_log2[batch.nodes[0]] = scores / math.log(2)
-    layout = lay_out_trie(task)
-    into = step_log2[layout.parent, layout.symbol]
-    return np.where(trie.paths >= 0, into[trie.paths], 0.0).sum(axis=1)
+    into = step_log2[tree.parent, tree.letter]
+    return np.where(tree.paths >= 0, into[tree.paths], 0.0).sum(axis=1)
 
 
 def measure_prior(model: "PreTrainedModel", task: EncodedTask) -> Prior:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from memrl.policy.base_model import EncodedTask
-from memrl.policy.calibration import TreeBatch, lay_out_trie
+from memrl.policy.calibration import TreeBatch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -60,13 +60,12 @@ class Probes(nn.Module):
         assert self._hidden is not None, "the model must have seen the batch"
         losses = []
         for row, (task, nodes, columns) in enumerate(zip(tasks, batch.nodes, batch.columns, strict=True)):
-            layout = lay_out_trie(task)
-            states, depth = self._hidden[row, torch.from_numpy(columns)], layout.depth[nodes]
+            states, depth = self._hidden[row, torch.from_numpy(columns)], task.tree.depth[nodes]
             loss = F.cross_entropy(self.depth(states), torch.from_numpy(depth))
             for lag, reader in enumerate(self.lags):
                 written = np.flatnonzero(depth > lag)
                 if len(written):
-                    token = layout.token[layout.ancestors[nodes[written], depth[written] - lag]]
+                    token = task.tree.token[task.tree.ancestors[nodes[written], depth[written] - lag]]
                     loss = loss + F.cross_entropy(reader(states[torch.from_numpy(written)]), torch.from_numpy(token))
             losses.append(loss)
         return torch.stack(losses).mean()

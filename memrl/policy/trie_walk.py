@@ -1,8 +1,10 @@
-"""Sampling and scoring in one pass: a walk down every cell's answer trie, with counts instead of episodes.
+"""Sampling and scoring in one pass: a walk down the answers of every root, with counts instead of episodes.
 
-At each node the episodes that reached it are split over its tokens, each by a draw of its own, and go on as counts. So
-the network's cost follows the distinct beginnings of answers and not the episodes. The pass that samples is the
-forward pass of the update. The path of the secret is always among the nodes, so P(secret) costs nothing more.
+A root is a prompt with a secret of its own; each belongs to a cell, whose policy answers it. At each node the episodes
+that reached it are split over its tokens, each by a draw of its own, and go on as counts. So the network's cost follows
+the distinct beginnings of answers and not the episodes. Nodes are beginnings; which tokens may follow is looked up in
+the answers' automaton, in the state that a node is in. The pass that samples is the forward pass of the update. The
+path of the secret is always among the nodes, so P(secret) costs nothing more.
 """
 
 from collections.abc import Sequence
@@ -14,84 +16,133 @@ import torch
 from torch import Tensor
 
 from memrl.policy.network import PackedNetwork
+from memrl.task.automaton import AnswerAutomaton
 from memrl.task.env import Outcomes
-from memrl.task.trie import AnswerTrie
 
 
-class Forest:
-    """The tries of a pack's cells side by side: one numbering of nodes, one alphabet; equal tries are shared.
+class StateTable:
+    """Distinct automata side by side: one numbering of states, one alphabet. It does not change as cells leave.
+
+    Args:
+        automata: the automata; equal ones may be given many times.
 
     Attributes:
         alphabet: token ids, int64 (A,).
-        child: global node that a symbol leads to, or -1; int32 (nodes, A).
-        answer, prefix, env_step, steps_done: as in AnswerTrie; int64 (nodes,).
-        root: the root of each cell's trie; int64 (cells,).
-        secret_path: global nodes of each cell's secret, padded with -1; int64 (cells, longest).
+        child: the state that a letter leads to, or -1; int32 (states, A).
+        digit: the digit that this token completes, or -1; int32 (states, A).
+        steps_done: env_steps that are complete in a state, int64 (states,).
+        is_end: whether a state is a whole answer, bool (states,).
+        depth: tokens of the longest answer.
     """
 
-    def __init__(self, tries: Sequence[AnswerTrie], secrets: Sequence[int]) -> None:
-        distinct = list({id(t): t for t in tries}.values())
-        self.alphabet = np.unique(np.concatenate([t.alphabet for t in distinct]))
-        offsets = np.cumsum([0, *(t.num_nodes for t in distinct)])
-        self.child = np.full((offsets[-1], len(self.alphabet)), -1, dtype=np.int32)
-        for trie, offset in zip(distinct, offsets, strict=False):
-            columns = np.searchsorted(self.alphabet, trie.alphabet)
-            block = np.where(trie.child >= 0, trie.child + offset, -1)
-            self.child[offset : offset + trie.num_nodes, columns] = block
-        self.answer, self.prefix, self.env_step, self.steps_done = (
-            np.concatenate([getattr(t, name) for t in distinct])
-            for name in ("answer", "prefix", "env_step", "steps_done")
-        )
-        offset_of = {id(t): int(o) for t, o in zip(distinct, offsets, strict=False)}
-        self.root = np.array([offset_of[id(t)] for t in tries])
-        longest = max(t.depth for t in tries)
-        self.secret_path = np.full((len(tries), longest), -1, dtype=np.int64)
-        for row, (trie, secret) in enumerate(zip(tries, secrets, strict=True)):
-            path = trie.paths[secret]
-            self.secret_path[row, : len(path)] = np.where(path >= 0, path + self.root[row], -1)
+    def __init__(self, automata: Sequence[AnswerAutomaton]) -> None:
+        distinct = list(dict.fromkeys(automata))
+        self.alphabet = np.unique(np.concatenate([a.alphabet for a in distinct]))
+        starts = np.cumsum([0, *(a.num_states for a in distinct)]).tolist()
+        self.child, self.digit = np.full((2, starts[-1], len(self.alphabet)), -1, dtype=np.int32)
+        for automaton, start in zip(distinct, starts, strict=False):
+            rows, columns = slice(start, start + automaton.num_states), self.find_letters(automaton.alphabet)
+            self.child[rows, columns] = np.where(automaton.child >= 0, automaton.child + start, -1)
+            self.digit[rows, columns] = automaton.digit
+        self.steps_done = np.concatenate([a.steps_done for a in distinct])
+        self.is_end = np.zeros(starts[-1], dtype=bool)
+        self.is_end[np.array(starts[1:]) - 1] = True
+        self.depth = max(a.depth for a in distinct)
+        self._start = dict(zip(distinct, starts, strict=False))
+
+    def find_letters(self, tokens: np.ndarray) -> np.ndarray:
+        """The places in the alphabet of some of its tokens."""
+        return np.searchsorted(self.alphabet, tokens)
+
+    def start(self, automaton: AnswerAutomaton) -> int:
+        """The state in which an answer begins."""
+        return self._start[automaton]
+
+
+class Forest:
+    """The roots of a pack: prompts whose answers are walked, each with its secret and its cell.
+
+    Args:
+        automata: the answers of each root.
+        secrets: the digits of each root's secret.
+        root_cell: the cell of each root, ascending, no cell without a root; unset: one root per cell.
+
+    Attributes:
+        states: the automata.
+        root_cell: int64 (roots,).
+        root_state: the state in which each root's answers begin; int64 (roots,).
+        secret_letters: places in the alphabet of the tokens of each secret, padded with -1; int64 (roots, depth).
+    """
+
+    def __init__(
+        self,
+        automata: Sequence[AnswerAutomaton],
+        secrets: Sequence[np.ndarray],
+        root_cell: np.ndarray | None = None,
+    ) -> None:
+        self.states = StateTable(automata)
+        self.root_cell = np.arange(len(automata)) if root_cell is None else np.asarray(root_cell)
+        self.root_state = np.array([self.states.start(automaton) for automaton in automata])
+        self.secret_letters = np.full((len(automata), self.states.depth), -1, dtype=np.int64)
+        for row, automaton, digits in zip(self.secret_letters, automata, secrets, strict=True):
+            letters = self.states.find_letters(automaton.tokens(digits))
+            row[: len(letters)] = letters
+
+    @property
+    def num_roots(self) -> int:
+        """Roots of all cells."""
+        return len(self.root_cell)
 
     def keep(self, cells: np.ndarray) -> None:
-        """Shrinks the forest to the given cells."""
-        self.root, self.secret_path = self.root[cells], self.secret_path[cells]
+        """Shrinks the forest to the roots of the given cells, in their order."""
+        roots = [np.flatnonzero(self.root_cell == cell) for cell in cells]
+        kept = np.concatenate(roots)
+        self.root_cell = np.repeat(np.arange(len(cells)), [len(of_cell) for of_cell in roots])
+        self.root_state, self.secret_letters = self.root_state[kept], self.secret_letters[kept]
 
 
 @dataclass
 class Level:
-    """The nodes of one depth, over all cells; sorted by cell.
+    """The nodes of one depth, over all roots; sorted by root, and so by cell.
 
     Attributes:
-        cell: the cell of each node, int64 (nodes,).
-        node: its number in the forest, int64 (nodes,).
-        counts: episodes of each group that reached it, int64 (nodes, groups).
-        path: edges from the root to it, int64 (nodes, depth).
+        depth: tokens before these nodes.
+        root: the root of each node, int64 (nodes,).
+        cell: the root's cell, int64 (nodes,).
+        state: the node's state, int64 (nodes,).
+        on_secret: whether the node is a beginning of its root's secret; bool (nodes,).
+        counts: episodes of each group of the root that reached it, int64 (nodes, groups).
+        parent: place in the level before of the node that it follows; of a root, its own number; int64 (nodes,).
+        letter: place in the alphabet of the token that leads to it, -1 at a root; int64 (nodes,).
+        edge: the edge that leads to it, -1 at a root; int64 (nodes,).
     """
 
+    depth: int
+    root: np.ndarray
     cell: np.ndarray
-    node: np.ndarray
+    state: np.ndarray
+    on_secret: np.ndarray
     counts: np.ndarray
-    path: np.ndarray
-
-    @property
-    def depth(self) -> int:
-        """Tokens before these nodes."""
-        return self.path.shape[1]
+    parent: np.ndarray
+    letter: np.ndarray
+    edge: np.ndarray
 
 
 class Splitter(Protocol):
     """Splits the episodes at each node of a level over the node's tokens."""
 
     def split(self, level: Level, legal: np.ndarray, illegal: np.ndarray) -> np.ndarray:
-        """Returns int64 (nodes, groups, A+1): episodes by symbol, last those that leave the trie.
+        """Returns int64 (nodes, groups, A+1): episodes by letter, last those that no answer follows.
 
         Args:
             level: the nodes and how many episodes reached each.
-            legal: probability of each symbol, 0 where no answer follows; float64 (nodes, A).
-            illegal: probability of leaving the trie, float64 (nodes,).
+            legal: probability of each letter, 0 where no answer follows; float64 (nodes, A).
+            illegal: probability of a token that no answer has there, float64 (nodes,).
         """
         ...
 
     def pick_illegal(self, cell: int, probabilities: np.ndarray, count: int) -> np.ndarray:
-        """Token ids of `count` episodes that left the trie, given the unnormalised probabilities of all tokens."""
+        """Token ids of `count` episodes that left the answers, given the unnormalised probabilities of all tokens."""
         ...
 
 
@@ -103,17 +154,19 @@ class Walk:
         edge_logprob: log-probability of each edge's token, nats, with gradient; (edges,).
         edge_cell: int64 (edges,).
         edge_env_step: the env_step the token belongs to; int64 (edges,).
-        outcome_cell: int64 (outcomes,), ascending.
-        outcome_counts: episodes of each group that ended so; int64 (outcomes, groups).
+        outcome_root: int64 (outcomes,), ascending.
+        outcome_cell: the root's cell, int64 (outcomes,), ascending.
+        outcome_counts: episodes of each group of the root that ended so; int64 (outcomes, groups).
         outcome_path: edges of each outcome, padded with -1; int64 (outcomes, depth).
         outcome_tokens: token ids along the path, padded with -1; int64 (outcomes, depth).
         outcomes: how they ended.
-        secret_log2: log2 P(secret) of each cell, exact, stop token included; float64 (cells,).
+        secret_log2: log2 P(secret) of each root, exact, stop token included; float64 (roots,).
     """
 
     edge_logprob: Tensor
     edge_cell: np.ndarray
     edge_env_step: np.ndarray
+    outcome_root: np.ndarray
     outcome_cell: np.ndarray
     outcome_counts: np.ndarray
     outcome_path: np.ndarray
@@ -122,111 +175,143 @@ class Walk:
     secret_log2: np.ndarray
 
 
-class _Ledger:
+class _Trace:
     """Collects edges and outcomes level by level."""
 
-    def __init__(self, depth: int) -> None:
-        self.depth = depth
+    def __init__(self, num_roots: int) -> None:
         self.num_edges = 0
         self.logprobs: list[Tensor] = []
         self.columns: dict[str, list[np.ndarray]] = {}
+        self.secret_log2 = np.zeros(num_roots)
 
     def add(self, **columns: np.ndarray) -> None:
         for name, column in columns.items():
             self.columns.setdefault(name, []).append(column)
 
+    def add_edges(self, level: "Level", row: np.ndarray, logprobs: Tensor, **columns: np.ndarray) -> np.ndarray:
+        """Adds edges that leave these rows of a level; returns their numbers."""
+        self.logprobs.append(logprobs)
+        depth = np.full(len(row), level.depth)
+        self.add(edge_cell=level.cell[row], edge_parent=level.edge[row], edge_depth=depth, **columns)
+        self.num_edges += len(row)
+        return np.arange(self.num_edges - len(row), self.num_edges)
+
     def column(self, name: str) -> np.ndarray:
         return np.concatenate(self.columns[name])
 
-    def pad(self, path: np.ndarray) -> np.ndarray:
-        padded = np.full((len(path), self.depth), -1, dtype=np.int64)
-        padded[:, : path.shape[1]] = path
-        return padded
-
 
 def walk_tries(network: PackedNetwork, forest: Forest, num_episodes: np.ndarray, splitter: Splitter) -> Walk:
-    """Walks every cell's trie: samples (or replays) episodes, and scores them and the secret.
+    """Walks every root's answers: samples (or replays) episodes, and scores them and the secrets.
 
     Args:
         network: the pack's policies.
-        forest: the pack's tries and secrets.
-        num_episodes: episodes of each group of each cell, int64 (cells, groups).
+        forest: the pack's roots.
+        num_episodes: episodes of each group of each root, int64 (roots, groups).
         splitter: who decides how episodes split at a node.
 
     Returns:
         the walk, with gradient where gradients are enabled.
     """
-    cells = len(forest.root)
-    ledger = _Ledger(forest.secret_path.shape[1])
-    secret_log2 = np.zeros(cells)
-    level = Level(np.arange(cells), forest.root, num_episodes, np.empty((cells, 0), dtype=np.int64))
+    roots, trace = np.arange(forest.num_roots), _Trace(forest.num_roots)
+    on_secret, unset = np.ones(len(roots), dtype=bool), np.full(len(roots), -1)
+    level = Level(0, roots, forest.root_cell, forest.root_state, on_secret, num_episodes, roots, unset, unset)
     logits = network.prefill()
     while True:
-        parents, level = _visit(forest, level, logits, splitter, ledger, secret_log2)
-        if not len(level.cell):
+        level = _visit(forest, level, logits, splitter, trace)
+        if not len(level.root):
             break
-        logits = network.extend(ledger.column("edge_token")[level.path[:, -1]], parents, level.cell)
-    order = np.argsort(ledger.column("outcome_cell"), kind="stable")
-    outcomes = Outcomes(*(ledger.column(n)[order] for n in ("guess", "steps_done", "well_formed")))
-    path = ledger.column("outcome_path")[order]
-    tokens = np.where(path >= 0, ledger.column("edge_token")[path], -1)
+        logits = network.extend(forest.states.alphabet[level.letter], level.parent, level.cell)
+    return _finish(forest, trace)
+
+
+def _finish(forest: Forest, trace: _Trace) -> Walk:
+    """Sorts outcomes by root, and reads off their paths what they answered."""
+    order = np.argsort(trace.column("outcome_root"), kind="stable")
+    root = trace.column("outcome_root")[order]
+    env_step = trace.column("edge_env_step")
+    path = _trace_back(trace, trace.column("outcome_edge")[order], forest.states.depth)
+    tokens = np.where(path >= 0, trace.column("edge_token")[path], -1)
+    written = np.where(path >= 0, trace.column("edge_digit")[path], -1)
+    digits = np.full((len(path), int(forest.states.steps_done.max())), -1, dtype=np.int64)
+    row, place = np.nonzero(written >= 0)
+    digits[row, env_step[path[row, place]]] = written[row, place]
     return Walk(
-        torch.cat(ledger.logprobs),
-        ledger.column("edge_cell"),
-        ledger.column("edge_env_step"),
-        ledger.column("outcome_cell")[order],
-        ledger.column("outcome_counts")[order],
+        torch.cat(trace.logprobs),
+        trace.column("edge_cell"),
+        env_step,
+        root,
+        forest.root_cell[root],
+        trace.column("outcome_counts")[order],
         path,
         tokens,
-        outcomes,
-        secret_log2,
+        Outcomes(digits, trace.column("well_formed")[order]),
+        trace.secret_log2,
     )
 
 
-def _visit(
-    forest: Forest,
-    level: Level,
-    logits: Tensor,
-    splitter: Splitter,
-    ledger: _Ledger,
-    secret_log2: np.ndarray,
-) -> tuple[np.ndarray, Level]:
-    """Splits one level's episodes, records edges and outcomes; returns the next level's parents, and it."""
+def _trace_back(trace: _Trace, last: np.ndarray, longest: int) -> np.ndarray:
+    """The edges that lead to each of the last ones, itself included, padded with -1; int64 (outcomes, longest)."""
+    parent, depth = trace.column("edge_parent"), trace.column("edge_depth")
+    path = np.full((len(last), longest), -1, dtype=np.int64)
+    row, edge = np.arange(len(last)), last
+    while len(edge):
+        path[row, depth[edge]] = edge
+        onward = parent[edge] >= 0
+        row, edge = row[onward], parent[edge[onward]]
+    return path
+
+
+def _visit(forest: Forest, level: Level, logits: Tensor, splitter: Splitter, trace: _Trace) -> Level:
+    """Splits one level's episodes, records edges and outcomes; returns the next level."""
+    states = forest.states
     dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
     device = logits.device
     logprobs = torch.log_softmax(logits.to(dtype), dim=-1)
-    child = forest.child[level.node]
-    alphabet = torch.from_numpy(forest.alphabet).to(device)
+    child = states.child[level.state]
+    alphabet = torch.from_numpy(states.alphabet).to(device)
     with torch.no_grad():
         probabilities = logprobs.exp()
         total = probabilities.sum(-1, dtype=torch.float64).cpu().numpy()
         legal = np.where(child >= 0, probabilities.index_select(1, alphabet).double().cpu().numpy(), 0.0)
     counts = splitter.split(level, legal, np.maximum(total - legal.sum(1), 0.0))
-    on_secret = (child >= 0) & (child == forest.secret_path[level.cell, level.depth][:, None])
-    row, symbol = np.nonzero((counts[:, :, :-1].sum(1) > 0) | on_secret)
-    following = child[row, symbol].astype(np.int64)
-    is_secret = on_secret[row, symbol]
-    edges = ledger.num_edges + np.arange(len(row))
-    path = np.concatenate([level.path[row], edges[:, None]], axis=1)
-    picked = torch.from_numpy(row).to(device), torch.from_numpy(forest.alphabet[symbol]).to(device)
-    ledger.logprobs.append(logprobs[picked])
-    ledger.num_edges += len(row)
-    on_path = ledger.logprobs[-1].detach().double().cpu().numpy()[is_secret]
-    secret_log2[level.cell[row[is_secret]]] += on_path / np.log(2.0)
-    ledger.add(edge_cell=level.cell[row], edge_env_step=forest.env_step[following], edge_token=forest.alphabet[symbol])
-    reached = counts[row, :, symbol]
-    ended = (forest.answer[following] >= 0) & (reached.sum(1) > 0)
-    ledger.add(
-        outcome_cell=level.cell[row[ended]],
+    on_secret = np.zeros(child.shape, dtype=bool)
+    secret_row = np.flatnonzero(level.on_secret)
+    on_secret[secret_row, forest.secret_letters[level.root[secret_row], level.depth]] = True
+    row, letter = np.nonzero((counts[:, :, :-1].sum(1) > 0) | on_secret)
+    following, is_secret = child[row, letter].astype(np.int64), on_secret[row, letter]
+    token = states.alphabet[letter]
+    edges = trace.add_edges(
+        level,
+        row,
+        logprobs[torch.from_numpy(row).to(device), torch.from_numpy(token).to(device)],
+        edge_env_step=states.steps_done[level.state[row]],
+        edge_token=token,
+        edge_digit=states.digit[level.state[row], letter],
+    )
+    on_path = trace.logprobs[-1].detach().double().cpu().numpy()[is_secret]
+    trace.secret_log2[level.root[row[is_secret]]] += on_path / np.log(2.0)
+    reached = counts[row, :, letter]
+    ended = states.is_end[following] & (reached.sum(1) > 0)
+    trace.add(
+        outcome_root=level.root[row[ended]],
         outcome_counts=reached[ended],
-        outcome_path=ledger.pad(path[ended]),
-        guess=forest.answer[following[ended]],
-        steps_done=forest.steps_done[following[ended]],
+        outcome_edge=edges[ended],
         well_formed=np.ones(ended.sum(), dtype=bool),
     )
-    _record_malformed(forest, level, logprobs, child, counts[:, :, -1], splitter, ledger)
-    onward = forest.answer[following] < 0
-    return row[onward], Level(level.cell[row[onward]], following[onward], reached[onward], path[onward])
+    _record_malformed(forest, level, logprobs, child, counts[:, :, -1], splitter, trace)
+    onward = ~states.is_end[following]
+    row = row[onward]
+    return Level(
+        level.depth + 1,
+        level.root[row],
+        level.cell[row],
+        following[onward],
+        is_secret[onward],
+        reached[onward],
+        row,
+        letter[onward],
+        edges[onward],
+    )
 
 
 def _record_malformed(
@@ -236,29 +321,27 @@ def _record_malformed(
     child: np.ndarray,
     left: np.ndarray,
     splitter: Splitter,
-    ledger: _Ledger,
+    trace: _Trace,
 ) -> None:
     """Records the episodes whose next token no answer has: rare, so one row at a time."""
     for row in np.nonzero(left.sum(1))[0]:
         with torch.no_grad():
             probabilities = logprobs[row].double().exp().cpu().numpy()
-        probabilities[forest.alphabet[child[row] >= 0]] = 0.0
-        cell, node = int(level.cell[row]), level.node[row]
-        tokens = splitter.pick_illegal(cell, probabilities, int(left[row].sum()))
+        probabilities[forest.states.alphabet[child[row] >= 0]] = 0.0
+        tokens = splitter.pick_illegal(int(level.cell[row]), probabilities, int(left[row].sum()))
         group = np.repeat(np.arange(left.shape[1]), left[row])
         for token in np.unique(tokens):
-            counts = np.bincount(group[tokens == token], minlength=left.shape[1])
-            path = np.append(level.path[row], ledger.num_edges)[None]
-            ledger.logprobs.append(logprobs[row, int(token)][None])
-            ledger.num_edges += 1
-            at = np.array([cell])
-            step = forest.steps_done[node]
-            ledger.add(edge_cell=at, edge_env_step=np.array([step]), edge_token=np.array([token]))
-            ledger.add(
-                outcome_cell=at,
-                outcome_counts=counts[None],
-                outcome_path=ledger.pad(path),
-                guess=forest.prefix[[node]] if step else np.zeros(1, dtype=np.int64),
-                steps_done=np.array([step]),
+            edges = trace.add_edges(
+                level,
+                np.array([row]),
+                logprobs[row, int(token)][None],
+                edge_env_step=forest.states.steps_done[level.state[[row]]],
+                edge_token=np.array([token]),
+                edge_digit=np.array([-1]),
+            )
+            trace.add(
+                outcome_root=level.root[[row]],
+                outcome_counts=np.bincount(group[tokens == token], minlength=left.shape[1])[None],
+                outcome_edge=edges,
                 well_formed=np.zeros(1, dtype=bool),
             )

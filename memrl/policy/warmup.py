@@ -1,6 +1,6 @@
 """The warm-up: makes a model answer prompts uniformly, without ever sampling an answer's tokens as labels.
 
-The targets are exact: at every node of a prompt's answer trie the next-token distribution of a uniform secret is
+The targets are exact: at every node of a prompt's tree of answers the next-token distribution of a uniform secret is
 known. The loss sums KL(target || policy) along the paths of some answers, so that its mean over all answers is the
 divergence KL(uniform || policy) of the whole answer. KL alone hardly feels a rare token (after "1" the answer ends with
 probability 1/1111 when N = 4096), but the rarest answer counts as one secret like any other; so the mean squared
@@ -16,15 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from memrl.policy.base_model import EncodedTask
-from memrl.policy.calibration import (
-    Prior,
-    compute_answer_log2,
-    inner_nodes,
-    lay_out_trie,
-    plant_trees,
-    score_nodes,
-    summarize_prior,
-)
+from memrl.policy.calibration import Prior, compute_answer_log2, plant_trees, score_nodes, summarize_prior
 
 if TYPE_CHECKING:
     import torch
@@ -42,7 +34,7 @@ class WarmupRecipe:
         learning_rate: AdamW's peak; it rises over the first 2 % of the steps and falls to zero along a half cosine.
         seed: seeds the choice of prompts and answers.
         prompts_per_step: rows of a batch.
-        nodes_per_prompt: about how many nodes of its trie a row holds.
+        nodes_per_prompt: about how many nodes of its tree a row holds.
         ratio_weight: weight of the squared log-ratio beside the KL.
         probe_weight: weight of the probes' loss beside it; 0: no probes.
         measure_every: steps between two exact measurements of every prompt.
@@ -155,14 +147,15 @@ def compute_warmup_loss(
     """
     import torch
 
-    nodes = [inner_nodes(task.trie, chosen) for task, chosen in zip(tasks, answers, strict=True)]
+    nodes = [task.tree.inner_nodes(chosen) for task, chosen in zip(tasks, answers, strict=True)]
     batch = plant_trees(tasks, nodes)
     losses = []
     for task, chosen, row, log_q in zip(tasks, answers, batch.nodes, score_nodes(model, batch), strict=True):
-        passes, log_p = _weigh_nodes(task, chosen, row), lay_out_trie(task).log_p[row]
+        passes = _weigh_nodes(task, chosen, row)
+        log_p = task.automaton.uniform_log2()[task.tree.state[row]] * math.log(2)
         weight, log_p = (torch.from_numpy(array).to(log_q) for array in (passes, log_p))
         allowed = torch.isfinite(log_p)
-        log_ratio = log_q[:, torch.from_numpy(task.trie.alphabet).to(log_q.device)] - log_p
+        log_ratio = log_q[:, torch.from_numpy(task.automaton.alphabet).to(log_q.device)] - log_p
         log_ratio = torch.where(allowed, log_ratio, 0.0)
         divergence = -(log_p.exp() * log_ratio).sum(dim=1)
         squared = (log_ratio**2).sum(dim=1) / allowed.sum(dim=1)
@@ -173,8 +166,8 @@ def compute_warmup_loss(
 
 def _weigh_nodes(task: EncodedTask, answers: np.ndarray, nodes: np.ndarray) -> np.ndarray:
     """The share of `answers` whose path passes each node, float64 (nodes,)."""
-    into = task.trie.paths[answers]
-    passed = np.searchsorted(nodes, lay_out_trie(task).parent[into[into >= 0]])
+    into = task.tree.paths[answers]
+    passed = np.searchsorted(nodes, task.tree.parent[into[into >= 0]])
     return np.bincount(passed, minlength=len(nodes)) / len(answers)
 
 

@@ -1,4 +1,4 @@
-"""Sampling by the learner's own weights: exact draws at the nodes of the answer tries, nothing transferred."""
+"""Sampling by the learner's own weights: exact draws at the nodes of the answers, nothing transferred."""
 
 from collections.abc import Sequence
 
@@ -31,9 +31,8 @@ class InProcessSampler:
         counts = self._draw(level, weights)
         told = np.nonzero(self._supervised[level.cell])[0]
         if len(told):
-            secret_child = self._forest.secret_path[level.cell[told], level.depth]
-            symbol = (self._forest.child[level.node[told]] == secret_child[:, None]).argmax(1)
-            counts[told, :, symbol] = level.counts[told]
+            letter = self._forest.secret_letters[level.root[told], level.depth]
+            counts[told, :, letter] = level.counts[told]
         return counts
 
     def _draw(self, level: Level, weights: np.ndarray) -> np.ndarray:
@@ -57,12 +56,12 @@ class InProcessSampler:
         """Lets a diverged policy write any legal token: its cell fails by its P(secret), and its neighbors go on."""
         diverged = np.nonzero(~np.isfinite(weights).all(axis=1))[0]
         if len(diverged):
-            some_legal = (self._forest.child[level.node[diverged]] >= 0).argmax(axis=1)
+            some_legal = (self._forest.states.child[level.state[diverged]] >= 0).argmax(axis=1)
             weights[diverged] = 0.0
             weights[diverged, some_legal] = 1.0
 
     def pick_illegal(self, cell: int, probabilities: np.ndarray, count: int) -> np.ndarray:
-        """Draws the tokens of episodes that left the trie; see `Splitter.pick_illegal`."""
+        """Draws the tokens of episodes that left the answers; see `Splitter.pick_illegal`."""
         return self._generators[cell].choice(len(probabilities), size=count, p=probabilities / probabilities.sum())
 
     def keep(self, cells: np.ndarray) -> None:

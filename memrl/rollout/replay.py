@@ -1,4 +1,4 @@
-"""Episodes sampled elsewhere, walked down the answer tries as if they were drawn here."""
+"""Episodes sampled elsewhere, walked down the answers as if they were drawn here."""
 
 from collections.abc import Sequence
 
@@ -9,45 +9,50 @@ from memrl.rollout.backend import SampledEpisodes
 
 
 class Replay:
-    """Splits given episodes over the tries; an episode is cut at its first token that no answer has.
+    """Splits given episodes over the answers; an episode is cut at its first token that no answer has.
 
     Args:
-        forest: the pack's tries.
-        episodes: of each cell, in the order of the pack; consecutive ones make a group.
-        num_groups: groups of each cell, int64 (cells,).
+        forest: the pack's roots.
+        episodes: of each root, in the order of the forest; consecutive ones make a group.
+        num_groups: groups of each root, int64 (roots,).
     """
 
     def __init__(self, forest: Forest, episodes: Sequence[SampledEpisodes], num_groups: np.ndarray) -> None:
-        self._forest = forest
+        self._states = forest.states
         sizes = [len(e.tokens) for e in episodes]
         longest = max(e.tokens.shape[1] for e in episodes)
-        self.cell = np.repeat(np.arange(len(episodes)), sizes)
-        self.tokens = np.concatenate([_widen(e.tokens, longest, -1) for e in episodes])
-        self.rollout_logprobs = np.concatenate([_widen(e.rollout_logprobs, longest, 0.0) for e in episodes])
+        self._root = np.repeat(np.arange(len(episodes)), sizes)
+        self._cell = forest.root_cell[self._root]
+        self._tokens = np.concatenate([_widen(e.tokens, longest, -1) for e in episodes])
+        self._rollout_logprobs = np.concatenate([_widen(e.rollout_logprobs, longest, 0.0) for e in episodes])
         groups = [np.arange(size) * int(n) // max(size, 1) for size, n in zip(sizes, num_groups, strict=True)]
         self._group = np.concatenate(groups)
-        self._node = forest.root[self.cell]
+        self._goes_on = np.ones(len(self._root), dtype=bool)
+        # Where each episode stands: the place of its last node in the level before, and its last token's letter.
+        self._parent, self._letter = self._root.copy(), np.full(len(self._root), -1)
         self._left: dict[int, list[np.ndarray]] = {}
 
     def split(self, level: Level, legal: np.ndarray, illegal: np.ndarray) -> np.ndarray:
         """Counts the given episodes by token at each node; see `Splitter.split`."""
-        forest, symbols = self._forest, len(self._forest.alphabet)
-        active = np.nonzero(self._node >= 0)[0]
-        token = self.tokens[active, level.depth] if level.depth < self.tokens.shape[1] else np.full(len(active), -1)
-        symbol = np.minimum(np.searchsorted(forest.alphabet, token), symbols - 1)
-        child = np.where(forest.alphabet[symbol] == token, forest.child[self._node[active], symbol], -1)
+        states, letters = self._states, len(self._states.alphabet)
+        active = np.flatnonzero(self._goes_on)
+        ended = np.full(len(active), -1)
+        token = self._tokens[active, level.depth] if level.depth < self._tokens.shape[1] else ended
+        letter = np.minimum(states.find_letters(token), letters - 1)
         row = self._find_rows(level, active)
-        counts = np.zeros((len(level.cell), level.counts.shape[1], symbols + 1), dtype=np.int64)
+        child = np.where(states.alphabet[letter] == token, states.child[level.state[row], letter], -1)
+        counts = np.zeros((len(level.cell), level.counts.shape[1], letters + 1), dtype=np.int64)
         group = self._group[active]
-        np.add.at(counts, (row, group, np.where(child >= 0, symbol, symbols)), 1)
+        np.add.at(counts, (row, group, np.where(child >= 0, letter, letters)), 1)
         gone = np.nonzero(child < 0)[0]
         for i in gone[np.lexsort((group[gone], row[gone]))]:
-            self._left.setdefault(int(self.cell[active[i]]), []).append(token[i])
-        self._node[active] = np.where((child >= 0) & (forest.answer[child] < 0), child, -1)
+            self._left.setdefault(int(self._cell[active[i]]), []).append(token[i])
+        self._parent[active], self._letter[active] = row, letter
+        self._goes_on[active] = (child >= 0) & ~states.is_end[child]
         return counts
 
     def pick_illegal(self, cell: int, probabilities: np.ndarray, count: int) -> np.ndarray:
-        """The tokens by which the given episodes left the trie; see `Splitter.pick_illegal`."""
+        """The tokens by which the given episodes left the answers; see `Splitter.pick_illegal`."""
         tokens, self._left[cell] = self._left[cell][:count], self._left[cell][count:]
         return np.array(tokens)
 
@@ -59,14 +64,14 @@ class Replay:
         """
         depth = walk.outcome_tokens.shape[1]
         ends = {
-            (int(c), tuple(t[t >= 0])): i
-            for i, (c, t) in enumerate(zip(walk.outcome_cell, walk.outcome_tokens, strict=True))
+            (int(r), tuple(t[t >= 0])): i
+            for i, (r, t) in enumerate(zip(walk.outcome_root, walk.outcome_tokens, strict=True))
         }
         total, count = np.zeros((2, len(walk.edge_cell)))
-        for cell, tokens, logprobs in zip(self.cell, self.tokens, self.rollout_logprobs, strict=True):
+        for root, tokens, logprobs in zip(self._root, self._tokens, self._rollout_logprobs, strict=True):
             written = tokens[tokens >= 0][:depth]
             outcome = next(
-                ends[key] for n in range(1, len(written) + 1) if (key := (int(cell), tuple(written[:n]))) in ends
+                ends[key] for n in range(1, len(written) + 1) if (key := (int(root), tuple(written[:n]))) in ends
             )
             edges = walk.outcome_path[outcome]
             edges = edges[edges >= 0]
@@ -76,10 +81,10 @@ class Replay:
             return total / count
 
     def _find_rows(self, level: Level, active: np.ndarray) -> np.ndarray:
-        key = level.cell * len(self._forest.answer) + level.node
-        order = np.argsort(key)
-        wanted = self.cell[active] * len(self._forest.answer) + self._node[active]
-        return order[np.searchsorted(key[order], wanted)]
+        """The node of the level that each active episode has reached: nodes ascend by parent, then by letter."""
+        letters = len(self._states.alphabet) + 1
+        key = level.parent * letters + level.letter
+        return np.searchsorted(key, self._parent[active] * letters + self._letter[active])
 
 
 def _widen(array: np.ndarray, width: int, fill: float) -> np.ndarray:

@@ -16,21 +16,28 @@ class Outcomes:
     """Ways in which episodes ended, one row each.
 
     Attributes:
-        guess: the integer that was written; for a malformed answer the smallest one that begins with its complete
-            env_steps; int64 (outcomes,).
-        steps_done: env_steps that were completed legally; int64 (outcomes,).
-        well_formed: whether the answer is an integer in range; bool (outcomes,).
+        digits: the digit of every env_step that was completed legally, -1 for the others; int64 (outcomes, env_steps),
+            or more columns where others' answers have more env_steps.
+        well_formed: whether the answer is a whole one; bool (outcomes,).
     """
 
-    guess: np.ndarray
-    steps_done: np.ndarray
+    digits: np.ndarray
     well_formed: np.ndarray
 
     def __len__(self) -> int:
-        return len(self.guess)
+        return len(self.digits)
+
+    @property
+    def steps_done(self) -> np.ndarray:
+        """env_steps that were completed legally; int64 (outcomes,)."""
+        return (self.digits >= 0).sum(axis=1)
+
+    def select(self, rows: np.ndarray) -> "Outcomes":
+        """These outcomes alone, in this order."""
+        return Outcomes(self.digits[rows], self.well_formed[rows])
 
 
-def step_rewards(channel: Channel, outcomes: Outcomes, secret: int | np.ndarray, num_env_steps: int) -> np.ndarray:
+def step_rewards(channel: Channel, outcomes: Outcomes, secret: int | np.ndarray) -> np.ndarray:
     """Rewards at every env_step; NaN at env_steps that the episode did not take.
 
     A per-step channel pays at each env_step; any other pays once, at the episode's last env_step. The env_step in which
@@ -39,18 +46,19 @@ def step_rewards(channel: Channel, outcomes: Outcomes, secret: int | np.ndarray,
     Args:
         channel: the reward function and the value of a malformed answer.
         outcomes: how the episodes ended, (outcomes,).
-        secret: the secret, or one an outcome.
-        num_env_steps: env_steps of a whole answer.
+        secret: the secret, or one per outcome.
 
     Returns:
-        float64 array of shape (outcomes, num_env_steps).
+        float64 array of shape (outcomes, env_steps of a whole answer).
     """
-    told = channel.rewards(outcomes.guess, np.broadcast_to(secret, outcomes.guess.shape))
+    num_env_steps = channel.answer_format.num_env_steps
+    guess = channel.answer_format.integers(outcomes.digits[:, :num_env_steps])
+    told = channel.rewards(guess, np.broadcast_to(secret, guess.shape))
     rewards = np.full((len(outcomes), num_env_steps), np.nan)
-    step = np.arange(num_env_steps)
-    last = np.minimum(outcomes.steps_done, num_env_steps - 1)[:, None]
+    step, steps_done = np.arange(num_env_steps), outcomes.steps_done
+    last = np.minimum(steps_done, num_env_steps - 1)[:, None]
     if channel.per_step:
-        rewards = np.where(step < outcomes.steps_done[:, None], told, rewards)
+        rewards = np.where(step < steps_done[:, None], told, rewards)
     else:
         rewards = np.where(step < last, 0.0, rewards)
         rewards = np.where((step == num_env_steps - 1) & outcomes.well_formed[:, None], told, rewards)

@@ -12,6 +12,7 @@ from functools import cached_property, lru_cache
 import numpy as np
 
 from memrl.config import Binning, TrainConfig
+from memrl.task.answer_format import AnswerFormat, cell_format
 from memrl.task.secret import num_bits, to_bits
 
 RewardFunction = Callable[[np.ndarray, np.ndarray, int], np.ndarray]
@@ -36,7 +37,7 @@ class Channel:
 
     Attributes:
         name: `TrainConfig.channel_name` of the cells that use it.
-        N: number of secrets.
+        answer_format: how secrets are written; it says how many there are.
         function: pure function of (guess, secret, N), vectorised by broadcasting.
         per_step: whether the function returns one reward an env_step (last axis k) or one an episode.
         nominal_bits: bits an episode by the usual count (log2 B, 1, k, log2(k+1)); inf where the reward is continuous.
@@ -45,7 +46,7 @@ class Channel:
     """
 
     name: str
-    N: int
+    answer_format: AnswerFormat
     function: RewardFunction
     per_step: bool
     nominal_bits: float
@@ -53,9 +54,14 @@ class Channel:
     greedy_is_optimal: bool = False
 
     @property
+    def N(self) -> int:
+        """Number of secrets."""
+        return self.answer_format.num_answers
+
+    @property
     def num_rewards(self) -> int:
-        """Rewards of one episode: k for a per-step channel, else 1."""
-        return num_bits(self.N) if self.per_step else 1
+        """Rewards of one episode: one per env_step for a per-step channel, else 1."""
+        return self.answer_format.num_env_steps if self.per_step else 1
 
     def rewards(self, guess: np.ndarray, secret: np.ndarray) -> np.ndarray:
         """Rewards of well-formed guesses.
@@ -236,7 +242,7 @@ def build_channel(config: TrainConfig) -> Channel:
     N, kind = config.N, config.channel_kind
     return Channel(
         config.channel_name,
-        N,
+        cell_format(config),
         _reward_function(config),
         kind.per_step,
         kind.nominal_bits(N, num_bits(N), config.reward_bins or 2),

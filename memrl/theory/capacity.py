@@ -13,6 +13,7 @@ from functools import lru_cache
 
 import numpy as np
 
+from memrl.task.answer_format import integer_format
 from memrl.task.reward import FEEDBACK_DECIMALS, Channel, RewardFunction, row_blocks, secret_itself
 from memrl.theory.information import row_entropies_bits
 
@@ -155,7 +156,8 @@ def _enumerate(channel: Channel) -> _Enumeration:
 
 @lru_cache(maxsize=512)
 def _enumerate_function(function: RewardFunction, N: int, per_step: bool, name: str) -> _Enumeration:
-    channel = Channel(name, N, function, per_step, math.inf)
+    answer_format = integer_format(N, "multi_step" if per_step else "single_step")
+    channel = Channel(name, answer_format, function, per_step, math.inf)
     secrets = np.arange(N)
     own = channel.feedback(secrets, secrets)[1]
     information, feedbacks = np.empty(N), np.empty(N, dtype=np.int64)

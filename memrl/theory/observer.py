@@ -5,14 +5,13 @@ everything seen so far. A set per cell says it all, and an episode whose guess w
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from memrl.task.env import Outcomes
 from memrl.task.reward import FEEDBACK_DECIMALS, Channel
-from memrl.task.secret import num_bits
 
 _SAME = 0.5 * 10.0**-FEEDBACK_DECIMALS
 """Rewards that differ by less are one feedback."""
@@ -73,20 +72,20 @@ class PackObserver:
         Raises:
             ValueError: no secret explains a cell's rewards: they are not those of its channel.
         """
-        cells = np.broadcast_to(cells, outcomes.guess.shape)
+        cells = np.broadcast_to(cells, len(outcomes))
         for kind in range(len(self._kinds)):
             of_kind = np.flatnonzero((self._kind == kind)[cells] & (self._count[cells] > 1))
             if len(of_kind):
                 channel = self._kinds[kind].channel
-                chosen = Outcomes(*(getattr(outcomes, field.name)[of_kind] for field in fields(Outcomes)))
-                self._observe_kind(self._kinds[kind], cells[of_kind], _hear(channel, chosen, rewards[of_kind]))
+                heard = _hear(channel, outcomes.select(of_kind), rewards[of_kind])
+                self._observe_kind(self._kinds[kind], cells[of_kind], heard)
 
-    def drop(self, keep_indices: Sequence[int] | np.ndarray) -> None:
+    def keep(self, cells: Sequence[int] | np.ndarray) -> None:
         """Keeps these cells alone, in this order."""
-        keep = np.asarray(keep_indices, dtype=np.int64)
-        self._kind, self._N, self._count = self._kind[keep], self._N[keep], self._count[keep]
-        self._consistent = self._consistent[keep, : self._N.max(initial=0)]
-        self._seen = self._seen[keep]
+        kept = np.asarray(cells, dtype=np.int64)
+        self._kind, self._N, self._count = self._kind[kept], self._N[kept], self._count[kept]
+        self._consistent = self._consistent[kept, : self._N.max(initial=0)]
+        self._seen = self._seen[kept]
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a resumed observer needs besides the channels, as arrays."""
@@ -175,8 +174,8 @@ class _Kind:
 
     @property
     def num_keys(self) -> int:
-        """Keys of `_Heard`: the nodes of a binary tree for a per-step channel, else the guesses."""
-        return 2 << num_bits(self.channel.N) if self.channel.per_step else self.channel.N
+        """Keys of `_Heard`: the beginnings of answers for a per-step channel, else the guesses."""
+        return self.channel.answer_format.num_prefixes if self.channel.per_step else self.channel.N
 
     def rule_out(self, heard: _Heard) -> list[np.ndarray]:
         """The secrets that each episode rules out, ascending; small sets are remembered for the cells to come."""
@@ -194,15 +193,15 @@ class _Kind:
 
 def _hear(channel: Channel, outcomes: Outcomes, rewards: np.ndarray) -> _Heard:
     """Reads what the channel's function gave: the reward of every env_step, or of the last one that was taken."""
+    answer_format = channel.answer_format
+    digits = outcomes.digits[:, : answer_format.num_env_steps]
+    guess = answer_format.integers(digits)
     if not channel.per_step:
         last = np.isfinite(rewards).sum(axis=1) - 1
         told = np.take_along_axis(rewards, last[:, None], axis=1)
-        return _Heard(outcomes.guess, outcomes.guess, told, outcomes.well_formed.astype(np.int64))
-    k = num_bits(channel.N)
-    done = np.where(outcomes.well_formed, k, outcomes.steps_done)
-    # Nodes in heap order: a 1, then the bits that were written.
-    node = (1 << done) + (outcomes.guess >> (k - done))
-    return _Heard(node, outcomes.guess, rewards[:, :k], done)
+        return _Heard(guess, guess, told, outcomes.well_formed.astype(np.int64))
+    told = rewards[:, : answer_format.num_env_steps]
+    return _Heard(answer_format.prefix_numbers(digits), guess, told, outcomes.steps_done)
 
 
 def _agrees(channel: Channel, guess: np.ndarray, secret: np.ndarray, told: np.ndarray, read: np.ndarray) -> np.ndarray:

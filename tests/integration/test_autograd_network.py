@@ -44,7 +44,7 @@ def compute_gradient(name: str, keep_activations: Callable[[torch.nn.Module], Ac
     network = AutogradNetwork(
         model, [task.prompt_ids for task in tasks], np.arange(len(CELLS)), adapters, keep_activations(model)
     )
-    forest = Forest([task.trie for task in tasks], [5, 6])
+    forest = Forest([t.automaton for t in tasks], [t.answer_format.digits(5 + i) for i, t in enumerate(tasks)])
     counts = np.array([[c.group_size] for c in CELLS])
     kept: dict[int, int] = {}
 
@@ -131,7 +131,7 @@ def test_a_bfloat16_model_learns_a_secret_by_float32_adapters(name):
     network, adapters = build_network(model, [task.prompt_ids], [cell])
     assert isinstance(network, AutogradNetwork)
     assert adapters.parameters.dtype == torch.float32
-    forest, counts = Forest([task.trie], [11]), np.array([[1]])
+    forest, counts = Forest([task.automaton], [task.answer_format.digits(11)]), np.array([[1]])
     sampler = InProcessSampler([cell], forest)
     absorbed = []
     for _ in range(40):

@@ -9,7 +9,7 @@ import torch
 import transformers
 
 from memrl.policy.base_model import encode_task
-from memrl.policy.calibration import compute_answer_log2, lay_out_trie, measure_prior
+from memrl.policy.calibration import compute_answer_log2, measure_prior
 from memrl.policy.embedded import build_embedded_tokenizer
 from memrl.policy.warmup import WarmupRecipe, attach_lora, merge_lora, warm_up
 
@@ -53,10 +53,9 @@ def test_tree_pass_equals_plain_passes(name):
     dtype, tolerance = (torch.float32, 1e-4) if "experts" in name else (torch.float64, 1e-9)
     model = build_model(name).to(dtype).eval()
     task = encode_task(TOKENIZER, 12, "single_step")
-    tokens, prompt = lay_out_trie(task).token, len(task.prompt_ids)
-    expected = []
-    for path in task.trie.paths:
-        ids = tokens[path[path >= 0]].tolist()
+    prompt, expected = len(task.prompt_ids), []
+    for answer in range(12):
+        ids = task.automaton.tokens([answer]).tolist()
         with torch.no_grad():
             logits = model(input_ids=torch.tensor([[*task.prompt_ids, *ids]])).logits[0, prompt - 1 : -1]
         expected.append(torch.log_softmax(logits, dim=-1)[range(len(ids)), ids].sum().item() / math.log(2))

@@ -10,7 +10,7 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from memrl.policy.base_model import encode_task, load_base_model
-from memrl.policy.calibration import compute_answer_log2, lay_out_trie, measure_prior
+from memrl.policy.calibration import compute_answer_log2, measure_prior
 from memrl.policy.embedded import build_embedded_model, build_embedded_tokenizer
 from memrl.policy.model_folder import embedded_model_folder
 from memrl.policy.warmup import WarmupRecipe, warm_up
@@ -71,7 +71,7 @@ def test_its_head_lets_an_adapter_become_certain():
     torch.manual_seed(0)
     policy = get_peft_model(model, LoraConfig(r=8, lora_alpha=32, target_modules="all-linear"))
     optimizer = torch.optim.Adam([p for p in policy.parameters() if p.requires_grad], lr=3e-3)
-    ids = lay_out_trie(task).token[task.trie.paths[37]].tolist()
+    ids = task.automaton.tokens([37]).tolist()
     sequence, prompt = torch.tensor([[*task.prompt_ids, *ids]]), len(task.prompt_ids)
     for _ in range(60):
         logits = policy(input_ids=sequence, use_cache=False).logits[0, prompt - 1 : -1]

@@ -133,7 +133,7 @@ def test_a_tokenizer_that_merges_bits_is_refused_or_given_a_separator():
         encode_task(tokenizer, 8, "multi_step")
     assert "\n" not in str(error.value)
     task = encode_task(tokenizer, 8, "multi_step", "plain", " ")
-    assert [tokenizer.decode(ids) for ids in task.trie.alphabet] == [" ", "0", "1"]
+    assert [tokenizer.decode(ids) for ids in task.automaton.alphabet] == [" ", "0", "1"]
     assert task.num_env_steps == 3
     assert task.max_tokens == 5
 
@@ -147,8 +147,7 @@ def test_single_step_needs_a_token_that_ends_the_answer():
 def test_merged_digits_make_shorter_answers_with_paths_of_their_own():
     tokenizer = build_tokenizer([("1", "0")], eos_token="<eos>")
     task = encode_task(tokenizer, 12, "single_step")
-    lengths = (task.trie.paths >= 0).sum(axis=1)
-    assert lengths.tolist() == [2] * 11 + [3]
+    assert [len(task.automaton.tokens([answer])) for answer in range(12)] == [2] * 11 + [3]
 
 
 def test_chat_wraps_the_prompt_by_the_tokenizers_template():

@@ -78,7 +78,7 @@ class PackedCells:
         self.adapters = AdapterPack(groups or group_layers(model), self.cells, dtype=model.dtype)
         prompts, cells = [task.prompt_ids for task in self.tasks], np.arange(len(self.tasks))
         self.network = AutogradNetwork(model, prompts, cells, self.adapters, KeptActivations())
-        self.forest = Forest([task.trie for task in self.tasks], [5] * len(self.tasks))
+        self.forest = Forest([t.automaton for t in self.tasks], [t.answer_format.digits(5) for t in self.tasks])
         self.sampler = InProcessSampler(self.cells, self.forest)
 
     def learn(self):
@@ -336,7 +336,7 @@ def test_a_cell_learns_its_secret_by_experts_alone(name):
     task = encode_task(TOKENIZER, cell.N, cell.env_type)
     adapters = AdapterPack(groups, [cell], dtype=torch.float32)
     network = AutogradNetwork(model, [task.prompt_ids], np.arange(1), adapters, KeptActivations())
-    forest = Forest([task.trie], [11])
+    forest = Forest([task.automaton], [task.answer_format.digits(11)])
     sampler = InProcessSampler([cell], forest)
     absorbed = []
     for _ in range(30):

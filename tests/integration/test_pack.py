@@ -120,7 +120,7 @@ def test_mean_rewards_entropies_and_token_counts_are_those_of_the_episodes():
         walk = pack.update()
         curve = pack.drain()[1].to_pylist()[0]
         counts = walk.outcome_counts.sum(1)
-        hits = counts[walk.outcomes.well_formed & (walk.outcomes.guess == cell.secret)].sum()
+        hits = counts[walk.outcomes.well_formed & (walk.outcomes.digits[:, 0] == cell.secret)].sum()
         assert curve["mean_reward"] == hits / 64
         assert curve["well_formed"] == counts[walk.outcomes.well_formed].sum() / 64
         logprob = walk.edge_logprob.detach().double().numpy()

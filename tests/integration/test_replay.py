@@ -1,4 +1,4 @@
-"""Episodes sampled elsewhere, walked down the tries as if they had been drawn here."""
+"""Episodes sampled elsewhere, walked down the answers as if they had been drawn here."""
 
 import numpy as np
 import pytest
@@ -27,7 +27,8 @@ class Bench:
     def __init__(self):
         model, tokenizer = load_base_model("embedded", "float64")
         self.tasks = [encode_task(tokenizer, c.N, c.env_type) for c in CELLS]
-        self.forest = Forest([task.trie for task in self.tasks], [42, 6, 3])
+        secrets = [t.answer_format.digits(s) for t, s in zip(self.tasks, [42, 6, 3], strict=True)]
+        self.forest = Forest([task.automaton for task in self.tasks], secrets)
         prompts = [task.prompt_ids for task in self.tasks]
         self.network, self.adapters = build_network(model.requires_grad_(False), prompts, CELLS)
         for cell in range(len(CELLS)):
@@ -77,13 +78,13 @@ def list_episodes(walk, rollout, *, tail=()):
 
 
 def describe(walk):
-    """A walk as {(cell, tokens): (counts, guess, steps done, well-formed, log P by token)}."""
+    """A walk as {(cell, tokens): (counts, (digits, well-formed), log P by token)}."""
     logprob = walk.edge_logprob.detach().numpy()
     described = {}
     for row, (cell, tokens, path) in enumerate(
         zip(walk.outcome_cell.tolist(), walk.outcome_tokens, walk.outcome_path, strict=True)
     ):
-        ending = tuple(int(column[row]) for column in vars(walk.outcomes).values())
+        ending = walk.outcomes.digits[row].tolist(), bool(walk.outcomes.well_formed[row])
         key = (cell, tuple(tokens[tokens >= 0].tolist()))
         assert key not in described
         described[key] = (walk.outcome_counts[row].tolist(), ending, logprob[path[path >= 0]].tolist())
@@ -147,7 +148,7 @@ class FixedSampler:
         config = self.configs[request.cell_id]
         task = encode_task(self.tokenizer, config.N, config.env_type)
         assert request.prompt_ids == task.prompt_ids
-        forest = Forest([task.trie], [0])
+        forest = Forest([task.automaton], [task.answer_format.digits(0)])
         network, adapters = build_network(self.model, [request.prompt_ids], [config])
         adapters.import_peft(0, {name: torch.from_numpy(tensor) for name, tensor in request.adapter.items()})
         # One generator for the whole run, as the learner's own sampler has.

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from memrl.channels import REWARDS
 from memrl.config import TrainConfig
+from memrl.task.answer_format import integer_format
 from memrl.task.reward import REWARD_FUNCTIONS, Channel, build_channel, distance_bins, row_blocks
 from memrl.theory.capacity import channel_capacity, identifiability_warning
 
@@ -122,7 +123,11 @@ def test_codes_are_equal_where_feedback_is_equal_and_ordered_by_value(name, N):
 def test_codes_of_vectors_that_are_no_bits():
     rewards = np.random.default_rng(0).integers(-2, 3, size=(8, 8, 3)) / 4
     channel = Channel(
-        "vectors", 8, lambda guess, secret, N: rewards[guess, secret], per_step=True, nominal_bits=math.inf
+        "vectors",
+        integer_format(8, "multi_step"),
+        lambda guess, secret, N: rewards[guess, secret],
+        per_step=True,
+        nominal_bits=math.inf,
     )
     same_code = channel.codes.ravel()[:, None] == channel.codes.ravel()[None, :]
     flat = rewards.reshape(64, 3)
@@ -135,7 +140,7 @@ def test_codes_ignore_rounding_errors_of_a_float():
     def tenths(guess, secret, N):
         return np.where(guess < secret, 0.1 + 0.2, 0.3)
 
-    channel = Channel("tenths", 4, tenths, per_step=False, nominal_bits=math.inf)
+    channel = Channel("tenths", integer_format(4, "single_step"), tenths, per_step=False, nominal_bits=math.inf)
     assert channel.codes.max() == 0
 
 
@@ -144,7 +149,8 @@ def test_a_reward_that_is_not_finite_is_refused():
         with np.errstate(divide="ignore"):
             return 1.0 / np.abs(guess - secret)
 
-    channel = Channel("one_over_distance", 4, one_over_distance, per_step=False, nominal_bits=math.inf)
+    answer_format = integer_format(4, "single_step")
+    channel = Channel("one_over_distance", answer_format, one_over_distance, per_step=False, nominal_bits=math.inf)
     with pytest.raises(ValueError, match="rewards of one_over_distance must be finite at N=4"):
         channel_capacity(channel)
 

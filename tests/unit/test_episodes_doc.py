@@ -11,12 +11,12 @@ import pytest
 from memrl.cli import build, split_words
 from memrl.config import Advantage, Credit, EnvType, TrainConfig
 from memrl.task.advantage import assign_credit, group_advantages
+from memrl.task.answer_format import cell_format
+from memrl.task.automaton import build_automaton
 from memrl.task.env import step_rewards
 from memrl.task.parse import collect_outcomes, parse_answer
-from memrl.task.prompt import answer_steps, prompt_text
+from memrl.task.prompt import prompt_text
 from memrl.task.reward import build_channel
-from memrl.task.secret import num_bits
-from memrl.task.trie import build_trie
 
 TEXT = (Path(__file__).resolve().parents[2] / "docs" / "episodes.md").read_text()
 CHARACTERS = "0123456789x⏹"
@@ -41,15 +41,17 @@ def find_section(heading):
 
 def play(config, written):
     """The parsed answer and its rewards; the text must be an episode, to its last character."""
-    stop = "⏹" if config.env_type == "single_step" else ""
-    answers = [[encode(s + stop) for s in answer_steps(g, config.N, config.env_type)] for g in range(config.N)]
+    answer_format = cell_format(config)
+    (stop,) = encode("⏹") if answer_format.ends_with_stop else [None]
+    symbols = [encode(answer_format.symbol_text(digit)) for digit in range(answer_format.radix)]
+    automaton = build_automaton(answer_format, symbols, symbols, stop)
     text = "".join(re.findall(r"`([^`]*)`", written))
-    parsed = parse_answer(build_trie(answers), encode(text))
+    parsed = parse_answer(automaton, encode(text))
     assert parsed is not None, f"{text} goes on"
     assert parsed.num_tokens == len(text), f"{text} ends before its end"
-    num_env_steps = 1 if config.env_type == "single_step" else num_bits(config.N)
-    (rewards,) = step_rewards(build_channel(config), collect_outcomes([parsed]), config.secret, num_env_steps)
-    return parsed, rewards
+    (rewards,) = step_rewards(build_channel(config), collect_outcomes([parsed]), config.secret)
+    guess = answer_format.integers(np.array(parsed.digits))
+    return str(guess) if parsed.well_formed else "malformed", rewards
 
 
 SECTIONS = re.findall(r"\n### `([^`]*)`\n(.*?)(?=\n##)", TEXT, re.S)
@@ -59,8 +61,8 @@ WORKED = [(words, *row) for words, section in SECTIONS for row in read_rows(sect
 @pytest.mark.parametrize(("words", "written", "guess", "rewards"), WORKED)
 def test_worked_sequences_are_true(words, written, guess, rewards):
     config = build(TrainConfig, split_words(words.split()))
-    parsed, paid = play(config, written)
-    assert (str(parsed.guess) if parsed.well_formed else "malformed") == guess
+    said, paid = play(config, written)
+    assert said == guess
     np.testing.assert_allclose(paid, read_numbers(rewards), atol=5e-4)
 
 

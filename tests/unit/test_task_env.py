@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from outcomes import make_outcomes
 
 from memrl.config import EnvType, TrainConfig
-from memrl.task.env import Outcomes, step_rewards
+from memrl.task.answer_format import integer_format
+from memrl.task.env import step_rewards
 from memrl.task.reward import build_channel
 from memrl.task.secret import num_bits
 
@@ -21,9 +23,9 @@ def make_channel(reward_type, N, env_type: EnvType = "multi_step", malformed_rew
     return build_channel(TrainConfig(N=N, env_type=env_type, **fields))
 
 
-def make_outcomes(*rows):
-    guess, steps_done, well_formed = zip(*rows, strict=True)
-    return Outcomes(np.array(guess), np.array(steps_done), np.array(well_formed))
+def play(channel, secret, *rows):
+    """Rewards of outcomes, given as (guess, env_steps done, whether it is well-formed)."""
+    return step_rewards(channel, make_outcomes(channel.answer_format, *zip(*rows, strict=True)), secret)
 
 
 WORKED = [
@@ -57,14 +59,14 @@ WORKED = [
 @pytest.mark.parametrize(("reward_type", "env_type", "N", "secret", "outcome", "expected"), WORKED)
 def test_worked_sequences(reward_type, env_type, N, secret, outcome, expected):
     channel = make_channel(reward_type, N, env_type, malformed_reward=-1.0)
-    rewards = step_rewards(channel, make_outcomes(outcome), secret, len(expected))
+    rewards = play(channel, secret, outcome)
     np.testing.assert_allclose(rewards, [expected], rtol=0, atol=1e-12)
 
 
 def test_many_episodes_each_with_a_secret_of_its_own():
     channel = make_channel("per_bit", 8)
-    outcomes = make_outcomes((0b101, 3, True), (0b101, 3, True), (0b100, 1, False))
-    rewards = step_rewards(channel, outcomes, np.array([0b101, 0b010, 0b011]), 3)
+    outcomes = (0b101, 3, True), (0b101, 3, True), (0b100, 1, False)
+    rewards = play(channel, np.array([0b101, 0b010, 0b011]), *outcomes)
     np.testing.assert_array_equal(rewards, [[1, 1, 1], [0, 0, 0], [0, 0, NAN]])
 
 
@@ -103,7 +105,7 @@ def test_multi_step_agrees_with_a_referee(reward_type, N, malformed_reward, data
     # What the policy wrote before the malformed bit is all that counts: the guess is its smallest continuation.
     smallest = guess if malformed_at is None else int(bits[:steps_done].ljust(k, "0"), 2)
     channel = make_channel(reward_type, N, malformed_reward=malformed_reward)
-    (rewards,) = step_rewards(channel, make_outcomes((smallest, steps_done, malformed_at is None)), secret, k)
+    (rewards,) = play(channel, secret, (smallest, steps_done, malformed_at is None))
     expected = referee(reward_type, N, secret, bits, malformed_at, malformed_reward)
     assert [None if np.isnan(reward) else reward for reward in rewards] == expected
 
@@ -119,7 +121,7 @@ def test_a_malformed_answer_tells_nothing_beyond_its_finished_steps(reward_type,
     guess, other = (data.draw(st.integers(0, N - 1)) for _ in range(2))
     secret = data.draw(st.integers(0, N - 1))
     channel = make_channel(reward_type, N, malformed_reward=-2.0)
-    rewards = step_rewards(channel, make_outcomes((guess, steps_done, False), (other, steps_done, False)), secret, k)
+    rewards = play(channel, secret, (guess, steps_done, False), (other, steps_done, False))
     same_beginning = guess >> (k - steps_done) == other >> (k - steps_done)
     if same_beginning or reward_type != "per_bit":
         np.testing.assert_array_equal(rewards[0], rewards[1])
@@ -137,10 +139,13 @@ def test_an_episode_reward_is_paid_once_and_last(reward_type, N, data):
     k = num_bits(N)
     guess, secret = (data.draw(st.integers(0, N - 1)) for _ in range(2))
     channel = make_channel(reward_type, N)
-    (rewards,) = step_rewards(channel, make_outcomes((guess, k, True)), secret, k)
+    (rewards,) = play(channel, secret, (guess, k, True))
     assert (rewards[:-1] == 0).all()
     assert rewards[-1] == channel.rewards(np.array(guess), np.array(secret)).item()
 
 
 def test_outcomes_count_episodes():
-    assert len(make_outcomes((0, 1, True), (1, 1, True))) == 2
+    outcomes = make_outcomes(integer_format(8, "multi_step"), [5, 4], [3, 1], [True, False])
+    assert len(outcomes) == 2
+    assert outcomes.steps_done.tolist() == [3, 1]
+    assert outcomes.select(np.array([1])).digits.tolist() == [[1, -1, -1]]

@@ -14,6 +14,7 @@ from scipy.stats import kstest
 from memrl.config import TrainConfig
 from memrl.tables.rows import agent_row
 from memrl.tables.schema import EPISODES_TO_MEMORIZE_SCHEMA
+from memrl.task.answer_format import integer_format
 from memrl.task.reward import Channel, build_channel
 from memrl.task.secret import draw_secret
 from memrl.theory.agents import AGENTS, optimal_episodes, play_agents, uniform_episodes
@@ -40,7 +41,7 @@ def make_channel(name, N):
 
 
 def make_custom(function, N):
-    return Channel(function.__name__, N, function, per_step=False, nominal_bits=math.inf)
+    return Channel(function.__name__, integer_format(N, "single_step"), function, per_step=False, nominal_bits=math.inf)
 
 
 def parity(guess, secret, N):

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memrl.config import TrainConfig
+from memrl.task.answer_format import integer_format
 from memrl.task.reward import Channel, build_channel
 from memrl.task.secret import num_bits
 from memrl.theory.capacity import (
@@ -133,7 +134,8 @@ def test_an_adaptive_learner_can_be_told_more_than_the_best_guess_tells_of_a_uni
         block, detail = np.divmod(secret, 16)
         return np.where(guess == 0, block, np.where(block == guess - 1, 1 + detail, 0)).astype(float)
 
-    capacity = channel_capacity(Channel("ask", 64, ask, per_step=False, nominal_bits=math.inf))
+    channel = Channel("ask", integer_format(64, "single_step"), ask, per_step=False, nominal_bits=math.inf)
+    capacity = channel_capacity(channel)
     assert capacity.best_guess_bits == pytest.approx(2.0)  # h(1/4) + 1/4 * 4 = 1.81 bits for a detail; 2 for the block
     # Two episodes, block first, tell log2 64 = 6 bits > 2 * 2: effective capacities do not bound it, this does.
     assert 2 * capacity.best_guess_bits < math.log2(64) <= 2 * capacity.max_feedback_bits

@@ -1,4 +1,4 @@
-"""Walks down the answer tries: the law of the draws, P(secret), and gradients against one row an episode."""
+"""Walks down the answers: the law of the draws, P(secret), and gradients against one row an episode."""
 
 import copy
 import itertools
@@ -21,6 +21,9 @@ from memrl.policy.embedded import build_embedded_model, build_embedded_tokenizer
 from memrl.policy.packed import build_network
 from memrl.policy.trie_walk import Forest, walk_tries
 from memrl.rollout.in_process import InProcessSampler
+from memrl.task.answer_format import AnswerFormat, integer_format
+from memrl.task.automaton import build_automaton
+from memrl.task.parse import parse_answer
 from memrl.task.reward import build_channel
 
 EPISODES = 1_000_000
@@ -50,7 +53,8 @@ class Bench:
         self.configs, (self.model, self.tokenizer) = configs, base
         self.tasks = [encode_task(self.tokenizer, c.N, c.env_type) for c in configs]
         self.secrets = np.array([(7 * i + 3) % c.N for i, c in enumerate(configs)])
-        self.forest = Forest([task.trie for task in self.tasks], self.secrets.tolist())
+        secrets = [t.answer_format.digits(s) for t, s in zip(self.tasks, self.secrets, strict=True)]
+        self.forest = Forest([task.automaton for task in self.tasks], secrets)
         self.network, self.adapters = build_network(self.model, [task.prompt_ids for task in self.tasks], configs)
         self.tensors = [self._move(cell, spread) for cell in range(len(configs))]
 
@@ -85,6 +89,11 @@ DRAWN = [
 ]
 
 
+def read_guesses(task, walk):
+    """The integer of each outcome of a walk, were it one of this task's."""
+    return task.answer_format.integers(walk.outcomes.digits[:, : task.num_env_steps])
+
+
 def pool_small(observed, expected):
     """Merges cells of a chi-square table that expect fewer than ten, rarest first."""
     order = np.argsort(expected)
@@ -105,7 +114,8 @@ def test_episodes_are_drawn_with_the_policys_own_probabilities(request, base, sp
         np.testing.assert_array_equal(walk.outcome_counts[mine].sum(0), [EPISODES - 1000, 1000])
         p = np.exp2(compute_answer_log2(bench.merge(cell), task))
         whole = mine & walk.outcomes.well_formed
-        counts = np.bincount(walk.outcomes.guess[whole], walk.outcome_counts[whole].sum(1), minlength=task.N)
+        guess = read_guesses(task, walk)[whole]
+        counts = np.bincount(guess, walk.outcome_counts[whole].sum(1), minlength=task.N)
         table = np.append(counts, EPISODES - counts.sum()), np.append(p, 1 - p.sum()) * EPISODES
         assert stats.chisquare(*pool_small(*table)).pvalue > 1e-3
         assert 0 < counts.sum() < EPISODES
@@ -117,7 +127,7 @@ def test_malformed_episodes_end_in_the_tokens_that_the_policy_gives_them(random_
     for cell, task in enumerate(bench.tasks):
         with torch.no_grad():
             p = torch.softmax(bench.merge(cell)(torch.tensor([task.prompt_ids])).logits[0, -1], -1).numpy().copy()
-        p[task.trie.alphabet[task.trie.child[0] >= 0]] = 0.0
+        p[task.automaton.alphabet[task.automaton.child[0] >= 0]] = 0.0
         at_once = (walk.outcome_cell == cell) & ~walk.outcomes.well_formed & ((walk.outcome_path >= 0).sum(1) == 1)
         counts = np.bincount(walk.outcome_tokens[at_once, 0], walk.outcome_counts[at_once, 0], minlength=len(p))
         assert counts[p == 0].sum() == 0
@@ -237,3 +247,106 @@ def test_a_forest_of_fewer_cells_walks_them_as_before(calibrated_model):
         theirs, mine = before.outcome_cell == old, after.outcome_cell == new
         np.testing.assert_array_equal(after.outcome_tokens[mine], before.outcome_tokens[theirs])
         np.testing.assert_array_equal(after.outcome_counts[mine], before.outcome_counts[theirs])
+
+
+class TablePolicies:
+    """Policies without a network: the next token depends on the root and the last token, by a table."""
+
+    def __init__(self, tables):
+        self.tables, self.vocabulary = tables, tables.shape[-1]
+
+    def prefill(self):
+        self.root = np.arange(len(self.tables))
+        return self.tables[:, -1]
+
+    def extend(self, tokens, parents, cell):
+        self.root = self.root[parents]
+        return self.tables[self.root, tokens]
+
+    def backpropagate(self, loss):
+        raise AssertionError("tables do not learn")
+
+    def keep(self, cells):
+        raise AssertionError("tables stay")
+
+
+class EvenSplitter:
+    """Splits episodes over tokens as evenly as whole numbers allow, so that nothing is drawn."""
+
+    def split(self, level, legal, illegal):
+        weights = np.concatenate([legal, illegal[:, None]], axis=1).cumsum(1)
+        ends = np.rint(level.counts[:, :, None] * (weights / weights[:, -1:])[:, None, :]).astype(np.int64)
+        return np.diff(ends, axis=2, prepend=0)
+
+    def pick_illegal(self, cell, probabilities, count):
+        return np.full(count, probabilities.argmax())
+
+
+FORMATS = [AnswerFormat(3, 4, 81, " "), integer_format(6, "multi_step"), integer_format(12, "single_step")]
+"""Four symbols of three values, bits with a bound, and decimals that end with a stop token."""
+
+
+def build_forest(root_cell=None):
+    """Two roots of the first format and one of each other; token ids are digits, 10 the separator, 11 the stop."""
+    automata = []
+    for answer_format in FORMATS:
+        spans = [[int(d) for d in answer_format.symbol_text(digit)] for digit in range(answer_format.radix)]
+        later = [[*([10] if answer_format.separator else []), *span] for span in spans]
+        stop = 11 if answer_format.ends_with_stop else None
+        automata.append(build_automaton(answer_format, spans, later if answer_format.num_env_steps > 1 else [], stop))
+    roots = [automata[i] for i in (0, 0, 1, 2)]
+    secrets = [np.array([2, 0, 1, 1]), np.array([0, 0, 2, 1]), np.array([1, 0, 1]), np.array([10])]
+    return Forest(roots, secrets, root_cell), roots, secrets
+
+
+def walk_tables(root_cell=None):
+    forest, roots, secrets = build_forest(root_cell)
+    tables = torch.from_numpy(np.random.default_rng(0).normal(size=(4, 13, 13)))
+    # What makes answers whole is likely: separators after digits and digits after them, bits, and an early stop.
+    tables[:2, :10, 10] += 4.0
+    tables[:2, 10:, :3] += 3.0
+    tables[2, :, :2] += 3.0
+    tables[3, :10, 11] += 3.0
+    counts = np.array([[4000, 1000], [3000, 0], [500, 500], [2000, 7]])
+    return walk_tries(TablePolicies(tables), forest, counts, EvenSplitter()), forest, roots, secrets, tables, counts
+
+
+def test_a_walk_scores_the_secret_of_every_root_and_reads_answers_off_their_paths():
+    walk, _, roots, secrets, tables, counts = walk_tables()
+    logprobs = torch.log_softmax(tables, dim=-1).numpy()
+    for root, (automaton, secret) in enumerate(zip(roots, secrets, strict=True)):
+        tokens = automaton.tokens(secret)
+        expected = logprobs[root, [-1, *tokens[:-1]], tokens].sum() / math.log(2)
+        assert walk.secret_log2[root] == pytest.approx(expected, abs=1e-12)
+        mine = walk.outcome_root == root
+        np.testing.assert_array_equal(walk.outcome_counts[mine].sum(0), counts[root])
+        steps = automaton.answer_format.num_env_steps
+        for row in np.flatnonzero(mine):
+            written = walk.outcome_tokens[row][walk.outcome_tokens[row] >= 0]
+            parsed = parse_answer(automaton, written.tolist())
+            assert walk.outcomes.digits[row].tolist() == [*parsed.digits, *[-1] * (4 - steps)]
+            assert (walk.outcomes.well_formed[row], len(written)) == (parsed.well_formed, parsed.num_tokens)
+            path = walk.outcome_path[row][walk.outcome_path[row] >= 0]
+            got = walk.edge_logprob.numpy()[path]
+            np.testing.assert_allclose(got, logprobs[root, [-1, *written[:-1]], written], atol=1e-12)
+            ends = np.cumsum([len(automaton.spans[t > 0][d]) for t, d in enumerate(parsed.digits) if d >= 0])
+            np.testing.assert_array_equal(
+                walk.edge_env_step[path], [min((ends <= i).sum(), steps - 1) for i in range(len(path))]
+            )
+        assert 0 < walk.outcomes.well_formed[mine].mean() < 1
+        assert mine.sum() > 6
+
+
+def test_roots_of_one_cell_are_walked_as_those_of_cells_of_their_own():
+    alone, (shared, forest, roots, *_) = walk_tables()[0], walk_tables(np.array([0, 0, 1, 2]))
+    np.testing.assert_array_equal(shared.secret_log2, alone.secret_log2)
+    np.testing.assert_array_equal(shared.outcome_root, alone.outcome_root)
+    np.testing.assert_array_equal(shared.outcome_cell, np.array([0, 0, 1, 2])[alone.outcome_root])
+    np.testing.assert_array_equal(shared.outcome_counts, alone.outcome_counts)
+    np.testing.assert_array_equal(shared.outcome_tokens, alone.outcome_tokens)
+    assert sorted(set(shared.edge_cell)) == [0, 1, 2]
+    before = forest.secret_letters
+    forest.keep(np.array([2, 0]))
+    assert forest.root_cell.tolist() == [0, 1, 1]
+    np.testing.assert_array_equal(forest.root_state, [forest.states.start(roots[i]) for i in (3, 0, 1)])
+    np.testing.assert_array_equal(forest.secret_letters, before[[3, 0, 1]])

@@ -1,4 +1,4 @@
-"""The prior over the trie against closed forms, and against scoring every answer on its own."""
+"""The prior over the tree of answers against closed forms, and against scoring every answer on its own."""
 
 import math
 
@@ -12,12 +12,9 @@ from memrl.policy.calibration import (
     check_calibrated,
     compute_answer_log2,
     iterate_trees,
-    lay_out_trie,
     measure_prior,
 )
 from memrl.policy.embedded import build_embedded_model, build_embedded_tokenizer
-from memrl.task.prompt import answer_steps
-from memrl.task.trie import AnswerTrie
 
 TOKENIZER = build_embedded_tokenizer()
 MODEL = build_embedded_model(seed=3).double().eval()
@@ -28,7 +25,7 @@ def score_one_by_one(model, task: EncodedTask) -> np.ndarray:
     """log2 P of every answer by one plain teacher-forced pass each, from the answer's text."""
     scores = []
     for guess in range(task.N):
-        text = "".join(answer_steps(guess, task.N, task.env_type, task.bit_separator))
+        text = "".join(task.answer_format.spans(task.answer_format.digits(guess)))
         ids = TOKENIZER(text, add_special_tokens=False)["input_ids"]
         if task.env_type == "single_step":
             ids.append(TOKENIZER.eos_token_id)
@@ -49,8 +46,7 @@ def test_tree_pass_equals_one_pass_an_answer(N, env_type):
 def test_passes_of_few_answers_cover_every_inner_node():
     task = encode_task(TOKENIZER, 101, "single_step")
     seen = np.concatenate([batch.nodes[0] for batch in iterate_trees(task, answers_per_pass=7)])
-    inner = np.nonzero(~task.trie.is_leaf(np.arange(task.trie.num_nodes)))[0]
-    np.testing.assert_array_equal(np.unique(seen), inner)
+    np.testing.assert_array_equal(np.unique(seen), np.flatnonzero(~task.tree.is_leaf))
 
 
 @pytest.mark.parametrize(("N", "env_type", "tokens"), [(8, "single_step", 2), (8, "multi_step", 3)])
@@ -62,18 +58,6 @@ def test_prior_of_a_policy_uniform_over_tokens(N, env_type, tokens):
     assert prior.kl_bits == pytest.approx(bits)
     assert prior.max_deviation_bits == pytest.approx(bits)
     assert prior.well_formed_mass == pytest.approx(2.0**-bits)
-
-
-def test_layout_of_a_trie_follows_its_paths():
-    task = encode_task(TOKENIZER, 101, "single_step")
-    layout, trie = lay_out_trie(task), task.trie
-    path = trie.paths[100]
-    assert TOKENIZER.decode(layout.token[path]) == "100<eos>"
-    np.testing.assert_array_equal(layout.parent[path], [0, *path[:-1]])
-    np.testing.assert_array_equal(layout.depth[path], [1, 2, 3, 4])
-    np.testing.assert_array_equal(layout.ancestors[path[1]], [0, path[0], path[1], -1, -1])
-    below_one = np.exp(layout.log_p[path[0]])
-    assert below_one[list(trie.alphabet).index(TOKENIZER.eos_token_id)] == pytest.approx(1 / 12)
 
 
 def test_an_uncalibrated_prompt_is_refused_with_the_command_to_run():
@@ -94,5 +78,5 @@ def test_an_encoded_task_knows_its_answers():
     assert TOKENIZER.decode(list(multi.prompt_ids)) == "bits 0-99:"
     assert (single.num_env_steps, single.max_tokens, single.stop_token_id) == (1, 3, TOKENIZER.eos_token_id)
     assert (multi.num_env_steps, multi.max_tokens, multi.stop_token_id) == (7, 7, None)
-    assert isinstance(multi.trie, AnswerTrie)
+    assert multi.automaton.tokens([1, 0, 1, 0, 1, 0, 1]).tolist() == TOKENIZER("1010101")["input_ids"]
     assert encode_task(TOKENIZER, 100, "multi_step") is multi

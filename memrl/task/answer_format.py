@@ -1,0 +1,106 @@
+"""How a secret is written: as symbols of one radix, one for each env_step."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from memrl.config import EnvType, TrainConfig
+from memrl.task.secret import num_bits
+
+
+@dataclass(frozen=True)
+class AnswerFormat:
+    """A secret as digits of one radix, most significant first; each digit is a symbol with a text and an env_step.
+
+    A whole integer is one symbol of radix N; an integer by its bits is k symbols of radix 2.
+
+    Attributes:
+        radix: values of a symbol.
+        num_env_steps: symbols of a whole answer.
+        num_answers: how many answers there are: the first ones in lexicographic order of their digits.
+        separator: text before every symbol but the first.
+        ends_with_stop: whether a stop token ends the answer; otherwise it ends with its last symbol.
+    """
+
+    radix: int
+    num_env_steps: int
+    num_answers: int
+    separator: str = ""
+    ends_with_stop: bool = False
+
+    @property
+    def last_digits(self) -> list[int]:
+        """The digits of the last answer, one per env_step."""
+        return [(self.num_answers - 1) // place % self.radix for place in self._places]
+
+    @property
+    def num_prefixes(self) -> int:
+        """Distinct beginnings of digit vectors, the empty and the whole ones included."""
+        return sum(self.radix**length for length in range(self.num_env_steps + 1))
+
+    @property
+    def _places(self) -> list[int]:
+        return [self.radix**power for power in range(self.num_env_steps - 1, -1, -1)]
+
+    def digits(self, values: int | np.ndarray) -> np.ndarray:
+        """Writes integers as digits: int64, shape (...,) to (..., num_env_steps).
+
+        >>> integer_format(8, "multi_step").digits(np.array([5, 1])).tolist()
+        [[1, 0, 1], [0, 0, 1]]
+        """
+        return np.asarray(values)[..., None] // np.array(self._places) % self.radix
+
+    def integers(self, digits: np.ndarray) -> np.ndarray:
+        """The integers that digits write: shape (..., num_env_steps) to (...,).
+
+        A digit of -1 is not written; the smallest answer that begins with the written ones is meant.
+
+        >>> integer_format(8, "multi_step").integers(np.array([[1, 0, 1], [1, -1, -1]])).tolist()
+        [5, 4]
+        """
+        return np.maximum(digits, 0) @ np.array(self._places)
+
+    def prefix_numbers(self, digits: np.ndarray) -> np.ndarray:
+        """Numbers the written beginnings of digit vectors, shorter ones first: int64, 0 .. num_prefixes - 1.
+
+        >>> integer_format(8, "multi_step").prefix_numbers(np.array([[-1, -1, -1], [1, -1, -1], [0, 0, 0]])).tolist()
+        [0, 2, 7]
+        """
+        written = (digits >= 0).sum(axis=-1)
+        shorter = np.cumsum([0, *(self.radix**length for length in range(self.num_env_steps))])
+        return shorter[written] + self.integers(digits) // self.radix ** (self.num_env_steps - written)
+
+    def symbol_text(self, digit: int) -> str:
+        """The text of one symbol, without separator; of one width where no stop token tells symbols apart.
+
+        >>> AnswerFormat(16, 2, 256).symbol_text(7), integer_format(16, "single_step").symbol_text(7)
+        ('07', '7')
+        """
+        return str(digit) if self.ends_with_stop else str(digit).zfill(len(str(self.radix - 1)))
+
+    def spans(self, digits: Sequence[int] | np.ndarray) -> list[str]:
+        """The text of an answer, cut into the spans of its env_steps.
+
+        >>> integer_format(8, "multi_step", " ").spans([1, 0, 1])
+        ['1', ' 0', ' 1']
+        """
+        return [self.separator * (step > 0) + self.symbol_text(int(digit)) for step, digit in enumerate(digits)]
+
+
+def integer_format(N: int, env_type: EnvType, separator: str = "") -> AnswerFormat:
+    """How an integer in 0 .. N-1 is answered: as a decimal (single_step), or by its k bits (multi_step).
+
+    Args:
+        N: how many integers there are.
+        env_type: one env_step for the whole integer, or one per bit.
+        separator: text between bits.
+    """
+    if env_type == "single_step":
+        return AnswerFormat(N, 1, N, ends_with_stop=True)
+    return AnswerFormat(2, num_bits(N), N, separator)
+
+
+def cell_format(cell: TrainConfig) -> AnswerFormat:
+    """How the secret of a cell is answered."""
+    return integer_format(cell.N, cell.env_type, cell.bit_separator)

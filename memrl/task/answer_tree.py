@@ -1,0 +1,72 @@
+"""All answers of a small automaton, listed as a tree of tokens."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from memrl.task.automaton import AnswerAutomaton
+
+
+@dataclass(frozen=True)
+class AnswerTree:
+    """The distinct beginnings of answers; node 0 is the root, and answers lay their nodes in ascending order.
+
+    Attributes:
+        parent: the node before, -1 at the root; int64 (nodes,).
+        letter: place in the alphabet of the token that leads to a node, -1 at the root; int64 (nodes,).
+        token: that token's id, -1 at the root; int64 (nodes,).
+        depth: tokens from the root to a node; int64 (nodes,).
+        state: the node's state in the automaton; int64 (nodes,).
+        ancestors: the node at each depth on the path to a node, itself included, -1 below it; int64 (nodes, depth + 1).
+        is_leaf: whether a node is a whole answer; bool (nodes,).
+        paths: nodes from the first token to the leaf, by answer, padded with -1; int64 (answers, longest).
+    """
+
+    parent: np.ndarray
+    letter: np.ndarray
+    token: np.ndarray
+    depth: np.ndarray
+    state: np.ndarray
+    ancestors: np.ndarray
+    is_leaf: np.ndarray
+    paths: np.ndarray
+
+    def inner_nodes(self, answers: np.ndarray) -> np.ndarray:
+        """The inner nodes on the paths of some answers, ascending, so the root first; int64 (nodes,)."""
+        nodes = np.unique(self.paths[answers])
+        nodes = nodes[nodes >= 0]
+        return np.concatenate([[0], nodes[~self.is_leaf[nodes]]])
+
+
+def expand_automaton(automaton: AnswerAutomaton) -> AnswerTree:
+    """Lists all answers of an automaton: for a few thousand of them, as calibration and its checks need."""
+    answer_format = automaton.answer_format
+    children: list[dict[int, int]] = [{}]
+    parent, letter, state = [-1], [-1], [0]
+    paths = np.full((answer_format.num_answers, automaton.depth), -1, dtype=np.int64)
+    for answer, digits in enumerate(answer_format.digits(np.arange(answer_format.num_answers))):
+        node = 0
+        for place, written in enumerate(automaton.encode(digits).tolist()):
+            following = children[node].setdefault(written, len(children))
+            if following == len(children):
+                children.append({})
+                parent.append(node)
+                letter.append(written)
+                state.append(int(automaton.child[state[node], written]))
+            paths[answer, place] = node = following
+    return _describe(automaton, np.array(parent), np.array(letter), np.array(state), paths)
+
+
+def _describe(
+    automaton: AnswerAutomaton, parent: np.ndarray, letter: np.ndarray, state: np.ndarray, paths: np.ndarray
+) -> AnswerTree:
+    token = np.where(letter >= 0, automaton.alphabet[letter], -1)
+    depth = np.zeros(len(parent), dtype=np.int64)
+    ancestors = np.full((len(parent), automaton.depth + 1), -1, dtype=np.int64)
+    ancestors[:, 0] = 0
+    for d in range(automaton.depth):
+        taken = paths[paths[:, d] >= 0]
+        depth[taken[:, d]] = d + 1
+        ancestors[taken[:, d], 1 : d + 2] = taken[:, : d + 1]
+    is_leaf = state == automaton.num_states - 1
+    return AnswerTree(parent, letter, token, depth, state, ancestors, is_leaf, paths)
