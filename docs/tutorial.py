@@ -7,8 +7,8 @@ memrl/tables/schema.py.
 
 import sys
 
+import altair as alt
 import pandas as pd
-from matplotlib.figure import Figure
 
 from memrl.analysis.cells import measured_cells
 from memrl.analysis.estimate import estimate_groups
@@ -36,16 +36,15 @@ print(estimates[["channel", "N", "num_cells", "e50", "e50_lower", "e50_upper"]].
 # One figure: what an ideal observer knew (gray) and what the policy absorbed (blue), one line a cell, for one N.
 N = chosen["N"].mode()[0]
 shown = chosen.loc[chosen["N"] == N, ["cell_id", "channel"]].merge(curves, on="cell_id")
-channels = sorted(shown["channel"].unique())
-figure = Figure(figsize=(9, 2.2 * -(-len(channels) // 4)), layout="constrained")
-panels = figure.subplots(-(-len(channels) // 4), 4, sharey=True, squeeze=False).ravel()
-for axes, channel in zip(panels, channels, strict=False):
-    for _, run in shown[shown["channel"] == channel].groupby("cell_id"):
-        axes.plot(run["episodes"], run["observed_bits"], color="#999999", linewidth=0.6)
-        axes.plot(run["episodes"], run["absorbed_bits"], color="#0072B2", linewidth=0.8)
-    axes.set(xscale="symlog", ylim=(-2, None))
-    axes.set_title(channel, fontsize=8)
-figure.supxlabel("episodes")
-figure.supylabel(f"bits, N = {N}")
-figure.savefig("tutorial.png", dpi=120)
+episodes = alt.X("episodes:Q", scale=alt.Scale(type="symlog"))
+base = alt.Chart().encode(x=episodes, detail="cell_id:N")
+layers = [
+    base.mark_line(clip=True, color=color, strokeWidth=0.7).encode(
+        alt.Y(f"{column}:Q", title=f"bits, N = {N}", scale=alt.Scale(domainMin=-2))
+    )
+    for column, color in (("observed_bits", "#999999"), ("absorbed_bits", "#0072B2"))
+]
+alt.data_transformers.disable_max_rows()
+panels = alt.layer(*layers, data=shown).properties(width=170, height=120).facet("channel:N", columns=4)
+panels.save("tutorial.png", ppi=120)
 print("wrote tutorial.png")

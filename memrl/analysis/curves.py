@@ -1,10 +1,11 @@
-"""The curves table as flat arrays, and what is read off it: means over cells, and when the observer knew.
+"""The curves table as flat arrays, and what is read off it: quartiles over cells, and when the observer knew.
 
 A cell's rows are a step function of updates (or of episodes); after its last row a cell keeps its last values. Means
 over cells follow from the increments of those step functions: one bincount and one cumulative sum, however many rows.
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -146,8 +147,10 @@ def when_observer_knew(curves: Curves, signal_bits: np.ndarray) -> tuple[np.ndar
     return episodes, bits
 
 
-def mean_curves(curves: Curves, group: np.ndarray, keys: pd.DataFrame, num_points: int = 48) -> pd.DataFrame:
-    """Mean observed and absorbed bits against episodes, with 95 % intervals of the mean over cells.
+def quartile_curves(curves: Curves, group: np.ndarray, keys: pd.DataFrame, num_points: int = 48) -> pd.DataFrame:
+    """Median observed bits, and quartiles of absorbed bits, over cells against episodes.
+
+    Runs end in two heaps, those that know the secret and those that collapsed: a mean would describe neither.
 
     Args:
         curves: rows of the cells that `group` numbers.
@@ -156,8 +159,8 @@ def mean_curves(curves: Curves, group: np.ndarray, keys: pd.DataFrame, num_point
         num_points: most points of a curve, spread evenly over the logarithm of episodes.
 
     Returns:
-        One row a group and point: the columns of `keys`, num_secrets, episodes, observed_bits, observed_half_width,
-        absorbed_bits, absorbed_half_width.
+        One row a group and point: the columns of `keys`, num_secrets, episodes, observed_median, absorbed_low,
+        absorbed_median, absorbed_high.
     """
     pieces = []
     row_group = group[curves.cell]
@@ -166,16 +169,22 @@ def mean_curves(curves: Curves, group: np.ndarray, keys: pd.DataFrame, num_point
         if not len(rows):
             continue
         grid = _thin_out(np.unique(curves.episodes[rows]), num_points)
+        observed, absorbed = (
+            _carry_forward(curves, rows, values, grid) for values in (curves.observed, curves.absorbed)
+        )
         piece: dict[Any, Any] = {name: keys[name].iloc[number] for name in keys}
-        piece["num_secrets"] = int(curves.is_first[rows].sum())
-        piece["episodes"] = grid
-        for name, values in (("observed", curves.observed[rows]), ("absorbed", curves.absorbed[rows])):
-            mean, half = _mean_on_grid(
-                values, curves.is_first[rows], np.searchsorted(grid, curves.episodes[rows]), grid
-            )
-            piece[f"{name}_bits"], piece[f"{name}_half_width"] = mean, half
+        piece |= {"num_secrets": len(absorbed), "episodes": grid, "observed_median": np.median(observed, axis=0)}
+        quartiles = np.quantile(absorbed, (0.25, 0.5, 0.75), axis=0, method="nearest")
+        piece |= dict(zip(("absorbed_low", "absorbed_median", "absorbed_high"), quartiles, strict=True))
         pieces.append(pd.DataFrame(piece))
     return pd.concat(pieces, ignore_index=True) if pieces else pd.DataFrame()
+
+
+def _carry_forward(curves: Curves, rows: np.ndarray, values: np.ndarray, grid: np.ndarray) -> np.ndarray:
+    """Every cell's values on a grid of episodes, each carried forward from its last row; (cells, points)."""
+    starts = np.append(np.flatnonzero(curves.is_first[rows]), len(rows))
+    cells = [rows[start:end] for start, end in pairwise(starts)]
+    return np.stack([values[c[np.searchsorted(curves.episodes[c], grid, side="right").clip(1) - 1]] for c in cells])
 
 
 def _thin_out(values: np.ndarray, num_points: int) -> np.ndarray:
@@ -184,15 +193,3 @@ def _thin_out(values: np.ndarray, num_points: int) -> np.ndarray:
         return values
     wanted = np.geomspace(max(values[1], 1e-9), values[-1], num_points - 1)
     return values[np.unique(np.concatenate([[0], np.searchsorted(values, wanted).clip(0, len(values) - 1)]))]
-
-
-def _mean_on_grid(
-    values: np.ndarray, is_first: np.ndarray, position: np.ndarray, grid: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    count, series = int(is_first.sum()), np.zeros(len(values), dtype=np.int64)
-    first, second = (
-        carry_forward_sums(moment, is_first, series, position, (1, len(grid)))[0] / count
-        for moment in (values, values * values)
-    )
-    spread = np.sqrt(np.maximum(second - first**2, 0.0) / max(count - 1, 1))
-    return first, 1.96 * spread if count > 1 else np.full_like(first, np.nan)

@@ -61,8 +61,9 @@ def estimate_groups(cells: pd.DataFrame, by: Sequence[str] = IDENTITY) -> pd.Dat
     # Not the mean of absorbed bits over episodes: a policy that collapsed on another answer has absorbed minus
     # dozens of bits, so that one run in ten would set the sign of the mean.
     bits = table["signal_bits"] + np.log2(0.9)
-    for ours, theirs in (("", ""), ("_lower", "_upper"), ("_upper", "_lower")):
-        table[f"bits_per_episode{ours}"] = bits / table[f"e90{theirs}"]
+    table["bits_per_episode"], table["bits_per_episode_lower"] = bits / table["e90"], bits / table["e90_upper"]
+    # Where so few runs got there that the median is open at both ends, it still lies beyond the longest run.
+    table["bits_per_episode_upper"] = bits / np.minimum(table["e90_lower"], table["most_episodes"])
     return table
 
 

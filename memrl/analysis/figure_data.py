@@ -1,19 +1,15 @@
-"""What each figure shows, as data frames: computed here once, drawn twice (static_figures, interactive_figures)."""
+"""What each figure shows, as data frames: computed here, drawn in `charts`."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from memrl.analysis.published import published_episodes
-from memrl.analysis.style import sort_for_readers
+from memrl.analysis.published import PUBLISHED_BUDGET, published_episodes
+from memrl.analysis.style import agent_label, channel_label, sort_for_readers
 from memrl.analysis.summary import Summary
-
-CALIBRATED_KL_BITS = 0.1
-"""Above this divergence from the uniform prior a run is not calibrated."""
-
-MALFORMED_LIMIT = 0.02
-"""Above this mass on malformed answers neither."""
+from memrl.analysis.wording import format_estimate, format_number
 
 
 @dataclass(frozen=True)
@@ -24,13 +20,21 @@ class Figure:
         name: of its files, and its anchor in the page.
         title: heading.
         caption: what it shows and how to read it.
-        data: what is drawn; also the table under the figure.
+        data: what is drawn; its column `said` is what a mark says of itself.
+        one_N: whether each drawing shows one N.
     """
 
     name: str
     title: str
     caption: str
     data: pd.DataFrame
+    one_N: bool = False
+
+    def views(self) -> list[tuple[int | None, pd.DataFrame]]:
+        """The N and the rows of each drawing; None where one drawing shows all."""
+        if not self.one_N:
+            return [(None, self.data)]
+        return [(int(N), self.data[(self.data["N"] == N).to_numpy()]) for N in sorted(self.data["N"].unique())]
 
 
 def main_N(summary: Summary) -> int:
@@ -44,101 +48,102 @@ def main_N(summary: Summary) -> int:
 def collect_figures(summary: Summary) -> dict[str, Figure]:
     """All figures of the report that have something to show, in reading order."""
     figures = [
-        ledger_figure(summary),
-        episodes_figure(summary),
         rate_figure(summary),
+        ledger_figure(summary),
         learning_figure(summary),
+        episodes_figure(summary),
+        agents_figure(summary),
         maps_figure(summary),
-        prior_figure(summary),
-        leak_figure(summary),
     ]
     return {figure.name: figure for figure in figures if not figure.data.empty}
 
 
+def rate_figure(summary: Summary) -> Figure:
+    """Bits per episode beside effective capacity."""
+    columns = ["channel", "N", "model", "num_cells", "capacity_best_bits"]
+    rates = [f"{name}{end}" for name in ("bits_per_episode", "rate_vs_capacity") for end in ("", "_lower", "_upper")]
+    data = summary.estimates.loc[(summary.estimates["agent"] == "lora").to_numpy(), [*columns, *rates]]
+    return Figure(
+        "rate",
+        "Bits per episode",
+        "Dots: bits that the median run absorbed per episode until P(secret) = 0.9, with 95 % interval over secrets. "
+        "Ticks: what one episode can tell at most (effective capacity, the best single guess). An arrow is an "
+        "interval that goes on beyond the axis; one without a dot says that fewer than half of the runs got there.",
+        _tell(data, _say_rate),
+    )
+
+
 def ledger_figure(summary: Summary) -> Figure:
-    """Capacity cut into exploration loss, absorption loss and absorbed, per channel and N."""
-    data = summary.ledger.drop(columns="agent", errors="ignore")
-    if not data.empty:
-        whole = np.maximum(data["capacity_bits"].to_numpy(), data["observed_rate"].to_numpy())
-        absorbed = np.maximum(data["absorbed_rate"].to_numpy(), 0.0)
-        absorption = np.maximum(data["absorption_loss"].to_numpy(), 0.0)
-        exploration = np.maximum(whole - absorbed - absorption, 0.0)
-        data = data.assign(
-            share_absorbed=absorbed / whole,
-            share_absorption_loss=absorption / whole,
-            share_exploration_loss=exploration / whole,
-        )
+    """Capacity, observed and absorbed bits per episode, over all runs."""
     return Figure(
         "ledger",
         "Where the bits of an episode go",
-        "First: each bar is what one episode of the channel could tell (its effective capacity, the best single "
-        "guess), cut into what the policy's guesses never asked (exploration loss), what an ideal observer of the "
-        "same rewards knew but the policy did not take up (absorption loss), and what the policy absorbed. Second: "
-        "the same three levels in bits per episode on a logarithmic axis, with 95 % intervals over secrets. The "
-        "observer's rate counts the episodes until it was one bit short of the secret, the policy's all of them; "
-        "both are means over all runs, in whole updates: episodes that could only repeat what others of their update "
-        "told are exploration loss too.",
-        _in_channel_order(data),
-    )
-
-
-def episodes_figure(summary: Summary) -> Figure:
-    """E50 against N: trained policies, agents, and published numbers."""
-    columns = ["agent", "channel", "N", "model", "num_cells", "num_reached", "e50", "e50_lower", "e50_upper"]
-    ratios = [f"{name}{end}" for name in ("e50_vs_optimal", "e50_vs_tabular_pg") for end in ("", "_lower", "_upper")]
-    own = summary.estimates[[*columns, *ratios, "reference_agent", "learning_rates", "most_episodes"]]
-    lower = own["e50_lower"].to_numpy(dtype=float)
-    own = own.assign(
-        reached=np.isfinite(own["e50"].to_numpy(dtype=float)),
-        e50_at_least=np.where(np.isfinite(lower), lower, own["most_episodes"]),
-    ).drop(columns="most_episodes")
-    shown = own.loc[own["agent"] == "lora", "channel"].unique()
-    published = published_episodes().rename(columns={"episodes": "e50"}).assign(agent="published")
-    data = pd.concat([own, published], ignore_index=True)
-    return Figure(
-        "episodes",
-        "Episodes to memorize against N",
-        "One panel a channel: the median number of episodes until the policy gives the secret probability 1/2 (E50,"
-        " Kaplan–Meier, with 95 % interval), at the setting that the other half of the secrets chose. An arrow says"
-        " that fewer than half of the runs got there, within that many episodes at least. "
-        "Lines are agents that share the policy's channel; open stars "
-        "are published numbers (an MLP, 10 seeds), with an arrow where 10,000 episodes were not enough. Both axes "
-        "are logarithmic; the thin gray line is E = N.",
-        _in_channel_order(data[data["channel"].isin(shown)]),
-    )
-
-
-def rate_figure(summary: Summary) -> Figure:
-    """Bits per episode against effective capacity."""
-    columns = ["agent", "channel", "N", "model", "capacity_best_bits", "capacity_uniform_bits", "capacity_nominal_bits"]
-    rates = [f"{name}{end}" for name in ("bits_per_episode", "rate_vs_capacity") for end in ("", "_lower", "_upper")]
-    data = summary.estimates[[*columns, *rates]]
-    keep = data["agent"].isin(["lora", "tabular_pg"]) & (data["bits_per_episode"] > 0)
-    return Figure(
-        "rate",
-        "Bits per episode against what an episode can tell",
-        "Each point is a channel at one N: across, the effective capacity of an episode (the best single guess); "
-        "up, the bits that the median run absorbs per episode until P(secret) = 0.9, with 95 % interval. On the "
-        "diagonal nothing would be lost. Lines join the N of a channel; open markers are tabular policy gradient on "
-        "the same channel. Where fewer than half of the runs got there, there is no point.",
-        _in_channel_order(data[keep.to_numpy()]),
+        "What one episode of the channel can tell (capacity), what an ideal observer of the same rewards gained per "
+        "episode until it was one bit short of the secret (observed), and what the policy absorbed per episode; "
+        "with 95 % intervals over secrets, arrows where they go on. Exploration loss is what the guesses never asked "
+        "for, absorption loss what the rewards told and the policy did not take up. These are bits of all runs over "
+        "episodes of all runs, those that collapsed or spent their budget included, so they lie below the median "
+        "run's; an episode that could only repeat what others of its update told is exploration loss too.",
+        _tell(summary.ledger.drop(columns="agent", errors="ignore"), _say_ledger),
+        one_N=True,
     )
 
 
 def learning_figure(summary: Summary) -> Figure:
     """Observed and absorbed bits against episodes."""
-    data = summary.learning
-    if not data.empty:
-        data = data.drop(columns="agent", errors="ignore")
     return Figure(
         "learning",
         "Learning curves in bits",
-        "Dashed: what an ideal Bayes observer of the policy's own rewards knows; solid: what the policy absorbed, "
-        "log₂ N + log₂ P(secret). Means over secrets with 95 % bands; a finished run keeps its last value. The area"
-        " between the curves is absorption still to be done; the dotted line is all there is to know, log₂ N. "
-        "Below 0 a policy is surer of a wrong answer; the axes end at −log₂ N.",
-        _in_channel_order(data),
+        "Solid: what the median run absorbed, log₂ N + log₂ P(secret), with the band of the middle half of runs; "
+        "dashed: what an ideal Bayes observer of its rewards knows. A finished run keeps its last value. The dotted "
+        "line is all there is to know, log₂ N; the axis ends at −2 bits, where a policy is sure of a wrong answer.",
+        _tell(summary.learning.drop(columns="agent", errors="ignore"), _say_learning),
+        one_N=True,
     )
+
+
+def episodes_figure(summary: Summary) -> Figure:
+    """E50 of every channel against N."""
+    return Figure(
+        "episodes",
+        "Episodes to memorize",
+        "The median number of episodes until the policy gives the secret probability 1/2 (E50, Kaplan–Meier, with "
+        "95 % interval), at the setting that the other half of the secrets chose. An arrow marks an interval that "
+        "the runs leave open; without a dot, fewer than half of the runs got there, and the line starts at the "
+        "median's lower bound. The gray band is E = N; crosses are published numbers (an MLP, 10 seeds).",
+        _collect_episodes(summary),
+    )
+
+
+def agents_figure(summary: Summary) -> Figure:
+    """E50 of the policy beside agents that share its channel."""
+    data = _collect_episodes(summary)
+    has_agents = bool(len(data)) and not data["agent"].isin(["lora", "published"]).all()
+    return Figure(
+        "agents",
+        "Episodes to memorize, beside agents that need no network",
+        "E50 of the policy (squares, 95 % interval) and of agents that learn from the same rewards, channel by "
+        "channel: the optimal or a greedy one, uniform guessing, and policy gradient on a table of N logits.",
+        data if has_agents else data.head(0),
+    )
+
+
+def _collect_episodes(summary: Summary) -> pd.DataFrame:
+    estimates = [
+        f"{name}{end}" for name in ("e50", "e50_vs_optimal", "e50_vs_tabular_pg") for end in ("", "_lower", "_upper")
+    ]
+    columns = ["agent", "channel", "N", "model", "num_cells", "num_reached", "learning_rates", "reference_agent"]
+    own = summary.estimates[[*columns, *estimates, "most_episodes"]]
+    lower = own["e50_lower"].to_numpy()
+    own = own.assign(e50_at_least=np.where(np.isfinite(lower), lower, own["most_episodes"]))
+    published = published_episodes().assign(agent="published")
+    published = published[published["N"].isin(own["N"]) & published["channel"].isin(own["channel"])]
+    published = published.assign(
+        e50=published["episodes"].where(published["reached"], np.inf), e50_at_least=PUBLISHED_BUDGET
+    )
+    data = pd.concat([own, published.drop(columns=["episodes", "source", "reached"])], ignore_index=True)
+    shown = own.loc[own["agent"] == "lora", "channel"].unique()
+    return _tell(data[data["channel"].isin(shown)].drop(columns="most_episodes"), _say_episodes)
 
 
 def maps_figure(summary: Summary) -> Figure:
@@ -149,68 +154,57 @@ def maps_figure(summary: Summary) -> Figure:
     return Figure(
         "maps",
         "Rank and learning rate",
-        "Median episodes to memorize (E50) at every rank and learning rate, all secrets; dark is fast. A frame marks"
-        " the best learning rate of a rank, × a median that was not reached within the budget. These cells were not"
-        " held out: the maps show the landscape, the other figures report.",
-        _in_channel_order(data[[*columns, "e50_lower", "e50_upper"]] if both else data.head(0)),
+        "Median episodes to memorize (E50) at every rank and learning rate, all secrets. Dark is fast, on a scale of "
+        "each panel's own. A frame marks the best learning rate of a rank, × a median that was not reached within "
+        "the budget. These cells were not held out: the maps show the landscape, the other figures report.",
+        _tell(data[[*columns, "e50_lower", "e50_upper"]] if both else data.head(0), _say_map),
+        one_N=True,
     )
 
 
-def prior_figure(summary: Summary) -> Figure:
-    """The prior check: divergence from uniform and mass on malformed answers."""
-    data = summary.prior.assign(malformed_mass=1.0 - summary.prior["prior_well_formed"])
-    keep = np.isfinite(data["prior_kl_bits"].to_numpy())
-    return Figure(
-        "prior",
-        "Is the prior uniform?",
-        "Before the first update: the divergence of the policy's answers from a uniform secret, in bits, and the "
-        "mass on answers that are no integer in range. Above the dashed lines (0.1 bit, 2 %) log₂ N would be the "
-        "wrong number of bits to learn, and the sweep refuses to run.",
-        data[keep].reset_index(drop=True),
+def _tell(data: pd.DataFrame, say: Any) -> pd.DataFrame:
+    """Rows by channel in the order of figures, each with what its mark says of itself."""
+    if data.empty:
+        return data
+    data = sort_for_readers(data, agents_first=False)
+    return data.assign(
+        said=[f"{channel_label(row['channel'])}, N = {row['N']}: {say(row)}" for row in data.to_dict("records")]
     )
 
 
-def leak_figure(summary: Summary) -> Figure:
-    """The no-leak check: how far mean absorbed stays below mean observed, at the worst update."""
-    data = summary.leak_curve
-    if not data.empty:
-        observed = np.isfinite(data["mean_difference_bits"].to_numpy())
-        last = data.groupby(["channel", "N"])["update"].transform("max")
-        data = data[observed & (_is_spread_out(data["update"]) | (data["update"] == last)).to_numpy()]
-    return Figure(
-        "leak",
-        "Does the secret leak?",
-        "On average over secrets nobody can absorb more than an ideal observer of the same rewards knows. The line "
-        "is the mean of absorbed − observed over all cells at each update, finished cells carried forward, with its"
-        " 99 % half-width over secrets. A band that lies above 0 as a whole would mean that the secret leaks.",
-        _in_channel_order(data),
+def _say_estimate(row: dict[Any, Any], name: str) -> str:
+    return format_estimate(row[name], row[f"{name}_lower"], row[f"{name}_upper"])
+
+
+def _say_rate(row: dict[Any, Any]) -> str:
+    reached = row["bits_per_episode"] > 0
+    found = (
+        _say_estimate(row, "bits_per_episode")
+        if reached
+        else f"less than {format_number(row['bits_per_episode_upper'])}"
     )
+    return f"{found} of {format_number(row['capacity_best_bits'])} bits per episode"
 
 
-def level_range(ledger: pd.DataFrame) -> tuple[float, float]:
-    """Ends of a logarithmic axis of bits per episode that shows every level, but not every interval near 0."""
-    levels = ledger[["capacity_bits", "observed_rate", "absorbed_rate"]].to_numpy(dtype=float)
-    levels = levels[levels > 0]
-    return float(levels.min()) / 3, float(levels.max()) * 2
+def _say_ledger(row: dict[Any, Any]) -> str:
+    absorbed, observed = (_say_estimate(row, f"{name}_rate") for name in ("absorbed", "observed"))
+    return f"absorbed {absorbed}, observed {observed}, capacity {format_number(row['capacity_bits'])} bits per episode"
 
 
-def rate_range(rates: pd.DataFrame) -> tuple[float, float]:
-    """Ends of a logarithmic axis of rates that shows every point, but not every interval near 0."""
-    shown = rates["bits_per_episode"][rates["bits_per_episode"] > 0]
-    return float(shown.min()) / 4, max(float(shown.max()), float(rates["capacity_best_bits"].max())) * 2
+def _say_learning(row: dict[Any, Any]) -> str:
+    low, median, high = (format_number(row[f"absorbed_{name}"]) for name in ("low", "median", "high"))
+    return f"after {row['episodes']:,.0f} episodes {median} bits ({low} to {high})"
 
 
-def lowest_bits(absorbed: pd.Series, N: int) -> float:
-    """Lower end of an axis of absorbed bits: what is needed, down to -log2 N."""
-    return max(min(0.0, float(absorbed.min()) * 1.05), -float(np.log2(N)))
+def _say_episodes(row: dict[Any, Any]) -> str:
+    agent = "published" if row["agent"] == "published" else agent_label(row["agent"])
+    if row["agent"] == "published":
+        return f"published, {format_number(row['e50'])}"
+    text = (
+        f"{agent}, E50 {_say_estimate(row, 'e50')}, {row['num_reached']:.0f} of {row['num_cells']:.0f} runs got there"
+    )
+    return f"{text}, learning rate {row['learning_rates']}" if row["learning_rates"] else text
 
 
-def _is_spread_out(updates: pd.Series, per_octave: int = 4) -> pd.Series:
-    """Whether an update is one of about `per_octave` between each power of two and the next (all up to 8 are)."""
-    step = np.maximum(2 ** np.floor(np.log2(np.maximum(updates, 1))) // per_octave, 1)
-    return updates % step == 0
-
-
-def _in_channel_order(data: pd.DataFrame) -> pd.DataFrame:
-    """Rows by channel in the order of figures, then as they came."""
-    return sort_for_readers(data, agents_first=False)
+def _say_map(row: dict[Any, Any]) -> str:
+    return f"rank {row['lora_rank']:g}, learning rate {row['learning_rate']:g}: E50 {_say_estimate(row, 'e50')}"

@@ -1,12 +1,11 @@
 """findings.md: the same answers as the report, in plain Markdown."""
 
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib import resources
 from pathlib import Path
 
 import jinja2
-import pandas as pd
 
 from memrl.analysis.figure_data import Figure, main_N
 from memrl.analysis.sentences import (
@@ -15,6 +14,7 @@ from memrl.analysis.sentences import (
     compare_with_published,
     describe_leaks,
     describe_ledger,
+    describe_prior,
     describe_scope,
     list_facts,
     list_notices,
@@ -23,26 +23,28 @@ from memrl.analysis.summary import Summary
 from memrl.analysis.tabulation import Table, tabulate, tabulate_scaling
 from memrl.analysis.verdicts import HYPOTHESES
 
-_EPISODE_COLUMNS = (
-    "channel",
-    "N",
-    "num_cells",
-    "num_reached",
-    "e50",
-    "e50_vs_optimal",
-    "e50_vs_tabular_pg",
-    "learning_rates",
-)
-_RATE_COLUMNS = ("channel", "N", "capacity_best_bits", "bits_per_episode", "rate_vs_capacity")
+_TABLES = {
+    "episodes": (
+        "channel",
+        "N",
+        "num_cells",
+        "num_reached",
+        "e50",
+        "e50_vs_optimal",
+        "e50_vs_tabular_pg",
+        "learning_rates",
+    ),
+    "rate": ("channel", "N", "capacity_best_bits", "bits_per_episode", "rate_vs_capacity"),
+}
 
 
 @dataclass(frozen=True)
 class Part:
-    """A section: a figure of this name if it was drawn, a note on how to read it, sentences, and a table."""
+    """A section: the drawing of this stem where there is one, a note on how to read it, sentences, and a table."""
 
-    name: str
     title: str
-    sentences: list[str]
+    drawing: str = ""
+    sentences: list[str] = field(default_factory=list)
     table: Table | None = None
     note: str = ""
 
@@ -71,7 +73,6 @@ def write_findings(
         verdicts=[asdict(verdict) for verdict in summary.verdicts],
         hypotheses=HYPOTHESES,
         parts=_list_parts(summary, figures),
-        drawn=set(figures),
         facts=list_facts(summary),
     )
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -79,37 +80,28 @@ def write_findings(
 
 
 def _list_parts(summary: Summary, figures: dict[str, Figure]) -> list[Part]:
+    def stem(name: str) -> str:
+        if name not in figures:
+            return ""
+        return f"{name}-N{main_N(summary)}" if figures[name].one_N else name
+
     ledger = describe_ledger(summary.ledger, main_N(summary)) if "ledger" in figures else []
     published, scaling = compare_with_published(summary.estimates), tabulate_scaling(summary.scaling)
+    checks = [*describe_leaks(summary.leaks), *describe_prior(summary.prior)]
+    episodes, rates = (_tabulate_lora(figures[name], columns) for name, columns in _TABLES.items())
     parts = [
-        Part("ledger", "Where the bits of an episode go", ledger, note=LEDGER_NOTE),
-        Part(
-            "episodes",
-            "Episodes to memorize",
-            published,
-            _tabulate_lora(figures["episodes"], _EPISODE_COLUMNS),
-        ),
-        Part("rate", "Bits per episode", [], _tabulate_lora(figures["rate"], _RATE_COLUMNS)),
-        Part("scaling", "An exponent or an overhead?", [], scaling, note=SCALING),
-        Part("learning", "Learning curves", []),
-        Part("maps", "Rank and learning rate", []),
-        Part("leak", "Does the secret leak?", describe_leaks(summary.leaks) if "leak" in figures else []),
-        Part("prior", "Is the prior uniform?", _describe_prior(summary.prior)),
+        Part("Bits per episode", stem("rate"), [], rates),
+        Part("Where the bits of an episode go", stem("ledger"), ledger, note=LEDGER_NOTE if ledger else ""),
+        Part("Learning curves", stem("learning")),
+        Part("Episodes to memorize", stem("episodes"), published, episodes),
+        Part("Beside agents that need no network", stem("agents")),
+        Part("An exponent or an overhead?", "", [], scaling, SCALING if scaling else ""),
+        Part("Rank and learning rate", stem("maps")),
+        Part("Checks", "", checks),
     ]
-    return [part for part in parts if part.sentences or part.table or part.name in figures]
+    return [part for part in parts if part.sentences or part.table or part.drawing]
 
 
 def _tabulate_lora(figure: Figure, columns: tuple[str, ...]) -> Table:
-    return tabulate(figure.data[(figure.data["agent"] == "lora").to_numpy()], columns)
-
-
-def _describe_prior(prior: pd.DataFrame) -> list[str]:
-    known = prior[prior["prior_kl_bits"].notna().to_numpy()]
-    if known.empty:
-        return []
-    worst = known.sort_values("prior_kl_bits").iloc[-1]
-    return [
-        f"Over {len(known)} prompts the largest divergence from a uniform prior is {worst['prior_kl_bits']:.2g} bit "
-        f"({worst['env_type']}, N = {worst['N']}); the smallest mass on answers in range is "
-        f"{100 * known['prior_well_formed'].min():.4g} %."
-    ]
+    data = figure.data
+    return tabulate(data[(data["agent"] == "lora").to_numpy()] if "agent" in data else data, columns)

@@ -60,7 +60,7 @@ def list_notices(summary: Summary) -> list[str]:
 
 def describe_leaks(leaks: pd.DataFrame) -> list[str]:
     """The outcome of the no-leak check."""
-    observed = leaks[(leaks["verdict"] != "not observed").to_numpy()]
+    observed = leaks[(leaks["verdict"] != "not observed").to_numpy()] if len(leaks) else leaks
     if observed.empty:
         return ["No cell has an observer, so that nothing can be said."]
     leaking = int((observed["verdict"] == "leak").sum())
@@ -77,6 +77,20 @@ def describe_leaks(leaks: pd.DataFrame) -> list[str]:
             "a few cells could go unseen there."
         )
     return sentences
+
+
+def describe_prior(prior: pd.DataFrame) -> list[str]:
+    """How far the prior is from uniform, where that was measured."""
+    known = prior[prior["prior_kl_bits"].notna().to_numpy()]
+    if known.empty:
+        return []
+    worst = known.sort_values("prior_kl_bits").iloc[-1]
+    return [
+        f"Over {len(known)} prompts the largest divergence from a uniform prior is {worst['prior_kl_bits']:.2g} bit "
+        f"({worst['env_type']}, N = {worst['N']}); the smallest mass on answers in range is "
+        f"{100 * known['prior_well_formed'].min():.4g} %. Above 0.1 bit, or below 98 %, log₂ N would be the wrong "
+        "number of bits to learn."
+    ]
 
 
 def list_facts(summary: Summary) -> list[tuple[str, str]]:

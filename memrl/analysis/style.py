@@ -1,13 +1,10 @@
-"""How channels and agents look in every figure: color, marker and dash, so that any one of the three is enough.
+"""What channels and agents are called in every figure and table, their order, and their colors.
 
-Colors are Okabe and Ito's, which color-blind readers tell apart, without the yellow that paper swallows. Black stands
-for the ink of the page: a dark page turns it light.
+Colors are Okabe and Ito's, which color-blind readers tell apart, without the yellow that paper swallows.
 """
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,74 +19,42 @@ ORANGE, SKY, GREEN, BLUE, VERMILION, PURPLE, GRAY = (
     "#CC79A7",
     "#767676",
 )
-LOSS_COLORS = {"absorbed": BLUE, "absorption_loss": SKY, "exploration_loss": "#DCDCDC"}
-"""Dark, middle and light also in black and white."""
-
-LOSS_LABELS = {
-    "absorbed": "absorbed",
-    "absorption_loss": "absorption loss (observed, not absorbed)",
-    "exploration_loss": "exploration loss (not even observed)",
-}
-
-
-@dataclass(frozen=True)
-class Look:
-    """Color, marker and dash of a series; marker and dash are named for matplotlib and for plotly."""
-
-    color: str
-    marker: str
-    symbol: str
-    dash: str
-    line: str
-
 
 _FAMILIES = {
-    "sft": Look(INK, "o", "circle", "solid", "-"),
-    "per_bit": Look(GREEN, "s", "square", "solid", "-"),
-    "distance": Look(BLUE, "^", "triangle-up", "solid", "-"),
-    "binned_distance": Look(SKY, "D", "diamond", "dash", "--"),
-    "bit_count": Look(PURPLE, "v", "triangle-down", "dashdot", "-."),
-    "binary": Look(VERMILION, "X", "x", "solid", "-"),
-    "custom": Look(ORANGE, "P", "cross", "dot", ":"),
+    "sft": INK,
+    "per_bit": GREEN,
+    "distance": BLUE,
+    "binned_distance": SKY,
+    "bit_count": PURPLE,
+    "binary": VERMILION,
+    "custom": ORANGE,
 }
-"""One look a kind of reward, in the order in which figures list them."""
-
-_VARIANTS = (
-    {"marker": "p", "symbol": "pentagon", "dash": "dot", "line": ":"},
-    {"marker": "h", "symbol": "hexagon", "dash": "longdash", "line": "-"},
-    {"marker": "d", "symbol": "diamond-tall", "dash": "dashdot", "line": "-."},
-    {"marker": "8", "symbol": "octagon", "dash": "dash", "line": "--"},
-)
+"""One color a kind of reward, in the order in which figures list them."""
 
 _AGENTS = {
-    "lora": ("LoRA policy", "solid", "-"),
-    "optimal": ("optimal agent", "dot", ":"),
-    "greedy": ("greedy agent", "dashdot", "-."),
-    "uniform": ("uniform guessing", "dash", "--"),
-    "tabular_pg": ("tabular policy gradient", "longdash", (0, (8, 3))),
+    "lora": ("LoRA policy", []),
+    "optimal": ("optimal agent", [1, 1.5]),
+    "greedy": ("greedy agent", [4, 2, 1, 2]),
+    "uniform": ("uniform guessing", [4, 2]),
+    "tabular_pg": ("tabular policy gradient", [8, 2]),
 }
+"""An agent's name for a reader, and its dash."""
 
 
-def channel_look(channel: str) -> Look:
-    """The look of a channel, by its kind of reward."""
+def channel_color(channel: str) -> str:
+    """The color of a channel, by its kind of reward."""
     return _FAMILIES[channel_family(channel)]
 
 
-def channel_looks(channels: Iterable[str]) -> dict[str, Look]:
-    """Looks of channels that share one figure: those of one kind differ by marker and dash.
+def pick_shades(num: int) -> list[str]:
+    """Shades of blue from light to dark, one for each of an ordered few.
 
-    >>> [look.marker for look in channel_looks(["binned_distance-4-log", "binned_distance-8-log"]).values()]
-    ['D', 'p']
+    >>> pick_shades(2)
+    ['#9ec9e8', '#08407a']
     """
-    looks: dict[str, Look] = {}
-    seen: dict[str, int] = {}
-    for channel in order_channels(channels):
-        family = channel_family(channel)
-        looks[channel] = _FAMILIES[family]
-        if seen.get(family):
-            looks[channel] = replace(_FAMILIES[family], **_VARIANTS[(seen[family] - 1) % len(_VARIANTS)])
-        seen[family] = seen.get(family, 0) + 1
-    return looks
+    light, dark = np.array([0x9E, 0xC9, 0xE8]), np.array([0x08, 0x40, 0x7A])
+    shares = np.linspace(0.0, 1.0, num) if num > 1 else np.ones(1)
+    return ["#" + bytes((light + share * (dark - light)).astype(np.uint8)).hex() for share in shares]
 
 
 def channel_family(channel: str) -> str:
@@ -124,7 +89,7 @@ def sort_for_readers(table: pd.DataFrame, agents_first: bool = True) -> pd.DataF
     place = {channel: i for i, channel in enumerate(order_channels(table["channel"]))}
     keys = [table["channel"].map(place).to_numpy()]
     if agents_first:
-        agents = [*_AGENTS, *sorted(set(table["agent"]) - set(_AGENTS))]
+        agents = ["lora", *order_agents(table["agent"])]
         keys.append(table["agent"].map(agents.index).to_numpy())
     return table.iloc[np.lexsort(keys)].reset_index(drop=True)
 
@@ -145,16 +110,22 @@ def channel_label(channel: str) -> str:
     return f"{words}, multi-step" if environment == "multi_step" else words
 
 
+def order_agents(agents: Iterable[str]) -> list[str]:
+    """Distinct baseline agents in the order of figures; neither trained policies nor published numbers.
+
+    >>> order_agents(["uniform", "lora", "optimal", "published"])
+    ['optimal', 'uniform']
+    """
+    known = list(_AGENTS)
+    rest = set(agents) - {"lora", "published"}
+    return sorted(rest, key=lambda agent: (known.index(agent) if agent in known else len(known), agent))
+
+
 def agent_label(agent: str) -> str:
     """An agent's name for a reader."""
     return _AGENTS[agent][0] if agent in _AGENTS else agent.replace("_", " ")
 
 
-def agent_dash(agent: str) -> str:
-    """An agent's dash in plotly's words."""
-    return _AGENTS[agent][1] if agent in _AGENTS else "dot"
-
-
-def agent_line(agent: str) -> Any:
-    """An agent's dash in matplotlib's words."""
-    return _AGENTS[agent][2] if agent in _AGENTS else ":"
+def agent_dash(agent: str) -> list[float]:
+    """An agent's dash: lengths in points, drawn and left out by turns."""
+    return _AGENTS[agent][1] if agent in _AGENTS else [2, 2]

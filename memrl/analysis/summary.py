@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from memrl.analysis.cells import CELL_COLUMNS, IDENTITY, TUNED, measured_cells, number_groups
-from memrl.analysis.curves import CURVE_COLUMNS, Curves, collect_curves, mean_curves, when_observer_knew
+from memrl.analysis.curves import CURVE_COLUMNS, Curves, collect_curves, quartile_curves, when_observer_knew
 from memrl.analysis.estimate import build_ledger, compare_with_agents, describe_choices, estimate_groups
 from memrl.analysis.leak import judge_leaks, leak_curve
 from memrl.analysis.scaling import estimate_scaling
@@ -51,10 +51,9 @@ class Summary:
         conditions: one row a setting of every agent: estimate_groups.
         maps: one row a (channel, N, model, rank, learning rate) of trained policies: estimate_groups.
         ledger: build_ledger of trained policies at chosen settings.
-        learning: mean_curves of the same.
+        learning: quartile_curves of the same.
         scaling: estimate_scaling of all agents at chosen settings.
-        leak_curve: leak_curve over all trained cells.
-        leaks: judge_leaks of it.
+        leaks: judge_leaks over all trained cells.
         prior: one row an (env_type, N, model): prior_kl_bits and prior_well_formed, the worst of its cells.
         verdicts: on H1 to H5.
         provenance: what made the rows.
@@ -71,7 +70,6 @@ class Summary:
     ledger: pd.DataFrame
     learning: pd.DataFrame
     scaling: pd.DataFrame
-    leak_curve: pd.DataFrame
     leaks: pd.DataFrame
     prior: pd.DataFrame
     verdicts: list[Verdict]
@@ -104,7 +102,6 @@ def summarize_sweep(address: str, num_planned: int | None = None) -> Summary:
     known = when_observer_knew(chosen_curves, chosen_lora["signal_bits"].to_numpy())
     group, keys = number_groups(chosen_lora, IDENTITY)
     estimates = compare_with_agents(estimate_groups(chosen))
-    leaks = leak_curve(curves, lora)
     failed = ["cell_id", "channel", "N", "learning_rate", "lora_rank", "seed", "error"]
     return Summary(
         address=address,
@@ -116,10 +113,9 @@ def summarize_sweep(address: str, num_planned: int | None = None) -> Summary:
         conditions=estimate_groups(cells, (*IDENTITY, *_varying(cells, TUNED))),
         maps=_estimate_maps(lora),
         ledger=build_ledger(chosen_lora, *known),
-        learning=mean_curves(chosen_curves, group, keys),
+        learning=quartile_curves(chosen_curves, group, keys),
         scaling=estimate_scaling(chosen),
-        leak_curve=leaks,
-        leaks=judge_leaks(leaks),
+        leaks=judge_leaks(leak_curve(curves, lora)),
         prior=_worst_priors(lora),
         verdicts=judge_hypotheses(lora, chosen_lora, known),
         provenance=_trace_provenance(trained),

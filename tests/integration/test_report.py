@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pandas as pd
@@ -14,6 +15,8 @@ import pyarrow.compute as pc
 import pytest
 from simulated_sweep import SMALL_GRID, write_sweep
 
+from memrl.analysis.charts import chart_rate
+from memrl.analysis.drawing import PAGE
 from memrl.analysis.figure_data import collect_figures
 from memrl.analysis.page import write_report
 from memrl.analysis.summary import summarize_sweep
@@ -21,7 +24,9 @@ from memrl.report import ReportRequest, find_tables, main
 from memrl.tables.store import TableStore
 
 ROOT = Path(__file__).resolve().parents[2]
-FIGURES = ("ledger", "episodes", "rate", "learning", "maps", "prior", "leak")
+FIGURES = ("rate", "ledger", "learning", "episodes", "agents", "maps")
+ONE_N = ("ledger", "learning", "maps")
+STEMS = [f"{name}{end}" for name in FIGURES for end in (("-N16", "-N64") if name in ONE_N else ("",))]
 
 
 @pytest.fixture(scope="module")
@@ -52,43 +57,61 @@ def run_command(*words, cwd=ROOT):
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, check=False)
 
 
-def test_page_needs_nothing_from_outside(report):
+def test_page_needs_nothing_from_outside_and_links_to_no_file(report):
     _, page = report
-    # figures/ holds the same figures as files; the page shows them without.
     references = re.findall(r'(?:src|href)="([^"#]+)"', page)
-    assert {r for r in references if not r.startswith(("figures/", "data:"))} == set()
+    assert references == ["data:,"]
     assert "@import" not in page
     assert "url(" not in page
 
 
 def test_page_opens_with_the_verdicts_and_then_shows_every_figure(report, summary):
     _, page = report
-    places = [page.index(f'<section id="{name}"') for name in ("verdicts", *FIGURES, "table", "failed", "reproduce")]
+    sections = ["verdicts", *(f"figure-{name}" for name in FIGURES), "table", "failed", "reproduce"]
+    places = [page.index(f'id="{name}"') for name in sections]
     assert places == sorted(places)
     assert re.findall(r'class="outcome (\w+)">', page) == [
         v.outcome for v in summarize_sweep(str(report[0].parent)).verdicts
     ]
-    assert list(read_script(page, "figure-data")) == list(FIGURES)
+    assert re.findall(r'class="drawing" .*?data-stem="(.*?)"', page) == sorted(
+        STEMS, key=lambda stem: (FIGURES.index(stem.partition("-")[0]), "-N16" in stem)
+    )
 
 
-def test_every_figure_is_there_as_png_svg_and_csv(report):
+def test_every_figure_is_there_as_svg_and_pdf_at_two_widths_and_as_png_and_csv(report):
     folder = report[0].parent / "figures"
-    assert {path.name for path in folder.iterdir()} == {f"{n}.{k}" for n in FIGURES for k in ("png", "svg", "csv")}
-    for name in FIGURES:
-        assert (folder / f"{name}.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
-        assert "<svg" in (folder / f"{name}.svg").read_text("utf-8")[:1000]
+    drawn = {f"{stem}{width}.{kind}" for stem in STEMS for width in ("", "-column") for kind in ("svg", "pdf")}
+    assert {path.name for path in folder.iterdir()} == (
+        drawn | {f"{stem}.png" for stem in STEMS} | {f"{name}.csv" for name in FIGURES}
+    )
+    for stem in STEMS:
+        assert (folder / f"{stem}.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+        for width, inches in (("", 6.9), ("-column", 3.3)):
+            svg = (folder / f"{stem}{width}.svg").read_text("utf-8")
+            root = ElementTree.fromstring(svg)
+            assert root.attrib["width"] == f"{inches}in"
+            assert len(list(root.iter("{http://www.w3.org/2000/svg}text"))) > 5
+            pdf = (folder / f"{stem}{width}.pdf").read_bytes()
+            (box,) = re.findall(rb"/MediaBox \[0 0 ([\d.]+) ", pdf)
+            assert float(box) == pytest.approx(72 * inches, abs=0.1)
 
 
-def test_figures_draw_the_computed_numbers(summary, report):
-    _, page = report
-    ledger = collect_figures(summary)["ledger"].data
-    views = read_script(page, "figure-data")["ledger"]
-    assert [view["label"] for view in views] == ["N = 16", "N = 64"]
-    bars = {trace["name"].split(" (")[0]: trace["x"] for trace in views[1]["plots"][0]["traces"]}
-    rows = ledger[ledger["N"] == 64]
-    np.testing.assert_allclose(bars["exploration loss"], rows["share_exploration_loss"], rtol=1e-4)
-    np.testing.assert_allclose(bars["absorption loss"], rows["share_absorption_loss"], rtol=1e-4)
-    np.testing.assert_allclose(np.sum(list(bars.values()), axis=0), 1.0, rtol=1e-3)
+def test_page_file_and_csv_show_the_same_numbers(summary, report):
+    path, page = report
+    rows = collect_figures(summary)["rate"].data
+    for said in rows["said"]:
+        assert f"<title>{said}</title>" in page
+    assert (path.parent / "figures" / "rate.svg").read_text("utf-8") in page
+    written = pd.read_csv(path.parent / "figures" / "rate.csv")
+    np.testing.assert_allclose(written["bits_per_episode"], rows["bits_per_episode"], rtol=1e-5)
+
+
+def test_open_intervals_are_arrows(summary):
+    chart = chart_rate(collect_figures(summary)["rate"].data.assign(bits_per_episode_lower=0.0), PAGE).to_dict()
+    shapes = [layer["mark"].get("shape") for layer in chart["layer"]]
+    assert shapes[1:3] == ["triangle-left", "triangle-right"]
+    (data,) = chart["datasets"].values()
+    assert all(row["opens_below"] and row["start"] > 0 for row in data)
 
 
 def test_table_holds_every_setting(sweep, report):
@@ -110,13 +133,12 @@ def test_half_finished_sweep_says_so_and_failed_cells_are_listed(report):
     assert "<b>loss</b>" not in page
 
 
-def test_published_numbers_and_their_source_stand_in_the_page(report):
-    _, page = report
-    published = read_script(page, "figure-data")["episodes"][0]["plots"]
-    binary = next(plot for plot in published if plot["title"] == "binary")
-    stars = next(trace for trace in binary["traces"] if trace.get("name") == "published")
-    assert (stars["x"], stars["y"]) == ([10, 100, 500], [19, 129, 599])
+def test_published_numbers_stand_beside_those_at_the_same_N(tmp_path):
+    write_sweep(str(tmp_path), **(SMALL_GRID | {"Ns": (10, 100), "processes": ("binary",)}))
+    page = write_report(str(tmp_path), grid="tiny").read_text("utf-8")
+    assert "<title>binary, N = 100: published, 129</title>" in page
     assert "bledden.github.io" in page
+    assert "N = 500: published" not in page
 
 
 def test_page_tells_how_to_reproduce_it(report):
@@ -150,7 +172,7 @@ def test_one_cell_is_enough(sweep, tmp_path):
 def test_no_curves_leave_out_the_figures_that_need_them(sweep, tmp_path):
     shutil.copytree(sweep / "episodes_to_memorize", tmp_path / "episodes_to_memorize")
     page = write_report(str(tmp_path)).read_text("utf-8")
-    assert list(read_script(page, "figure-data")) == ["episodes", "rate", "maps", "prior"]
+    assert re.findall(r'<figure id="figure-(\w+)"', page) == ["rate", "episodes", "agents", "maps"]
 
 
 def test_command_writes_report_and_findings(sweep, summary, tmp_path, monkeypatch, capsys):
@@ -228,7 +250,7 @@ def test_help_and_bad_input_import_nothing_heavy():
         "import sys; from memrl.report import main\n"
         "try: main(sys.argv[1:])\n"
         "except SystemExit as end: print(end.code)\n"
-        "print([m for m in ('numpy', 'pandas', 'pyarrow', 'plotly', 'matplotlib', 'torch', 'ray') if m in sys.modules])"
+        "print([m for m in ('numpy', 'pandas', 'pyarrow', 'altair', 'vl_convert', 'torch', 'ray') if m in sys.modules])"
     )
     for words, code in ((["--help"], "0"), (["grid="], "2")):
         done = subprocess.run(

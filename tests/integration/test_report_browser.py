@@ -1,4 +1,4 @@
-"""The report in a browser: drawn whole, without an error, filtered and sorted, and not too wide for a phone."""
+"""The report in a browser and on paper: drawn whole, without an error, by keyboard, and not too wide for a phone."""
 
 import shutil
 
@@ -18,7 +18,8 @@ QUIET = (
     "--disable-component-update",
     "--disable-sync",
 )
-PLOTS = {"ledger": 2, "episodes": 4, "rate": 1, "learning": 4, "maps": 4, "prior": 2, "leak": 4}
+FIGURES = ("rate", "ledger", "learning", "episodes", "agents", "maps")
+MOST_TAB_STOPS = 40
 PATIENCE_MS = 120_000
 
 
@@ -41,7 +42,7 @@ def browser():
 
 @pytest.fixture
 def open_page(browser, address):
-    """Opens the report, waits until it is drawn, and fails on anything that the console or the network complains of."""
+    """Opens the report, and fails on anything that the console or the network complains of."""
     complaints, pages = [], []
 
     def open_report(**options):
@@ -53,7 +54,6 @@ def open_page(browser, address):
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on("request", lambda request: complaints.append(request.url) if request.url.startswith("http") else None)
         page.goto(address)
-        page.wait_for_function("document.documentElement.dataset.drawn", timeout=PATIENCE_MS)
         pages.append(page)
         return page
 
@@ -63,51 +63,84 @@ def open_page(browser, address):
     assert complaints == []
 
 
-def count_drawn(page, name):
-    """Plots of a figure that plotly has drawn, with something in them."""
-    marks = "path.js-line, .bars path, .points path, .hm image"
+def shown_drawings(page):
+    """Stem and width of every drawing that takes room on the page, and how far it reaches to the right."""
     return page.eval_on_selector_all(
-        f"figure[data-figure={name}] .plot", f"plots => plots.filter(p => p.querySelector('{marks}')).length"
+        ".drawing > div",
+        "all => all.filter(e => e.checkVisibility())"
+        ".map(e => [e.parentElement.dataset.stem, e.className, e.querySelector('svg').getBoundingClientRect().right])",
     )
 
 
-def find_cut_off(page):
-    """Titles of plots that are drawn wider than their place on the page."""
-    return page.eval_on_selector_all(
-        ".plot",
-        "plots => plots.filter(p => p.querySelector('.main-svg').getBoundingClientRect().width > p.clientWidth + 1)"
-        ".map(p => p.getAttribute('aria-label'))",
-    )
-
-
-def test_every_figure_is_drawn(open_page):
-    page = open_page()
-    assert {name: count_drawn(page, name) for name in PLOTS} == PLOTS
-    assert find_cut_off(page) == []
-
-
-@pytest.mark.parametrize("options", [{"viewport": {"width": 400, "height": 800}}, {"color_scheme": "dark"}])
-def test_narrow_and_dark_pages_draw_too_and_do_not_overflow(open_page, options):
+@pytest.mark.parametrize(
+    ("options", "width"),
+    [
+        ({"viewport": {"width": 400, "height": 800}}, "column"),
+        ({"viewport": {"width": 800, "height": 800}}, "page"),
+        ({"viewport": {"width": 1400, "height": 800}}, "page"),
+        ({"color_scheme": "dark"}, "page"),
+        ({"forced_colors": "active"}, "page"),
+    ],
+)
+def test_every_figure_is_shown_whole_in_one_width(open_page, options, width):
     page = open_page(**options)
-    assert sum(count_drawn(page, name) for name in PLOTS) == sum(PLOTS.values())
-    width, window = page.evaluate("[document.documentElement.scrollWidth, window.innerWidth]")
-    assert width <= window
-    inside = "plots => plots.every(p => p.getBoundingClientRect().right <= window.innerWidth)"
-    assert page.eval_on_selector_all(".plot", inside)
-    assert find_cut_off(page) == []
+    shown = shown_drawings(page)
+    assert [stem for stem, _, _ in shown] == ["rate", "ledger-N64", "learning-N64", "episodes"]
+    assert {name for _, name, _ in shown} == {width}
+    full, window = page.evaluate("[document.documentElement.scrollWidth, window.innerWidth]")
+    assert full <= window
+    assert all(right <= window for _, _, right in shown)
+    page.eval_on_selector_all("details", "all => all.forEach(e => { e.open = true; })")
+    assert {stem.partition("-")[0] for stem, _, _ in shown_drawings(page)} == set(FIGURES)
+    assert page.evaluate("document.documentElement.scrollWidth") <= window
 
 
-def test_another_N_is_one_choice_away_by_keyboard(open_page):
+def test_paper_keeps_every_channel_in_light_colors(open_page):
+    page = open_page(color_scheme="dark")
+    page.emulate_media(media="print", color_scheme="dark")
+    assert {name for _, name, _ in shown_drawings(page)} == {"page"}
+    assert page.evaluate("getComputedStyle(document.body).color") == "rgb(17, 17, 17)"
+    assert page.eval_on_selector(".drawing svg", "svg => getComputedStyle(svg).filter") == "none"
+    page.set_viewport_size({"width": 680, "height": 900})  # A4 less its margins
+    for stem in ("rate", "ledger-N64"):
+        texts = page.eval_on_selector_all(
+            f".drawing[data-stem={stem}] .page svg text",
+            "all => all.map(e => [e.textContent, e.getBoundingClientRect().left, e.getBoundingClientRect().right])",
+        )
+        assert {"SFT", "per bit", "distance, 8 log bins", "binary"} <= {text for text, _, _ in texts}
+        assert all(left >= 0 and right <= 680 for _, left, right in texts)
+
+
+def test_a_reader_with_a_keyboard_gets_through(open_page):
     page = open_page()
-    choice = page.get_by_label("Learning curves in bits: which N")
-    assert choice.locator("option:checked").inner_text() == "N = 64"
-    top = "figure[data-figure=learning] .plot"
-    before = page.eval_on_selector(top, "plot => plot.layout.yaxis.range[1]")
-    choice.focus()
-    page.keyboard.press("ArrowUp")
-    page.wait_for_function(f"document.querySelector('{top}')?.layout?.yaxis?.range[1] < {before}", timeout=PATIENCE_MS)
-    assert choice.locator("option:checked").inner_text() == "N = 16"
-    assert page.eval_on_selector(top, "plot => plot.layout.yaxis.range[1]") == pytest.approx(4 * 1.08)
+    stops = []
+    while len(stops) <= MOST_TAB_STOPS:
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement === document.body"):
+            break
+        stops.append(page.evaluate("document.activeElement.textContent.trim()"))
+    assert stops[0] == "Skip to the verdicts"
+    assert len(stops) <= MOST_TAB_STOPS
+    page.locator("summary", has_text="Every setting").focus()
+    page.keyboard.press("Enter")
+    assert page.locator("#filter-text").is_visible()
+
+
+def test_a_link_opens_what_is_folded(open_page):
+    page = open_page()
+    assert not page.locator("#settings").is_visible()
+    page.evaluate("location.hash = '#settings'")
+    page.locator("#settings").wait_for(state="visible")
+
+
+def test_marks_tell_their_numbers_and_drawings_can_be_saved(open_page):
+    page = open_page()
+    titles = page.eval_on_selector_all(".drawing[data-stem=rate] .page title", "all => all.map(e => e.textContent)")
+    assert any(title.startswith("binary, N = 64: ") for title in titles)
+    page.locator("#rate summary", has_text="Numbers and files").click()
+    with page.expect_download() as started:
+        page.get_by_role("button", name="rate.svg").click()
+    assert started.value.suggested_filename == "rate.svg"
 
 
 def table_column(page, index):
@@ -116,6 +149,7 @@ def table_column(page, index):
 
 def test_filter_sort_and_paging_of_the_table(open_page):
     page = open_page()
+    page.locator("summary", has_text="Every setting").click()
     heads = [text.rstrip(" ↕↑↓") for text in page.locator("#settings thead th").all_inner_texts()]
     status = page.locator("#settings-status")
     total = int(status.inner_text().split(" of ")[1].split()[0])
@@ -123,6 +157,9 @@ def test_filter_sort_and_paging_of_the_table(open_page):
     page.locator("#settings-more").click()
     assert page.locator("#settings tbody tr").count() == total
 
+    for words, column, expected in (("binary 16", "N", {"16"}), ("lr 0.01", "learning rate", {"0.01"})):
+        page.locator("#filter-text").fill(words)
+        assert set(table_column(page, heads.index(column))) == expected
     page.locator("#filter-text").fill("binary lora")
     assert set(table_column(page, heads.index("channel"))) == {"binary"}
     assert set(table_column(page, heads.index("agent"))) == {"LoRA policy"}
@@ -150,8 +187,7 @@ def test_every_control_has_a_name_and_every_figure_words(open_page):
         "all => all.filter(e => !(e.labels?.length || e.getAttribute('aria-label') || e.textContent.trim())).length"
     )
     assert page.eval_on_selector_all("select, input, button", nameless) == 0
-    assert page.eval_on_selector_all(".plot", "plots => plots.every(p => p.getAttribute('aria-label').length > 10)")
+    words = "all => all.every(e => e.getAttribute('role') === 'img' && e.getAttribute('aria-label').length > 100)"
+    assert page.eval_on_selector_all(".drawing", words)
     assert page.locator("h1").count() == 1
-    assert page.locator("figcaption").count() == len(PLOTS)
-    page.keyboard.press("Tab")
-    assert page.evaluate("document.activeElement.textContent") == "Skip to the verdicts"
+    assert page.locator("figcaption").count() == len(FIGURES)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memrl.analysis.curves import carry_forward_sums, collect_curves, mean_curves, when_observer_knew
+from memrl.analysis.curves import carry_forward_sums, collect_curves, quartile_curves, when_observer_knew
 
 
 def build_table(cells):
@@ -62,20 +62,40 @@ def test_observer_knows_when_it_is_one_bit_short():
     assert (episodes[0], bits[0]) == (32.0, 6.0)
 
 
-def test_mean_carries_finished_cells_forward():
-    curves = collect_curves(build_table(TWO_CELLS), pd.DataFrame({"cell_id": ["a", "b"]}))
-    mean = mean_curves(curves, np.zeros(2, dtype=int), pd.DataFrame({"channel": ["binary"], "N": [64]}))
-    assert mean["episodes"].tolist() == [0, 8, 16, 24, 32]
-    assert mean["observed_bits"].tolist() == [0.0, 2.0, 4.0, 5.5, 6.0]
-    np.testing.assert_allclose(mean["absorbed_bits"], [-0.05, 0.5, 3.0, 3.1, 5.6])
-    assert mean["absorbed_half_width"].iloc[2] == pytest.approx(1.96 * np.std([0.5, 5.5], ddof=1) / np.sqrt(2))
+def test_quartiles_carry_finished_cells_forward():
+    steps = {f"{i}": [(0, 0, 0.0, 0.0), (1, 8, 6.0, float(i))] for i in range(4)}
+    later = {"4": [(0, 0, 0.0, 0.0), (1, 8, 1.0, -40.0), (2, 16, 2.0, 5.0)]}
+    curves = collect_curves(build_table(steps | later), pd.DataFrame({"cell_id": list("01234")}))
+    found = quartile_curves(curves, np.zeros(5, dtype=int), pd.DataFrame({"channel": ["binary"], "N": [64]}))
+    assert found["episodes"].tolist() == [0, 8, 16]
+    assert found["observed_median"].tolist() == [0.0, 6.0, 6.0]
+    # One run that collapsed moves a mean by 8 bits, and the median by one place.
+    assert found["absorbed_median"].tolist() == [0.0, 1.0, 2.0]
+    assert found["absorbed_low"].tolist() == [0.0, 0.0, 1.0]
+    assert found["absorbed_high"].tolist() == [0.0, 2.0, 3.0]
+    assert set(found["num_secrets"]) == {5}
+
+
+@given(st.integers(0, 1000))
+def test_quartiles_equal_a_loop_over_cells(seed):
+    stream = np.random.default_rng(seed)
+    cells = {}
+    for name in "abcdefg":
+        updates = np.concatenate([[0], np.sort(stream.choice(np.arange(1, 9), size=3, replace=False))])
+        cells[name] = [(int(u), int(8 * u), *stream.normal(size=2)) for u in updates]
+    curves = collect_curves(build_table(cells), pd.DataFrame({"cell_id": list(cells)}))
+    found = quartile_curves(curves, np.zeros(7, dtype=int), pd.DataFrame({"channel": ["binary"]}))
+    for row in found.to_dict("records"):
+        last = [[step for step in steps if step[1] <= row["episodes"]][-1] for steps in cells.values()]
+        assert row["absorbed_median"] == np.sort([step[3] for step in last])[3]
+        assert row["observed_median"] == np.sort([step[2] for step in last])[3]
 
 
 def test_long_curves_are_thinned_to_their_points_and_keep_their_ends():
     steps = [(u, u, min(u / 100, 6.0), 0.0) for u in range(2000)]
     curves = collect_curves(build_table({"a": steps}), pd.DataFrame({"cell_id": ["a"]}))
-    mean = mean_curves(curves, np.zeros(1, dtype=int), pd.DataFrame({"channel": ["binary"]}), num_points=40)
-    assert len(mean) <= 41
-    assert mean["episodes"].iloc[0] == 0
-    assert mean["episodes"].iloc[-1] == 1999
-    np.testing.assert_allclose(mean["observed_bits"], np.minimum(mean["episodes"] / 100, 6.0))
+    found = quartile_curves(curves, np.zeros(1, dtype=int), pd.DataFrame({"channel": ["binary"]}), num_points=40)
+    assert len(found) <= 41
+    assert found["episodes"].iloc[0] == 0
+    assert found["episodes"].iloc[-1] == 1999
+    np.testing.assert_allclose(found["observed_median"], np.minimum(found["episodes"] / 100, 6.0))

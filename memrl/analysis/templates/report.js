@@ -1,109 +1,60 @@
 "use strict";
 
-const INK = "#111111";
 const PAGE_ROWS = 50;
-const figures = JSON.parse(document.getElementById("figure-data").textContent);
 
-function color(name) {
-  return getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+function save(name, type, text) {
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(new Blob([text], { type }));
+  link.download = name;
+  link.click();
+  URL.revokeObjectURL(link.href);
 }
 
-/* What all plots share. Plots are drawn in ink on paper; a dark page turns both around, bands in ink included. */
-function completeLayout(layout, height) {
-  const axis = {
-    automargin: true, gridcolor: color("--grid"), linecolor: color("--soft"), zeroline: false, showline: true,
-    ticks: "outside", tickcolor: color("--soft"), exponentformat: "none", separatethousands: true,
-  };
-  const styled = {
-    height,
-    margin: { l: 48, r: 18, t: 10, b: layout.showlegend ? 84 : 42 },
-    paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
-    font: { family: color("--sans"), size: 12, color: color("--ink") },
-    hovermode: "closest", hoverlabel: { align: "left", bgcolor: color("--panel"), font: { color: color("--ink") } },
-    dragmode: matchMedia("(pointer: coarse)").matches ? false : "zoom",
-    ...layout,
-  };
-  for (const name of ["xaxis", "yaxis"]) {
-    styled[name] = { ...axis, ...layout[name], title: { standoff: 8, ...(layout[name] || {}).title } };
-  }
-  return styled;
-}
-
-function inInk(value) {
-  const ink = color("--ink"), channels = (hex) => [1, 3, 5].map((i) => parseInt(hex.slice(i, i + 2), 16)).join(",");
-  return JSON.parse(JSON.stringify(value).replaceAll(INK, ink).replaceAll(`rgba(${channels(INK)},`, `rgba(${channels(ink)},`));
-}
-
-async function drawFigure(figure, index) {
-  const name = figure.dataset.figure, turn = (figure.turn = (figure.turn || 0) + 1), panels = figure.querySelector(".panels");
-  panels.querySelectorAll(".plot").forEach((plot) => Plotly.purge(plot));
-  panels.replaceChildren();
-  panels.classList.toggle("wide", figures[name][index].plots[0].is_wide);
-  // All panels stand before the first plot is drawn: a plot takes the width that its panel has then.
-  const plots = figures[name][index].plots.map((spec) => {
-    const panel = document.createElement("div"), plot = document.createElement("div");
-    panel.className = "panel";
-    if (spec.title) {
-      const heading = document.createElement("h3");
-      heading.textContent = spec.title;
-      panel.append(heading);
-    }
-    plot.className = "plot";
-    plot.setAttribute("role", "img");
-    plot.setAttribute("aria-label", [figure.dataset.title, spec.title, figures[name][index].label].filter(Boolean).join(", "));
-    plot.style.height = `${spec.height}px`;
-    panel.append(plot);
-    panels.append(panel);
-    return [plot, spec];
-  });
-  for (const [plot, spec] of plots) {
-    if (figure.turn !== turn) return; // the reader chose again meanwhile
-    await Plotly.newPlot(plot, inInk(spec.traces), completeLayout(inInk(spec.layout), spec.height), {
-      // Where nothing can hover, plotly would show its buttons all the time, on top of the plot.
-      displayModeBar: matchMedia("(hover: hover)").matches ? "hover" : false,
-      responsive: true, displaylogo: false, modeBarButtonsToRemove: ["lasso2d", "select2d", "autoScale2d"],
-    });
-    await new Promise((resume) => setTimeout(resume, 0));
+/* The drawings of the page are whole SVG files: what is saved is what is shown. */
+function setUpSaving() {
+  for (const button of document.querySelectorAll("button[data-save]")) {
+    const drawing = document.querySelector(`.drawing[data-stem="${button.dataset.save}"] .page svg`);
+    button.addEventListener("click", () => save(`${button.dataset.save}.svg`, "image/svg+xml", drawing.outerHTML));
+    button.parentElement.hidden = false;
   }
 }
 
-async function drawAll() {
-  const shown = document.querySelectorAll("figure[data-figure]");
-  for (const figure of shown) {
-    const choice = figure.querySelector("select");
-    const index = () => (choice ? Number(choice.value) : 0);
-    await drawFigure(figure, index());
-    if (choice) choice.onchange = () => drawFigure(figure, index());
+/* A link to something that is folded opens it. */
+function unfold() {
+  const target = location.hash && document.getElementById(location.hash.slice(1));
+  for (let place = target; place; place = place.parentElement) {
+    if (place.tagName === "DETAILS") place.open = true;
   }
-  document.documentElement.dataset.drawn = shown.length;
-}
-
-async function loadPlotly() {
-  const bytes = Uint8Array.from(atob(document.getElementById("plotly").textContent), (c) => c.charCodeAt(0));
-  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
-  const script = document.createElement("script");
-  script.textContent = await new Response(stream).text();
-  document.head.append(script);
+  if (target) target.scrollIntoView();
 }
 
 /* The table of settings: filter, sort, and as many rows as were asked for. */
 function setUpTable() {
   const table = document.getElementById("settings");
-  if (!table) return;
   const { columns, rows } = JSON.parse(document.getElementById("settings-data").textContent);
   const words = document.getElementById("filter-text"), status = document.getElementById("settings-status");
   const choices = [...document.querySelectorAll("select[data-column]")], more = document.getElementById("settings-more");
-  const body = table.tBodies[0], texts = rows.map((row) => row.map((cell) => cell[0]).join(" ").toLowerCase());
+  const body = table.tBodies[0], heads = [...table.querySelectorAll("th")].map((head) => head.textContent);
+  const split = (text) => text.toLowerCase().split(/[\s,]+/).filter(Boolean);
+  /* Words are looked for in what was set, not in what was measured. */
+  const set = (row) => rows[row].slice(0, heads.indexOf("runs")).map((cell) => cell[0]);
+  const named = split(`${heads.join(" ")} lr`), found = rows.map((_, row) => new Set(set(row).flatMap(split)));
   let order = rows.map((_, i) => i), limit = PAGE_ROWS;
 
   const sortKey = (row, column) => rows[row][column].at(-1);
+  /* A number means itself, a word its beginning, and the name of a column nothing. */
+  const holds = (row, word) => {
+    if (named.includes(word)) return true;
+    if (!isNaN(word)) return set(row).some((text) => text !== "" && Number(text) === Number(word)) || found[row].has(word);
+    return [...found[row]].some((other) => other.startsWith(word));
+  };
   const isShown = (row) =>
-    words.value.toLowerCase().split(/\s+/).every((word) => texts[row].includes(word)) &&
+    split(words.value).every((word) => holds(row, word)) &&
     choices.every((c) => c.value === "" || String(rows[row][c.dataset.column][0]) === c.value);
 
   function show() {
-    const found = order.filter(isShown);
-    body.replaceChildren(...found.slice(0, limit).map((row) => {
+    const shown = order.filter(isShown);
+    body.replaceChildren(...shown.slice(0, limit).map((row) => {
       const line = document.createElement("tr");
       rows[row].forEach((cell, i) => {
         const field = line.insertCell();
@@ -112,8 +63,8 @@ function setUpTable() {
       });
       return line;
     }));
-    status.textContent = `${Math.min(limit, found.length)} of ${found.length} settings shown, ${rows.length} in all`;
-    more.hidden = found.length <= limit;
+    status.textContent = `${Math.min(limit, shown.length)} of ${shown.length} settings shown, ${rows.length} in all`;
+    more.hidden = shown.length <= limit;
   }
 
   table.querySelectorAll("th button").forEach((button, column) => {
@@ -134,10 +85,14 @@ function setUpTable() {
   words.addEventListener("input", restart);
   choices.forEach((choice) => choice.addEventListener("change", restart));
   more.addEventListener("click", () => { limit += 4 * PAGE_ROWS; show(); });
+  document.getElementById("settings-csv").addEventListener("click", () => {
+    const line = (cells) => cells.map((text) => `"${String(text).replaceAll('"', '""')}"`).join(",");
+    save("settings.csv", "text/csv", [heads, ...order.filter(isShown).map((row) => rows[row].map((cell) => cell[0]))].map(line).join("\n"));
+  });
   show();
 }
 
+setUpSaving();
 setUpTable();
-loadPlotly().then(drawAll).then(() => {
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);
-});
+addEventListener("hashchange", unfold);
+unfold();

@@ -1,0 +1,276 @@
+"""The report's charts, one function each: the rows of a figure as an Altair chart, laid out in points."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import altair as alt
+import numpy as np
+import pandas as pd
+
+from memrl.analysis.chart_parts import (
+    LETTER,
+    LogAxis,
+    beside_rows,
+    bound_interval,
+    draw_spans,
+    list_sizes,
+    log_ends,
+    name_rows,
+    place_names,
+    row_axis,
+    shade_by_N,
+)
+from memrl.analysis.drawing import GRID, INK, PAGE, SOFT, WIDTHS, Drawer, Width, render_svg, save_drawing, save_png
+from memrl.analysis.figure_data import Figure
+from memrl.analysis.style import (
+    BLUE,
+    GRAY,
+    SKY,
+    VERMILION,
+    agent_dash,
+    agent_label,
+    channel_color,
+    channel_label,
+    order_agents,
+    order_channels,
+)
+from memrl.analysis.wording import format_number
+
+LOWEST_BITS = -2.0
+"""Lower end of the axis of absorbed bits: below it a policy is sure of a wrong answer, and how sure says little."""
+
+_LOSSES = {"absorption loss: observed, not absorbed": SKY, "exploration loss: not observed": "#DCDCDC"}
+_LEVELS = {"capacity_bits": "capacity", "observed_rate": "observed", "absorbed_rate": "absorbed"}
+
+
+def chart_rate(data: pd.DataFrame, width: Width) -> alt.TopLevelMixin:
+    """Bits per episode of the median run as dots, one row per channel, N by shade, the capacity as a tick."""
+    ends = log_ends(data, ["bits_per_episode", "bits_per_episode_upper", "capacity_best_bits"])
+    data, rows, N = bound_interval(data, "bits_per_episode", ends), name_rows(data), list_sizes(data)
+    base = alt.Chart(data.assign(row=data["channel"].map(channel_label))).encode(
+        y=row_axis(rows), yOffset=alt.YOffset("N:O", sort=N), color=shade_by_N(N), description="said:N"
+    )
+    x = LogAxis("X", "bits per episode: ● absorbed by the median run, | capacity", ends)
+    dots = base.transform_filter("datum.bits_per_episode > 0").mark_circle(size=24, opacity=1)
+    capacity = base.mark_tick(thickness=1.4, size=6, opacity=1).encode(x=x.of("capacity_best_bits"))
+    layers = alt.layer(*draw_spans(base, x), capacity, dots.encode(x=x.of("bits_per_episode")))
+    return layers.properties(width=beside_rows(rows, width), height=alt.Step(max(5.5, 14.0 / len(N))))
+
+
+def chart_ledger(data: pd.DataFrame, width: Width) -> alt.TopLevelMixin:
+    """Absorbed, observed and capacity on one axis, the two losses as bars between them, the numbers at the right."""
+    data = data.sort_values("absorbed_rate", ascending=False)
+    rows = name_rows(data)
+    ends = log_ends(data, list(_LEVELS))
+    data = data.assign(row=data["channel"].map(channel_label), floor=data["absorbed_rate"].clip(lower=ends[0]))
+    x = LogAxis("X", "bits per episode over all runs: ■ absorbed, ○ observed, | capacity", ends)
+    base = alt.Chart(data).encode(y=row_axis(rows), description="said:N")
+    colors = alt.Scale(domain=list(_LOSSES), range=list(_LOSSES.values()))
+    legend = alt.Legend(
+        title=None,
+        symbolType="square",
+        symbolStrokeWidth=0,
+        direction="horizontal" if width.num_columns > 2 else "vertical",
+    )
+    bars = [
+        base.transform_filter(f"datum.{end} > datum.{start}")
+        .transform_calculate(part=f"'{part}'")
+        .mark_bar(height=7)
+        .encode(x=x.of(start), x2=f"{end}:Q", color=alt.Color("part:N", scale=colors, legend=legend))
+        for part, start, end in zip(
+            _LOSSES, ("floor", "observed_rate"), ("observed_rate", "capacity_bits"), strict=True
+        )
+    ]
+    spans = []
+    for name in ("observed_rate", "absorbed_rate"):
+        bounded = alt.Chart(bound_interval(data, name, ends)).encode(y=row_axis(rows), color=alt.value(INK))
+        spans += draw_spans(bounded, x, thickness=0.5)
+    marks = [
+        base.mark_tick(thickness=1.4, size=9, color=INK, opacity=1).encode(x=x.of("capacity_bits")),
+        base.mark_point(size=20, fill="white", stroke=BLUE, strokeWidth=1, opacity=1).encode(x=x.of("observed_rate")),
+        base.transform_filter(f"datum.absorbed_rate > {ends[0]}")
+        .mark_square(size=22, color=BLUE, opacity=1)
+        .encode(x=x.of("absorbed_rate")),
+    ]
+    numbers = list(_LEVELS)[::-1] if width.num_columns > 2 else []
+    plot = beside_rows(rows, width) - 34 * len(numbers)
+    heads = [
+        alt.Chart(pd.DataFrame([{"text": _LEVELS[name]}]))
+        .mark_text(align="right", fontWeight="bold")
+        .encode(x=alt.value(plot + 34 * place), y=alt.value(-5), text="text:N")
+        for place, name in enumerate(numbers, 1)
+    ]
+    texts = [
+        alt.Chart(data.assign(text=data[name].map(format_number)))
+        .mark_text(align="right")
+        .encode(x=alt.value(plot + 34 * place), y=row_axis(rows), text="text:N")
+        for place, name in enumerate(numbers, 1)
+    ]
+    return alt.layer(*bars, *spans, *marks, *heads, *texts).properties(width=plot, height=alt.Step(13))
+
+
+def chart_episodes(data: pd.DataFrame, width: Width) -> alt.TopLevelMixin:
+    """E50 against N on two logarithmic axes, every channel a line with its name at the end."""
+    own = data[(data["agent"] == "lora").to_numpy()]
+    channels, N = order_channels(own["channel"]), list_sizes(own)
+    data = data[data["N"].isin(N).to_numpy()].assign(
+        at=data["e50"].where(np.isfinite(data["e50"]), data["e50_at_least"]),
+        color=data["channel"].map(channel_color),
+        dodged=data["N"] * 1.018 ** (data["channel"].map(channels.index) - (len(channels) - 1) / 2),
+    )
+    ends = log_ends(data, ["at", "e50_upper"], shrink=0.7)
+    own = bound_interval(data[(data["agent"] == "lora").to_numpy()], "e50", ends, "at")
+    plot = width.points - 26 - LETTER * (max(map(len, map(channel_label, channels))) + 3)
+    height = 0.62 * width.points if width.num_columns < 4 else 0.5 * width.points
+    x = LogAxis("X", "N", (min(N) / 1.25, max(N) * 1.12), N)
+    y = LogAxis("Y", "episodes to memorize, E50", ends)
+    color = alt.Color("color:N", scale=None)
+    base = alt.Chart(own).encode(x=x.of("dodged"), color=color, description="said:N")
+    lines = alt.Chart(own[np.isfinite(own["e50"])]).mark_line(strokeWidth=0.9)
+    names = place_names(own, channels, ends, height)
+    layers = [
+        alt.Chart(pd.DataFrame({"N": [min(N), max(N)]}))
+        .mark_line(color=GRID, strokeWidth=3)
+        .encode(x.of("N"), y.of("N")),
+        lines.encode(x=x.of("dodged"), y=y.of("at"), color=color, detail="channel:N"),
+        *draw_spans(base, y, thickness=0.7),
+        base.transform_filter("isFinite(datum.e50)").mark_circle(size=20, opacity=1).encode(y=y.of("at")),
+        alt.Chart(data[(data["agent"] == "published").to_numpy()])
+        .mark_point(shape="cross", size=26, strokeWidth=1, opacity=1)
+        .encode(x=x.of("dodged"), y=y.of("at"), color=color, description="said:N"),
+        alt.Chart(names)
+        .mark_rule(strokeWidth=0.4)
+        .encode(x=alt.value(plot + 1), x2=alt.value(plot + 9), y=y.of("last"), y2="place:Q", color=color),
+        alt.Chart(names).mark_text(align="left").encode(x=alt.value(plot + 11), y=y.of("place"), text="name:N"),
+    ]
+    return alt.layer(*layers).properties(width=plot, height=height)
+
+
+def chart_agents(data: pd.DataFrame, width: Width) -> alt.TopLevelMixin:
+    """E50 against N, one panel per channel, beside the agents that share its channel."""
+    own = (data["agent"] == "lora").to_numpy()
+    N, agents = list_sizes(data[own]), order_agents(data["agent"])
+    data = data[data["agent"].isin(["lora", *agents]).to_numpy() & data["N"].isin(N).to_numpy()]
+    data = data.assign(at=data["e50"].where(np.isfinite(data["e50"]), data["e50_at_least"]))
+    data = data[(data["at"] > 0).to_numpy()].assign(who=data["agent"].map(agent_label))
+    ends = log_ends(data, ["at"], shrink=0.7)
+    x, y = LogAxis("X", "N", (min(N) / 1.2, max(N) * 1.2), N), LogAxis("Y", "E50", ends)
+    dashes = alt.Scale(domain=[*map(agent_label, agents)], range=[agent_dash(agent) for agent in agents])
+    legend = alt.Legend(title="■ LoRA policy, and in gray:", symbolSize=120, columns=2 * width.num_columns - 3)
+    base = alt.Chart().encode(x=x.of("N"), description="said:N")
+    policy = base.transform_filter("datum.agent == 'lora'").encode(color=alt.value(INK))
+    layers = [
+        base.transform_filter("datum.agent != 'lora'")
+        .mark_line(strokeWidth=1, color=GRAY)
+        .encode(y=y.of("at"), strokeDash=alt.StrokeDash("who:N", scale=dashes, legend=legend)),
+        *draw_spans(policy, y, thickness=0.7),
+        policy.mark_square(size=20, opacity=1).encode(y=y.of("at")),
+    ]
+    return _arrange_panels(layers, bound_interval(data, "e50", ends, "at"), width, 0.85)
+
+
+def chart_learning(data: pd.DataFrame, width: Width) -> alt.TopLevelMixin:
+    """Absorbed bits against episodes, median and quartiles of runs, one panel per channel, and what was observed."""
+    data = data[(data["episodes"] > 0).to_numpy()]
+    bits = float(np.log2(data["N"].iloc[0]))
+    x = LogAxis("X", "episodes", (float(data["episodes"].min()), float(data["episodes"].max())))
+    scale = alt.Scale(domain=[LOWEST_BITS, bits * 1.04], nice=False, clamp=True)
+    axis = alt.Axis(title="bits", values=list(range(int(LOWEST_BITS), int(bits) + 1, 2)))
+    base = alt.Chart().encode(x=x.of("episodes"))
+    observed, absorbed, low = (
+        alt.Y(f"{name}:Q", scale=scale, axis=axis) for name in ("observed_median", "absorbed_median", "absorbed_low")
+    )
+    steps: dict[str, Any] = {"interpolate": "step-after"}
+    layers = [
+        alt.Chart()
+        .mark_rule(color=SOFT, strokeWidth=0.6, strokeDash=[1, 2])
+        .encode(y=alt.Y(datum=bits, scale=scale, axis=axis)),
+        base.mark_area(color=SKY, opacity=0.45, **steps).encode(y=low, y2="absorbed_high:Q"),
+        base.mark_line(color=INK, strokeWidth=0.9, strokeDash=[3, 2], **steps).encode(y=observed),
+        base.mark_line(color=BLUE, strokeWidth=1.4, **steps).encode(y=absorbed),
+    ]
+    return _arrange_panels(layers, data, width, 0.75)
+
+
+def chart_maps(data: pd.DataFrame, width: Width) -> alt.TopLevelMixin:
+    """Median E50 by rank and learning rate as numbers on gray, one panel per channel, each with a scale of its own."""
+    reached = np.isfinite(data["e50"]) & (data["e50"] > 0)
+    logs = np.log(data["e50"].where(reached))
+    lowest, highest = (logs.groupby(data["channel"]).transform(end) for end in ("min", "max"))
+    best = data["e50"].where(reached).groupby([data["channel"], data["lora_rank"]]).transform("min")
+    data = data.assign(
+        darkness=(0.85 - 0.8 * (logs - lowest) / np.maximum(highest - lowest, 0.7)).fillna(0.0),
+        text=[format_number(value) if np.isfinite(value) else "×" for value in data["e50"]],
+        is_best=reached & (data["e50"] == best),
+    )
+    axis = {"grid": False, "ticks": False, "domain": False, "labelAngle": 0, "format": "~g"}
+    base = alt.Chart().encode(
+        x=alt.X("learning_rate:O", title="learning rate", axis=alt.Axis(**axis), scale=alt.Scale(padding=0)),
+        y=alt.Y("lora_rank:O", title="rank", axis=alt.Axis(**axis), scale=alt.Scale(padding=0)),
+        description="said:N",
+    )
+    gray = alt.Color("darkness:Q", scale=alt.Scale(domain=[0, 1], range=["#FFFFFF", "#000000"]), legend=None)
+    text = alt.when("datum.darkness > 0.45").then(alt.value("#FFFFFF")).otherwise(alt.value(INK))
+    layers = [
+        base.mark_rect(stroke="#FFFFFF", strokeWidth=1).encode(color=gray),
+        base.mark_text().encode(text="text:N", color=text),
+        base.transform_filter("datum.is_best").mark_rect(fill=None, stroke=VERMILION, strokeWidth=1.4),
+    ]
+    return _arrange_panels(layers, data, width, 13 * data["lora_rank"].nunique())
+
+
+def _arrange_panels(layers: Sequence[alt.Chart], data: pd.DataFrame, width: Width, height: float) -> alt.FacetChart:
+    """The same layers once per channel, side by side; a height up to 2 is a share of a panel's width."""
+    plot = width.points / width.num_columns - 34
+    channels = order_channels(data["channel"])
+    data = data.assign(panel=data["channel"].map(channel_label))
+    header = alt.Header(title=None, labelAnchor="start", labelFontWeight="bold", labelFontSize=7.5, labelPadding=3)
+    panels = alt.Facet("panel:N", sort=[*map(channel_label, channels)], header=header)
+    chart = alt.layer(*layers, data=data).properties(width=plot, height=plot * height if height <= 2 else height)
+    return chart.facet(panels, columns=width.num_columns, spacing=8).resolve_axis(x="independent", y="independent")
+
+
+_CHARTS: dict[str, Drawer] = {
+    "rate": chart_rate,
+    "ledger": chart_ledger,
+    "episodes": chart_episodes,
+    "learning": chart_learning,
+    "maps": chart_maps,
+    "agents": chart_agents,
+}
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """One drawing of a figure.
+
+    Attributes:
+        stem: of its files.
+        label: which N it shows; empty where it shows all.
+        svgs: by width.
+    """
+
+    stem: str
+    label: str
+    svgs: dict[Width, str]
+
+
+def draw_figure(figure: Figure) -> list[Drawing]:
+    """A figure at every width, one drawing an N where it shows one N."""
+    drawings = []
+    for N, rows in figure.views():
+        svgs = {width: render_svg(_CHARTS[figure.name](rows, width), width) for width in WIDTHS}
+        end, label = ("", "") if N is None else (f"-N{N}", f"N = {N}")
+        drawings.append(Drawing(f"{figure.name}{end}", label, svgs))
+    return drawings
+
+
+def save_drawings(drawings: Iterable[Drawing], folder: Path) -> None:
+    """Writes drawings at every width as SVG and PDF, and at the page's width as PNG too."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for drawing in drawings:
+        for width, svg in drawing.svgs.items():
+            save_drawing(svg, folder / f"{drawing.stem}{width.suffix}")
+        save_png(drawing.svgs[PAGE], folder / f"{drawing.stem}.png")
