@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import numpy as np
+from jaxtyping import Bool, Float, Real
 
 from memrl.analysis.survival import Estimates
 
@@ -14,21 +15,25 @@ _CHUNK = 400
 _SMALLEST_ERROR = 0.2
 """A resample's standard error, as a share of the sample's, at least: a resample of few distinct values has none."""
 
-Smooth = Callable[[np.ndarray], np.ndarray]
+Smooth = Callable[[Float[np.ndarray, "*batch p"]], Float[np.ndarray, "..."]]
 """Means (..., p) to one value (...), or to the gradient (..., p)."""
 
 
-def draw_weights(num_secrets: int, num_resamples: int = NUM_RESAMPLES) -> np.ndarray:
+def draw_weights(
+    num_secrets: int, num_resamples: int = NUM_RESAMPLES
+) -> Float[np.ndarray, "{num_resamples} {num_secrets}"]:
     """How often each resample draws each secret; the same numbers for the same arguments.
 
     Returns:
-        float64 array (resamples, secrets); every row sums to `num_secrets`.
+        Counts; every row sums to `num_secrets`.
     """
     stream = np.random.default_rng([_SEED, num_secrets, num_resamples])
     return stream.multinomial(num_secrets, np.full(num_secrets, 1.0 / num_secrets), size=num_resamples).astype(float)
 
 
-def percentile_interval(resampled: np.ndarray, confidence: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
+def percentile_interval(
+    resampled: Float[np.ndarray, "*batch resample"], confidence: float = 0.95
+) -> tuple[Float[np.ndarray, "*batch"], Float[np.ndarray, "*batch"]]:
     """The middle `confidence` of resampled values along the last axis; ends may be inf.
 
     >>> low, high = percentile_interval(np.arange(999.0))
@@ -38,11 +43,15 @@ def percentile_interval(resampled: np.ndarray, confidence: float = 0.95) -> tupl
     ordered = np.sort(resampled, axis=-1)
     count = ordered.shape[-1]
     index = max(round((count + 1) * (1 - confidence) / 2) - 1, 0)
-    return ordered[..., index], ordered[..., count - 1 - index]
+    return np.asarray(ordered[..., index]), np.asarray(ordered[..., count - 1 - index])
 
 
 def studentized_interval(
-    samples: np.ndarray, present: np.ndarray, statistic: Smooth, gradient: Smooth, log_scale: bool = False
+    samples: Float[np.ndarray, "condition secret p"],
+    present: Bool[np.ndarray, "condition secret"],
+    statistic: Smooth,
+    gradient: Smooth,
+    log_scale: bool = False,
 ) -> Estimates:
     """Bootstrap-t interval of a smooth function g of means, one condition a row.
 
@@ -50,14 +59,14 @@ def studentized_interval(
     [g - t*_(97.5 %) se, g - t*_(2.5 %) se]. It follows the skew of g, which the plain percentile interval does not.
 
     Args:
-        samples: (conditions, n, p), one p-vector a secret.
-        present: which secrets a condition has; bool (conditions, n).
+        samples: one p-vector per secret.
+        present: which secrets a condition has.
         statistic: g, from means (..., p) to (...).
         gradient: of g, from means (..., p) to (..., p).
         log_scale: build the interval for log g where g is positive, so that it stays positive.
 
     Returns:
-        Estimates (conditions,). A condition without a secret is NaN; with one secret its interval is (-inf, inf).
+        One estimate per condition. A condition without a secret is NaN; with one secret its interval is (-inf, inf).
 
     Source: Efron and Tibshirani 1993, section 12.5.
     """
@@ -71,8 +80,10 @@ def studentized_interval(
     return Estimates(*out)
 
 
-def _studentize(values: np.ndarray, statistic: Smooth, gradient: Smooth, log_scale: bool) -> np.ndarray:
-    """Value, lower and upper end for conditions of equal size; values (conditions, n, p), result (3, conditions)."""
+def _studentize(
+    values: Float[np.ndarray, "condition secret p"], statistic: Smooth, gradient: Smooth, log_scale: bool
+) -> Float[np.ndarray, "3 condition"]:
+    """Value, lower and upper end for conditions of equal size."""
     n = values.shape[1]
     value, error = _value_and_error(values, np.ones((1, n)) / n, statistic, gradient)
     value, error = value[:, 0], error[:, 0]
@@ -93,9 +104,12 @@ def _studentize(values: np.ndarray, statistic: Smooth, gradient: Smooth, log_sca
 
 
 def _value_and_error(
-    values: np.ndarray, weights: np.ndarray, statistic: Smooth, gradient: Smooth
-) -> tuple[np.ndarray, np.ndarray]:
-    """The statistic and its standard error under each row of weights (which sum to 1); (conditions, resamples) each."""
+    values: Float[np.ndarray, "condition secret p"],
+    weights: Float[np.ndarray, "resample secret"],
+    statistic: Smooth,
+    gradient: Smooth,
+) -> tuple[Float[np.ndarray, "condition resample"], Float[np.ndarray, "condition resample"]]:
+    """The statistic and its standard error under each row of weights (which sum to 1)."""
     n, p = values.shape[1:]
     centered = values - values.mean(axis=1, keepdims=True)
     shift = np.einsum("rn,cnp->crp", weights, centered, optimize=True)
@@ -109,36 +123,42 @@ def _value_and_error(
         return statistic(means), np.sqrt(np.maximum(square, 0.0) / max(n - 1, 1))
 
 
-def estimate_ratio(numerator: np.ndarray, denominator: np.ndarray, present: np.ndarray) -> Estimates:
+def estimate_ratio(
+    numerator: Real[np.ndarray, "condition secret"],
+    denominator: Real[np.ndarray, "condition secret"],
+    present: Bool[np.ndarray, "condition secret"],
+) -> Estimates:
     """Ratio of sums, such as bits per episode, with its bootstrap-t interval.
 
     sum(numerator) / sum(denominator) is the long-run rate of memorizing secret after secret (renewal-reward), and takes
     censored runs for what they are: so many bits, in so many episodes.
 
     Args:
-        numerator: (conditions, n).
-        denominator: positive; (conditions, n).
-        present: bool (conditions, n).
+        numerator: what is summed.
+        denominator: positive.
+        present: which secrets a condition has.
 
     Returns:
-        Estimates (conditions,).
+        One estimate per condition.
     """
     samples = np.stack([numerator, denominator], axis=-1)
     return studentized_interval(samples, present, _ratio, _ratio_gradient, log_scale=True)
 
 
 def estimate_ratio_difference(
-    first: tuple[np.ndarray, np.ndarray], second: tuple[np.ndarray, np.ndarray], present: np.ndarray
+    first: tuple[Real[np.ndarray, "condition secret"], Real[np.ndarray, "condition secret"]],
+    second: tuple[Real[np.ndarray, "condition secret"], Real[np.ndarray, "condition secret"]],
+    present: Bool[np.ndarray, "condition secret"],
 ) -> Estimates:
     """Difference of two ratios of sums over the same secrets, with its bootstrap-t interval.
 
     Args:
-        first: numerator and denominator of the ratio that counts positive; (conditions, n) each.
+        first: numerator and denominator of the ratio that counts positive.
         second: those of the ratio that is taken away.
-        present: bool (conditions, n).
+        present: which secrets a condition has.
 
     Returns:
-        Estimates (conditions,).
+        One estimate per condition.
     """
     samples = np.stack([*first, *second], axis=-1)
     return studentized_interval(
@@ -149,11 +169,11 @@ def estimate_ratio_difference(
     )
 
 
-def _ratio(means: np.ndarray) -> np.ndarray:
+def _ratio(means: Float[np.ndarray, "*batch p"]) -> Float[np.ndarray, "*batch"]:
     return means[..., 0] / means[..., 1]
 
 
-def _ratio_gradient(means: np.ndarray) -> np.ndarray:
+def _ratio_gradient(means: Float[np.ndarray, "*batch p"]) -> Float[np.ndarray, "*batch p"]:
     return np.stack([1.0 / means[..., 1], -means[..., 0] / means[..., 1] ** 2], axis=-1)
 
 

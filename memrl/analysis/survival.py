@@ -7,6 +7,7 @@ nor set to its budget. Arrays hold one condition a row; rows of unequal length a
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Bool, Float, Int
 from numpy.typing import ArrayLike
 from scipy import stats
 
@@ -19,7 +20,7 @@ _SLACK = 1e-9
 
 @dataclass(frozen=True)
 class Estimates:
-    """Point estimates with 95 % intervals; arrays of one shape.
+    """Point estimates with 95 % intervals.
 
     Attributes:
         value: the estimate; NaN where there is nothing to estimate from, inf where too many runs are censored.
@@ -27,25 +28,27 @@ class Estimates:
         upper: upper end of the interval; inf where censoring leaves it open.
     """
 
-    value: np.ndarray
-    lower: np.ndarray
-    upper: np.ndarray
+    value: Float[np.ndarray, "*shape"]
+    lower: Float[np.ndarray, "*shape"]
+    upper: Float[np.ndarray, "*shape"]
 
 
-def pad_rows(values: ArrayLike, rows: np.ndarray, num_rows: int, fill: float) -> np.ndarray:
+def pad_rows(
+    values: ArrayLike, rows: Int[np.ndarray, "cell"], num_rows: int, fill: float
+) -> Float[np.ndarray, "{num_rows} column"]:
     """Lays values out as one row a condition, in order of appearance, padded with `fill`.
 
     >>> pad_rows(np.array([3.0, 5.0, 4.0]), np.array([0, 1, 0]), 2, fill=-1.0).tolist()
     [[3.0, 4.0], [5.0, -1.0]]
 
     Args:
-        values: (cells,).
-        rows: the condition of each cell, 0 .. num_rows-1; int (cells,).
+        values: one per cell.
+        rows: the condition of each cell, 0 .. num_rows-1.
         num_rows: number of conditions.
         fill: what stands where a condition has fewer cells than another.
 
     Returns:
-        float64 array (num_rows, most cells of a condition).
+        As many columns as the condition with the most cells has.
     """
     order = np.argsort(rows, kind="stable")
     counts = np.bincount(rows, minlength=num_rows)
@@ -56,19 +59,21 @@ def pad_rows(values: ArrayLike, rows: np.ndarray, num_rows: int, fill: float) ->
     return padded
 
 
-def survival_steps(times: np.ndarray, censored: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def survival_steps(
+    times: Float[np.ndarray, "*batch run"], censored: Bool[np.ndarray, "*batch run"]
+) -> tuple[Float[np.ndarray, "*batch run"], Float[np.ndarray, "*batch run"], Float[np.ndarray, "*batch run"]]:
     """Kaplan-Meier survival after each observation, in order of time.
 
     S(t) = prod over events at or before t of 1 - 1 / r_i, where r_i runs are still at risk. Tied events are taken one
     after the other, which gives the same product.
 
     Args:
-        times: times to the event or to the end of the run; (..., n).
-        censored: whether the run ended without the event; bool (..., n).
+        times: times to the event or to the end of the run.
+        censored: whether the run ended without the event.
 
     Returns:
-        times in ascending order, survival S after each, and Greenwood's sum for var(log S); (..., n) each. Censored
-        observations come after events at the same time.
+        times in ascending order, survival S after each, and Greenwood's sum for var(log S). Censored observations come
+        after events at the same time.
 
     Source: Kaplan and Meier 1958; Greenwood 1926. scipy.stats.ecdf gives the same for one unweighted sample.
     """
@@ -83,7 +88,10 @@ def survival_steps(times: np.ndarray, censored: np.ndarray) -> tuple[np.ndarray,
 
 
 def estimate_quantile(
-    times: np.ndarray, censored: np.ndarray, quantile: float = 0.5, confidence: float = 0.95
+    times: Float[np.ndarray, "condition run"],
+    censored: Bool[np.ndarray, "condition run"],
+    quantile: float = 0.5,
+    confidence: float = 0.95,
 ) -> Estimates:
     """Kaplan-Meier quantile of a right-censored time, with an interval by inversion of the score test.
 
@@ -97,13 +105,13 @@ def estimate_quantile(
     ([3.0], [inf])
 
     Args:
-        times: (conditions, n), padded with PADDING.
-        censored: bool (conditions, n), True at padding.
+        times: times to the event or to the end of the run, padded with PADDING.
+        censored: whether the run ended without the event; True at padding.
         quantile: 0.5 for the median.
         confidence: of the interval.
 
     Returns:
-        Estimates (conditions,), in the unit of `times`.
+        One estimate per condition, in the unit of `times`.
 
     Raises:
         ValueError: the quantile does not lie strictly between 0 and 1.
@@ -123,8 +131,13 @@ def estimate_quantile(
     return Estimates(*(np.where(empty, np.nan, x) for x in (value, np.minimum(lower, value), np.maximum(upper, value))))
 
 
-def _score_steps(survival: np.ndarray, greenwood: np.ndarray, num_runs: np.ndarray, target: float) -> np.ndarray:
-    """(p - S) / sqrt(p (1 - p) / n) in the middle of each step of S, NaN where S does not step; (..., n)."""
+def _score_steps(
+    survival: Float[np.ndarray, "*batch run"],
+    greenwood: Float[np.ndarray, "*batch run"],
+    num_runs: Int[np.ndarray, "*batch"],
+    target: float,
+) -> Float[np.ndarray, "*batch run"]:
+    """(p - S) / sqrt(p (1 - p) / n) in the middle of each step of S, NaN where S does not step."""
     before = np.concatenate([np.ones((*survival.shape[:-1], 1)), survival[..., :-1]], axis=-1)
     before_greenwood = np.concatenate([np.zeros((*survival.shape[:-1], 1)), greenwood[..., :-1]], axis=-1)
     # Where the last run leaves, S = 0 has no variance of its own: the step before it stands in.
@@ -136,7 +149,9 @@ def _score_steps(survival: np.ndarray, greenwood: np.ndarray, num_runs: np.ndarr
     return np.where(survival < before, scores, np.nan)
 
 
-def _crossing_time(ordered: np.ndarray, scores: np.ndarray, level: float) -> np.ndarray:
+def _crossing_time(
+    ordered: Float[np.ndarray, "*batch run"], scores: Float[np.ndarray, "*batch run"], level: float
+) -> Float[np.ndarray, "*batch"]:
     """When the scores first reach a level, interpolated in log(1 + t) from the event before; inf where never."""
     logs = np.log1p(np.maximum(ordered, 0.0))
     crossing = np.full(ordered.shape[:-1], np.inf)
@@ -152,19 +167,23 @@ def _crossing_time(ordered: np.ndarray, scores: np.ndarray, level: float) -> np.
     return crossing
 
 
-def resample_medians(times: np.ndarray, censored: np.ndarray, weights: np.ndarray) -> np.ndarray:
+def resample_medians(
+    times: Float[np.ndarray, "condition run"],
+    censored: Bool[np.ndarray, "condition run"],
+    weights: Float[np.ndarray, "resample run"],
+) -> Float[np.ndarray, "condition resample"]:
     """Kaplan-Meier medians of bootstrap resamples that draw the same columns (secrets) in every condition.
 
     >>> resample_medians(np.array([[1.0, 2, 3]]), np.zeros((1, 3), bool), np.array([[1.0, 1, 1], [3, 0, 0]])).tolist()
     [[2.0, 1.0]]
 
     Args:
-        times: (conditions, n), padded with PADDING.
-        censored: bool (conditions, n).
-        weights: how often each resample drew each column; (resamples, n).
+        times: times to the event or to the end of the run, padded with PADDING.
+        censored: whether the run ended without the event.
+        weights: how often each resample drew each column.
 
     Returns:
-        Medians (conditions, resamples); inf where a resample does not reach its median, or drew no run.
+        Medians; inf where a resample does not reach its median, or drew no run.
     """
     order = np.lexsort((censored, times), axis=-1)
     ordered = np.take_along_axis(times, order, axis=-1)
@@ -185,14 +204,18 @@ def resample_medians(times: np.ndarray, censored: np.ndarray, weights: np.ndarra
     return np.where(np.isfinite(below), (first + below) / 2, first)
 
 
-def _first_step(ordered: np.ndarray, survival: np.ndarray, target: float) -> np.ndarray:
+def _first_step(
+    ordered: Float[np.ndarray, "*batch run"], survival: Float[np.ndarray, "*batch run"], target: float
+) -> Float[np.ndarray, "*batch"]:
     """First time with S <= target; the middle of the step where S equals the target and a later event ends it."""
     first = _time_where(ordered, survival <= target + _SLACK)
     below = _time_where(ordered, survival < target - _SLACK)
     return np.where(np.isfinite(first) & np.isfinite(below), (first + below) / 2, first)
 
 
-def _time_where(ordered: np.ndarray, holds: np.ndarray) -> np.ndarray:
+def _time_where(
+    ordered: Float[np.ndarray, "*batch run"], holds: Bool[np.ndarray, "*batch run"]
+) -> Float[np.ndarray, "*batch"]:
     """The first time at which a condition holds; inf where it never does."""
     index = holds.argmax(axis=-1)[..., None]
     return np.where(holds.any(axis=-1), np.take_along_axis(ordered, index, axis=-1)[..., 0], np.inf)

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
+from jaxtyping import Float, Int
 
 from memrl.task.reward import Channel
 from memrl.theory.information import count_log2_count, row_entropies_bits
@@ -14,7 +15,7 @@ _EQUAL_BITS = 1e-12
 
 @dataclass(frozen=True)
 class EpisodesBySecret:
-    """Episodes that an agent with an exact posterior needs, by secret: float64 (N,), inf where it never gets there.
+    """Episodes that an agent with an exact posterior needs, by secret; inf where it never gets there.
 
     Attributes:
         to_half: until the secret has posterior probability 1/2 or more.
@@ -22,9 +23,9 @@ class EpisodesBySecret:
         to_say: until the secret was guessed, that episode included.
     """
 
-    to_half: np.ndarray
-    to_know: np.ndarray
-    to_say: np.ndarray
+    to_half: Float[np.ndarray, "secret"]
+    to_know: Float[np.ndarray, "secret"]
+    to_say: Float[np.ndarray, "secret"]
 
 
 @lru_cache(maxsize=64)
@@ -51,9 +52,9 @@ def play_greedy(channel: Channel) -> EpisodesBySecret:
 class _Node:
     """Candidates after `depth` episodes; `counts[guess, code]` of them, where the parent had the table to hand on."""
 
-    candidates: np.ndarray
+    candidates: Int[np.ndarray, "candidate"]
     depth: int
-    counts: np.ndarray | None
+    counts: Int[np.ndarray, "guess code"] | None
 
 
 class _Tree:
@@ -85,7 +86,9 @@ class _Tree:
         parts = [candidates[told == code] for code in np.unique(told)]
         return [_Node(part, depth + 1, self._hand_on(candidates, part, counts)) for part in parts]
 
-    def _choose(self, candidates: np.ndarray, counts: np.ndarray | None) -> int | None:
+    def _choose(
+        self, candidates: Int[np.ndarray, "candidate"], counts: Int[np.ndarray, "guess code"] | None
+    ) -> int | None:
         n = len(candidates)
         if counts is None:
             information, _ = row_entropies_bits(np.ascontiguousarray(self._codes[candidates].T))
@@ -98,13 +101,18 @@ class _Tree:
         preferred = candidates[equals[candidates]]
         return int(preferred[0]) if len(preferred) else int(np.argmax(equals))
 
-    def _count(self, secrets: np.ndarray) -> np.ndarray:
+    def _count(self, secrets: Int[np.ndarray, "secret"]) -> Int[np.ndarray, "guess code"]:
         counts = np.zeros((len(self._guesses), self._num_codes), dtype=np.int32)
         for secret in secrets:
             counts[self._guesses, self._codes[secret]] += 1
         return counts
 
-    def _hand_on(self, candidates: np.ndarray, part: np.ndarray, counts: np.ndarray | None) -> np.ndarray | None:
+    def _hand_on(
+        self,
+        candidates: Int[np.ndarray, "candidate"],
+        part: Int[np.ndarray, "part"],
+        counts: Int[np.ndarray, "guess code"] | None,
+    ) -> Int[np.ndarray, "guess code"] | None:
         """The table of a part that holds most candidates, by taking off the others: chains of misses stay cheap."""
         if counts is None or 2 * len(part) <= len(candidates):
             return None

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
+from jaxtyping import Float, Int
 
 from memrl.task.answer_format import integer_format
 from memrl.task.reward import FEEDBACK_DECIMALS, Channel, RewardFunction, row_blocks, secret_itself
@@ -45,7 +46,7 @@ class Capacity:
 
 @dataclass(frozen=True)
 class _Enumeration:
-    """What one pass over all (guess, secret) finds, each an array of shape (N,).
+    """What one pass over all (guess, secret) finds.
 
     Attributes:
         information_bits: H(R | guess) for a uniform secret, by guess.
@@ -53,9 +54,9 @@ class _Enumeration:
         num_rivals: guesses other than the secret that pay at least as much, by secret.
     """
 
-    information_bits: np.ndarray
-    num_feedbacks: np.ndarray
-    num_rivals: np.ndarray
+    information_bits: Float[np.ndarray, "N"]
+    num_feedbacks: Int[np.ndarray, "N"]
+    num_rivals: Int[np.ndarray, "N"]
 
 
 def channel_capacity(channel: Channel) -> Capacity:
@@ -79,8 +80,8 @@ def channel_capacity(channel: Channel) -> Capacity:
     )
 
 
-def guess_information_bits(channel: Channel) -> np.ndarray:
-    """I(S; R | guess) of every guess for a uniform secret, in bits: float64 (N,), read-only, from 0 to log2 N."""
+def guess_information_bits(channel: Channel) -> Float[np.ndarray, "N"]:
+    """I(S; R | guess) of every guess for a uniform secret, in bits, from 0 to log2 N; read-only."""
     return _enumerate(channel).information_bits
 
 
@@ -106,7 +107,7 @@ def identifiability_warning(channel: Channel) -> str | None:
     return None
 
 
-def distinct_guess_gain_bits(N: int, num_distinct: int | np.ndarray) -> np.ndarray:
+def distinct_guess_gain_bits(N: int, num_distinct: int | Int[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
     """Mean bits that M distinct guesses of the binary channel tell: log2 N - ((N-M)/N) log2(N-M), for M = 0 .. N.
 
     The mean is over the secret: with probability M/N one guess hits and tells all, else N-M secrets are left.
@@ -115,12 +116,12 @@ def distinct_guess_gain_bits(N: int, num_distinct: int | np.ndarray) -> np.ndarr
     (1.5, 2.0)
 
     Returns:
-        Bits, from 0 to log2 N, of the shape of `num_distinct`.
+        Bits, from 0 to log2 N.
 
     Source: Hernandez 2025, Simple information-theoretic bounds for RL vs SFT.
     """
     left = N - np.asarray(num_distinct, dtype=np.float64)
-    return np.log2(N) - left / N * np.log2(np.maximum(left, 1.0))
+    return np.asarray(np.log2(N) - left / N * np.log2(np.maximum(left, 1.0)))
 
 
 def uniform_group_gain_bits(N: int, group_size: int) -> float:
@@ -134,8 +135,8 @@ def uniform_group_gain_bits(N: int, group_size: int) -> float:
     return float(occupancy(N, group_size) @ distinct_guess_gain_bits(N, np.arange(N + 1)))
 
 
-def occupancy(N: int, draws: int) -> np.ndarray:
-    """P(M distinct values) in so many uniform draws from N values, for M = 0 .. N; float64 (N+1,).
+def occupancy(N: int, draws: int) -> Float[np.ndarray, "{N}+1"]:
+    """P(M distinct values) in so many uniform draws from N values, for M = 0 .. N.
 
     >>> occupancy(2, 2).tolist()
     [0.0, 0.5, 0.5]

@@ -3,6 +3,7 @@
 from functools import lru_cache
 
 import numpy as np
+from jaxtyping import Float, Int
 
 from memrl.task.reward import Channel
 from memrl.theory.bayes_agent import EpisodesBySecret
@@ -54,8 +55,8 @@ class _Plan:
             level = sets[size == n]
             self._total[level] = n + np.min([self._total_after(level, guess) for guess in range(self._N)], axis=0)
 
-    def follow(self) -> np.ndarray:
-        """Walks the plan from all secrets; episodes by secret, float64 (N,)."""
+    def follow(self) -> Float[np.ndarray, "secret"]:
+        """Walks the plan from all secrets; episodes by secret."""
         episodes = np.full(self._N, np.inf)
         pending = [((1 << self._N) - 1, 0)]
         while pending:
@@ -76,10 +77,10 @@ class _Plan:
         best = np.flatnonzero(totals == totals.min()).tolist()
         return next((guess for guess in best if guess in members), best[0])
 
-    def _total_after(self, sets: np.ndarray, guess: int) -> np.ndarray:
+    def _total_after(self, sets: Int[np.ndarray, "set"], guess: int) -> Float[np.ndarray, "set"]:
         """What is still needed after a guess; inf where it gains nothing, for its set has no total yet."""
         return np.sum([self._total[part] for part in self._split(sets, guess)], axis=0)
 
-    def _split(self, sets: np.ndarray, guess: int) -> list[np.ndarray]:
+    def _split(self, sets: Int[np.ndarray, "set"], guess: int) -> list[Int[np.ndarray, "set"]]:
         unsaid = ~(1 << guess) if self._enough == 0 else -1
         return [sets & part & unsaid for part in self._parts[guess]]

@@ -3,10 +3,11 @@
 from functools import lru_cache
 
 import numpy as np
+from jaxtyping import Float, Int, Shaped
 from scipy.special import entr, rel_entr
 
 
-def entropy_bits(p: np.ndarray, axis: int = -1) -> np.ndarray:
+def entropy_bits(p: Float[np.ndarray, "..."], axis: int = -1) -> Float[np.ndarray, "..."]:
     """Entropy of a distribution: H(p) = -sum p log2 p, in bits.
 
     >>> float(entropy_bits(np.full(8, 1 / 8)))
@@ -21,10 +22,10 @@ def entropy_bits(p: np.ndarray, axis: int = -1) -> np.ndarray:
 
     Source: Cover and Thomas, Elements of Information Theory, 2nd ed., eq. 2.1.
     """
-    return entr(np.asarray(p, dtype=np.float64)).sum(axis=axis) / np.log(2.0)
+    return np.asarray(entr(np.asarray(p, dtype=np.float64)).sum(axis=axis) / np.log(2.0))
 
 
-def binary_entropy_bits(p: float | np.ndarray) -> np.ndarray:
+def binary_entropy_bits(p: float | Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
     """Entropy of a yes that comes with probability p: h(p) = -p log2 p - (1-p) log2 (1-p), in bits.
 
     >>> round(float(binary_entropy_bits(1 / 64)), 3)
@@ -33,10 +34,10 @@ def binary_entropy_bits(p: float | np.ndarray) -> np.ndarray:
     Source: Cover and Thomas, eq. 2.5.
     """
     p = np.asarray(p, dtype=np.float64)
-    return (entr(p) + entr(1.0 - p)) / np.log(2.0)
+    return np.asarray((entr(p) + entr(1.0 - p)) / np.log(2.0))
 
 
-def kl_bits(p: np.ndarray, q: np.ndarray, axis: int = -1) -> np.ndarray:
+def kl_bits(p: Float[np.ndarray, "..."], q: Float[np.ndarray, "..."], axis: int = -1) -> Float[np.ndarray, "..."]:
     """Divergence KL(p || q) = sum p log2 (p / q), in bits; inf where q misses an outcome of p.
 
     >>> float(kl_bits(np.array([1.0, 0.0]), np.array([0.5, 0.5])))
@@ -49,17 +50,18 @@ def kl_bits(p: np.ndarray, q: np.ndarray, axis: int = -1) -> np.ndarray:
 
     Source: Cover and Thomas, eq. 2.26.
     """
-    return rel_entr(np.asarray(p, dtype=np.float64), np.asarray(q, dtype=np.float64)).sum(axis=axis) / np.log(2.0)
+    terms = rel_entr(np.asarray(p, dtype=np.float64), np.asarray(q, dtype=np.float64))
+    return np.asarray(terms.sum(axis=axis) / np.log(2.0))
 
 
-def mutual_information_bits(joint: np.ndarray) -> float:
+def mutual_information_bits(joint: Float[np.ndarray, "x y"]) -> float:
     """Mutual information I(X; Y) = H(X) + H(Y) - H(X, Y), in bits.
 
     >>> mutual_information_bits(np.eye(4) / 4)
     2.0
 
     Args:
-        joint: P(x, y), shape (x, y), summing to 1.
+        joint: P(x, y), summing to 1.
 
     Returns:
         Bits, from 0 to min(H(X), H(Y)).
@@ -72,8 +74,8 @@ def mutual_information_bits(joint: np.ndarray) -> float:
 
 
 def blahut_arimoto(
-    transition: np.ndarray, tolerance_bits: float = 1e-9, max_iterations: int = 100_000
-) -> tuple[float, np.ndarray]:
+    transition: Float[np.ndarray, "x y"], tolerance_bits: float = 1e-9, max_iterations: int = 100_000
+) -> tuple[float, Float[np.ndarray, "x"]]:
     """Capacity of a discrete memoryless channel: the maximum of I(X; Y) over distributions of X, in bits.
 
     >>> flips = np.array([[0.9, 0.1], [0.1, 0.9]])
@@ -81,12 +83,12 @@ def blahut_arimoto(
     True
 
     Args:
-        transition: P(y | x), shape (x, y), each row summing to 1.
+        transition: P(y | x), each row summing to 1.
         tolerance_bits: stops when the capacity is known to within so many bits.
         max_iterations: the most iterations.
 
     Returns:
-        The capacity in bits (a lower bound within the tolerance), and the distribution of X that reaches it, (x,).
+        The capacity in bits (a lower bound within the tolerance), and the distribution of X that reaches it.
 
     Raises:
         ValueError: the rows are no distributions, or the iterations did not suffice.
@@ -109,17 +111,19 @@ def blahut_arimoto(
     raise ValueError(f"max_iterations must suffice for {tolerance_bits} bits, got {max_iterations} ({gap} left)")
 
 
-def row_entropies_bits(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def row_entropies_bits(
+    labels: Shaped[np.ndarray, "row column"],
+) -> tuple[Float[np.ndarray, "row"], Int[np.ndarray, "row"]]:
     """Entropy of a label drawn at random from each row, in bits, and the number of distinct labels.
 
     >>> row_entropies_bits(np.array([[1, 1, 2, 2], [3, 3, 3, 3]]))
     (array([1., 0.]), array([2, 1]))
 
     Args:
-        labels: any sortable labels, shape (rows, columns).
+        labels: any sortable labels.
 
     Returns:
-        Bits, float64 (rows,), from 0 to log2 of the number of columns; distinct labels, int64 (rows,).
+        Bits, from 0 to log2 of the number of columns; the number of distinct labels.
     """
     rows, columns = labels.shape
     ordered = np.sort(labels, axis=1)
@@ -133,7 +137,7 @@ def row_entropies_bits(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 @lru_cache(maxsize=64)
-def count_log2_count(largest: int) -> np.ndarray:
+def count_log2_count(largest: int) -> Float[np.ndarray, "{largest}+1"]:
     """The table c log2 c for c = 0 .. largest, read-only; an entropy of counts c is log2 n - sum c log2 c / n."""
     counts = np.arange(largest + 1, dtype=np.float64)
     table = counts * np.log2(np.maximum(counts, 1.0))

@@ -83,6 +83,7 @@ def test_memory_decides_whether_layers_are_checkpointed(monkeypatch):
         monkeypatch.setattr("memrl.policy.activations.measure_free_bytes", lambda device, free=free: float(free))
         assert is_memory_short(linears, prompts, CELLS) == (kind is RecomputedActivations)
         network, _ = build_network(model, prompts, CELLS)
+        assert isinstance(network, AutogradNetwork)
         assert type(network._activations) is kind
 
 

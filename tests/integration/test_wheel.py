@@ -51,7 +51,7 @@ def test_the_core_works_from_the_wheel_with_numpy_scipy_and_chz_alone(wheel, tmp
     run_uv("venv", "--quiet", "venv", cwd=tmp_path)
     python = tmp_path / "venv" / "bin" / "python"
     run_uv("pip", "install", "--quiet", "--python", str(python), "--no-deps", str(wheel), cwd=tmp_path)
-    run_uv("pip", "install", "--quiet", "--python", str(python), "numpy", "scipy", "chz", cwd=tmp_path)
+    run_uv("pip", "install", "--quiet", "--python", str(python), "numpy", "scipy", "jaxtyping", "chz", cwd=tmp_path)
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
     done = subprocess.run(
         [str(python), "-c", USE_CORE], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False

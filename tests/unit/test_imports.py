@@ -52,7 +52,7 @@ def test_the_package_itself_needs_nothing():
 
 
 def test_the_pure_core_works_without_the_heavy_packages():
-    """numpy, scipy and chz are enough for a cell, its task and its theory: no torch, ray, vllm, wandb or pandas."""
+    """numpy, scipy, jaxtyping and chz do for a cell, its task and its theory: no torch, ray, vllm, wandb or pandas."""
     use = """
 from memrl.config import TrainConfig
 from memrl.task.reward import build_channel
@@ -61,7 +61,7 @@ channel = build_channel(TrainConfig(reward_type="distance", N=16))
 print(channel.rewards(draw_secret(16, 3), draw_secret(16, 3)).tolist())
 """
     core = ["memrl.config", "memrl.task", "memrl.theory"]
-    done = import_with_only(["numpy", "scipy", "chz", "typing_extensions"], core, use)
+    done = import_with_only(["numpy", "scipy", "chz", "jaxtyping", "wadler_lindig", "typing_extensions"], core, use)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "[[1.0]]\n"
 
