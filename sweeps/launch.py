@@ -12,6 +12,7 @@ import chz
 from memrl.cli import FAILED, build, read_field, read_value, read_words, run_command
 from memrl.config import TrainConfig, did_you_mean
 from memrl.policy.model_folder import check_model_folder
+from memrl.sweep.environment import set_environment
 from memrl.sweep.execution import Execution
 from memrl.sweep.grid import list_grids, load_grid, read_seeds
 from memrl.sweep.plan import check_device, describe_plan
@@ -57,6 +58,7 @@ def main(argv: Sequence[str]) -> int:
         if execution.dry_run:
             print(f"{selection.grid}: {describe_plan(cells, store, execution)}")
             return 0
+        set_environment(execution)
         # Imported once the words are known to be sound, so that a bad one is refused at once.
         from memrl.sweep.console import SteadyConsole
         from memrl.sweep.sweep import Sweep

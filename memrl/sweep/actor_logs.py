@@ -1,61 +1,100 @@
-"""What a sweep's actors print, on whichever node: kept in files, out of the user's sight."""
+"""What a sweep's actors print, on whichever node: kept in files beside the tables, out of the user's sight.
 
-import threading
+Ray lets each of its processes print into a file of its own, `worker-<worker>-<job>-<process>.out` or `.err`, in a
+folder of the node's. At a sweep's end these are read, on a cluster by a task on every node.
+"""
+
+import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
-_LAST_LINES_S = 0.3
-"""Ray reads its workers' output several times a second; what they printed last arrives within so many seconds."""
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+_FILE = re.compile(r"worker-\w+-(?P<job>\w+)-(?P<process>\d+)\.(out|err)")
+_MARK = re.compile(r"^:(?:job_id|(?P<who>(?:actor|task)_name)):(?P<name>.*)\n?", re.MULTILINE)
+"""Ray's marks among the lines: whose lines follow."""
+
+_MOST_BYTES = 4 * 1024**2
+"""Of what a process has printed, the end is kept."""
+
+_PATIENCE_S = 10.0
+"""Seconds to wait for the nodes of a cluster."""
 
 
 @contextmanager
-def collect_logs(folder: Path) -> Iterator[None]:
-    """Writes what the actors of this Ray job print while the block runs, one file for each of their processes.
-
-    What Ray itself would print about them, such as that one died, goes to `raylet.log`.
+def collect_logs(folder: Path, log_folder: Path | None) -> Iterator[None]:
+    """Writes what the actors of this Ray job have printed by the end of the block, a file for each process.
 
     Args:
-        folder: where the files lie; made when there is a first line to write.
+        folder: where the files lie; made when there is something to write.
+        log_folder: where Ray keeps this machine's; None: asks the nodes of the cluster.
     """
-    # Ray's own way to get lines of workers on all nodes; its public face would print them.
-    from ray._private import worker as ray_worker
-
-    worker: Any = ray_worker.global_worker
-    subscriber, job = worker.gcs_log_subscriber, worker.current_job_id.hex()
-    subscriber.subscribe()
-    ended = threading.Event()
-
-    def listen() -> None:
-        # Ray closes the subscriber when it shuts down, which ends a poll by an error.
-        with suppress(Exception):
-            while not ended.is_set():
-                batch = subscriber.poll(timeout=_LAST_LINES_S)
-                if batch is not None and batch["job"] == job:
-                    append_lines(folder, batch)
-
-    print_message = ray_worker.print_to_stdstream
-    ray_worker.print_to_stdstream = lambda batch, ignore_prefix: append_lines(folder, batch)
-    thread = threading.Thread(target=listen, name="actor-logs", daemon=True)
-    thread.start()
+    job = ray.get_runtime_context().get_job_id()
     try:
         yield
     finally:
-        ended.wait(_LAST_LINES_S)
-        ended.set()
-        thread.join(timeout=2 * _LAST_LINES_S)
-        ray_worker.print_to_stdstream = print_message
+        texts = read_logs(log_folder, job) if log_folder is not None else _ask_nodes(job)
+        if texts:
+            folder.mkdir(parents=True, exist_ok=True)
+        for name, text in texts.items():
+            with (folder / f"{name}.log").open("a", errors="replace") as file:
+                file.write(text)
 
 
-def append_lines(folder: Path, batch: Mapping[str, Any]) -> None:
-    """Appends a batch of lines, as Ray publishes them, to the file of the process that printed them.
+def read_logs(log_folder: Path, job: str, place: str = "") -> dict[str, str]:
+    """What the processes of a job printed on one node, by `<actor>-<place>-<process>`; silent ones are left out.
 
     Args:
-        folder: where the file lies.
-        batch: actor_name or task_name and ip of the process, where it has them; its pid and lines.
+        log_folder: of the node.
+        job: Ray's id of the job.
+        place: the node's name; empty: none in the name.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    parts = (batch.get("actor_name") or batch.get("task_name"), batch.get("ip"), batch["pid"])
-    with (folder / f"{'-'.join(str(part) for part in parts if part)}.log").open("a") as file:
-        file.writelines(f"{line}\n" for line in batch["lines"])
+    texts: dict[str, str] = {}
+    names: dict[str, str] = {}
+    for path in sorted(log_folder.glob(f"worker-*-{job}-*")):
+        found = _FILE.fullmatch(path.name)
+        if found is None:
+            continue
+        text = _read_end(path)
+        process = found["process"]
+        marked = [mark["name"] for mark in _MARK.finditer(text) if mark["who"]]
+        names[process] = (marked or [names.get(process, "worker")])[0]
+        texts[process] = texts.get(process, "") + _MARK.sub("", text)
+    return {
+        "-".join(filter(None, (names[process], place, process))): text
+        for process, text in texts.items()
+        if text.strip()
+    }
+
+
+def _read_end(path: Path) -> str:
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - _MOST_BYTES))
+        return file.read().decode(errors="replace")
+
+
+def _ask_nodes(job: str) -> Mapping[str, str]:
+    """What was printed on all nodes that answer in time."""
+    texts: dict[str, str] = {}
+    # A cluster that is gone has nothing more to say, and what brought it down is told elsewhere.
+    with suppress(Exception):
+        asked = [
+            ray.remote(_read_own_node)
+            .options(num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False))
+            .remote(job, node["NodeManagerAddress"])
+            for node in ray.nodes()
+            if node["Alive"]
+        ]
+        answered, _ = ray.wait(asked, num_returns=len(asked), timeout=_PATIENCE_S)
+        for answer in answered:
+            with suppress(Exception):
+                texts.update(ray.get(answer))
+    return texts
+
+
+def _read_own_node(job: str, place: str) -> dict[str, str]:
+    """A task: what the job's processes printed on the node that it runs on; its own output lies among theirs."""
+    return read_logs(Path(os.readlink("/proc/self/fd/1")).parent, job, place)

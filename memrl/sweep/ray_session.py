@@ -1,46 +1,25 @@
 """Ray while a sweep runs: started on this machine, or a cluster that is joined."""
 
 import logging
-import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
 
+from memrl.errors import StartError
 from memrl.sweep.execution import Execution
 from memrl.sweep.plan import count_local_cpus, count_local_gpus
-
-_SETTINGS = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    # Trials' workers get an environment of their own from Tune, so workers that wait without one are of no use.
-    "RAY_prestart_worker_first_driver": "0",
-    "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
-    "RAY_AIR_NEW_OUTPUT": "0",
-    # `uv run` would make Ray pack the checkout and start every worker through uv.
-    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",
-    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
-    # Finished cells are known from our own tables, so Tune's record of itself is of no use while it runs.
-    "TUNE_GLOBAL_CHECKPOINT_S": "1e9",
-}
-"""Settings of Ray and Tune, where the user has set nothing else."""
+from memrl.sweep.scratch import scratch_folder
 
 _OBJECT_STORE_BYTES = 512 * 1024**2
-"""Shared memory for what trials report; Ray would take a third of the machine's memory."""
+"""Shared memory for what trials tell; Ray would take a third of the machine's memory."""
 
-
-def set_environment(execution: Execution) -> None:
-    """Sets what Ray and Tune read when they are imported or started."""
-    for key, value in _SETTINGS.items():
-        os.environ.setdefault(key, value)
-    if execution.address is None:
-        os.environ["OMP_NUM_THREADS"] = str(execution.num_threads)
-
+_SOCKET_BYTES = 107 - len("/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store")
+"""The longest path of Ray's folder: systems allow 107 bytes for that of a socket."""
 
 _QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}
 
@@ -52,11 +31,13 @@ class RaySession:
     Attributes:
         num_cpus: CPUs of the machine or the cluster.
         num_gpus: its GPUs.
+        log_folder: where Ray keeps what its processes print; None: each node of the cluster has its own.
         dashboard_url: of the cluster; None: it has none.
     """
 
     num_cpus: float
     num_gpus: float
+    log_folder: Path | None = None
     dashboard_url: str | None = None
 
 
@@ -67,35 +48,75 @@ def start_ray(execution: Execution, num_engines: int) -> Iterator[RaySession]:
     Args:
         execution: where, and how many trials at once.
         num_engines: engines that will run beside the trials.
+
+    Raises:
+        StartError: Ray can't be started or joined.
     """
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    session = _start_here(execution, num_engines) if execution.address is None else _join(execution.address)
-    # Ray has put its own in their place.
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
-    try:
+    with _join(execution.address) if execution.address is not None else _start_here(execution, num_engines) as session:
         yield session
+
+
+@contextmanager
+def _join(address: str) -> Iterator[RaySession]:
+    with _keep_signals():
+        try:
+            cluster = ray.init(address, **_QUIET)
+        except Exception as error:
+            rule = "address must be that of a running Ray cluster (ray up, ray start --head)"
+            raise StartError(f"{rule}, got {address}: {_last_line(error)}") from error
+    try:
+        available = ray.cluster_resources()
+        yield RaySession(available.get("CPU", 0.0), available.get("GPU", 0.0), None, cluster.dashboard_url)
     finally:
         ray.shutdown()
 
 
-def _join(address: str) -> RaySession:
-    cluster = ray.init(address, **_QUIET)
-    available = ray.cluster_resources()
-    return RaySession(available.get("CPU", 0.0), available.get("GPU", 0.0), cluster.dashboard_url)
-
-
-def _start_here(execution: Execution, num_engines: int) -> RaySession:
+@contextmanager
+def _start_here(execution: Execution, num_engines: int) -> Iterator[RaySession]:
     num_cpus, num_gpus = count_local_cpus(), count_local_gpus()
     trials = execution.num_trials or max(1, num_cpus // execution.num_threads)
-    # Said in so many words: else Ray would join whatever cluster runs on this machine.
-    ray.init(
-        "local",
+    options: dict[str, Any] = {
         # Engines have a CPU each; where they leave none to a trial, they share.
-        num_cpus=max(num_cpus, trials * execution.num_threads) + num_engines,
-        num_gpus=num_gpus,
-        include_dashboard=False,
-        object_store_memory=_OBJECT_STORE_BYTES,
-        **_QUIET,
-    )
-    return RaySession(num_cpus, num_gpus)
+        "num_cpus": max(num_cpus, trials * execution.num_threads) + num_engines,
+        "num_gpus": num_gpus,
+        "include_dashboard": False,
+        "object_store_memory": _OBJECT_STORE_BYTES,
+        "_node_ip_address": "127.0.0.1",
+    }
+    with scratch_folder(_SOCKET_BYTES) as folder:
+        _init_twice(options | {"_temp_dir": str(folder)})
+        try:
+            yield RaySession(num_cpus, num_gpus, folder / "session_latest" / "logs")
+        finally:
+            ray.shutdown()
+
+
+def _init_twice(options: dict[str, Any]) -> None:
+    """Starts Ray; once more where it fails, since on a busy machine its half a minute may be over too soon."""
+    with _keep_signals():
+        try:
+            # "local" in so many words: else Ray would join whatever cluster runs on this machine.
+            ray.init("local", **options, **_QUIET)
+        except Exception:
+            ray.shutdown()
+            try:
+                ray.init("local", **options, **_QUIET)
+            except Exception as error:
+                ray.shutdown()
+                raise StartError(f"Ray can't start on this machine, twice: {_last_line(error)}") from error
+
+
+@contextmanager
+def _keep_signals() -> Iterator[None]:
+    """Puts back the handlers of signals that Ray replaces by its own."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def _last_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[-1] if lines else type(error).__name__

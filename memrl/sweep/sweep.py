@@ -16,7 +16,7 @@ from memrl.sweep.engines import place_trials, start_engines
 from memrl.sweep.execution import Execution
 from memrl.sweep.plan import Plan, find_left, plan_packs
 from memrl.sweep.progress import ProgressLine, describe_sweep, format_seconds
-from memrl.sweep.ray_session import set_environment, start_ray
+from memrl.sweep.ray_session import start_ray
 from memrl.sweep.recorder import Recorder
 from memrl.sweep.rollouts import POOL, count_places, uses_engines
 from memrl.sweep.stopping import StopRequest, catch_signals
@@ -98,7 +98,6 @@ class Sweep:
 
     def _train(self) -> None:
         self._phase = "starting Ray"
-        set_environment(self._execution)
         # Ray's daemons take seconds to start and leave this process idle: it loads Tune meanwhile.
         loading = threading.Thread(target=importlib.import_module, args=("memrl.sweep.trial",))
         loading.start()
@@ -106,7 +105,7 @@ class Sweep:
         num_engines = self._execution.num_rollout_actors if uses_engines(cells) else 0
         with (
             start_ray(self._execution, num_engines) as ray_session,
-            collect_logs(local_folder(self._store.address) / "logs"),
+            collect_logs(local_folder(self._store.address) / "logs", ray_session.log_folder),
         ):
             loading.join()
             from memrl.sweep.trial import tune_packs

@@ -1,6 +1,5 @@
 """PackTrial: Ray Tune's execution of one pack. The only module that imports ray.tune."""
 
-import tempfile
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,6 +12,7 @@ from memrl.learning.timeline import Timeline
 from memrl.rollout.actor_pool import VLLMRollout
 from memrl.sweep.plan import Plan
 from memrl.sweep.rollouts import uses_engines
+from memrl.sweep.scratch import scratch_folder
 from memrl.sweep.stretch import Stretch
 
 STRETCH_SECONDS = 1.0
@@ -111,7 +111,7 @@ def tune_packs(plan: Plan, listener: Listener, scheduler: TrialScheduler | None 
     """
     groups = [tune.PlacementGroupFactory(bundles) for bundles in plan.placements or [[plan.resources]]]
     place: Any = groups[0] if len(groups) == 1 else lambda config: groups[config["pack"] % len(groups)]
-    with tempfile.TemporaryDirectory(prefix="memrl-tune-") as storage:
+    with scratch_folder() as storage:
         tuner = tune.Tuner(
             tune.with_resources(tune.with_parameters(PackTrial, plan=plan), place),
             param_space={"pack": tune.grid_search(list(range(len(plan.packs))))},
@@ -120,7 +120,7 @@ def tune_packs(plan: Plan, listener: Listener, scheduler: TrialScheduler | None 
             ),
             run_config=tune.RunConfig(
                 name="sweep",
-                storage_path=storage,
+                storage_path=str(storage),
                 verbose=0,
                 callbacks=[_Reporting(listener)],
                 stop=_Stopping(listener),

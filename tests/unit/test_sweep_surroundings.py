@@ -1,0 +1,109 @@
+"""What a sweep needs of the machine around it: folders, signals, a console, and what its processes printed."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from memrl.errors import StartError
+from memrl.sweep.actor_logs import read_logs
+from memrl.sweep.environment import set_environment
+from memrl.sweep.execution import Execution
+from memrl.sweep.scratch import scratch_folder
+from memrl.sweep.stopping import StopRequest, catch_signals
+
+
+def dead_process() -> int:
+    done = subprocess.Popen([sys.executable, "-c", ""])
+    done.wait()
+    return done.pid
+
+
+@pytest.fixture
+def temporary(tmp_path, monkeypatch):
+    """The system's temporary folder, as this test alone sees it."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    return tmp_path
+
+
+def test_a_scratch_folder_is_private_and_gone_afterwards(temporary):
+    with scratch_folder() as folder:
+        assert folder.parent == temporary
+        assert folder.stat().st_mode & 0o777 == 0o700
+        (folder / "part").write_text("x")
+    assert list(temporary.iterdir()) == []
+
+
+def test_what_killed_processes_left_goes_and_nothing_else_does(temporary):
+    left = temporary / f"memrl-{dead_process()}-abc"
+    others = [temporary / name for name in (f"memrl-{os.getpid()}-abc", "memrl-notes", "other")]
+    for folder in (left, *others):
+        folder.mkdir()
+    (left / "session").mkdir()
+    with scratch_folder():
+        assert not left.exists()
+        assert all(other.exists() for other in others)
+
+
+def test_where_the_temporary_folder_s_path_is_too_long_for_a_socket_another_takes_its_place(temporary, monkeypatch):
+    deep = temporary / ("ü" * 40)
+    deep.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(deep))
+    with scratch_folder(most_bytes=43) as folder:
+        assert len(os.fsencode(folder)) <= 43
+    with pytest.raises(StartError, match="TMPDIR must name a folder whose path is short"), scratch_folder(most_bytes=9):
+        pass
+
+
+def test_logs_are_told_apart_by_process_and_named_after_the_actor(tmp_path):
+    job = "01000000"
+    prefix = ":job_id:01000000\n:actor_name:PackTrial\n"
+    (tmp_path / f"worker-ab-{job}-17.out").write_text(f"{prefix}hello\n:actor_name:PackTrial\n")
+    (tmp_path / f"worker-ab-{job}-17.err").write_text(f"{prefix}Traceback\n")
+    (tmp_path / f"worker-cd-{job}-18.err").write_text(prefix)
+    (tmp_path / "worker-ef-02000000-19.err").write_text(f"{prefix}another job's\n")
+    (tmp_path / "raylet.err").write_text("not ours\n")
+    assert read_logs(tmp_path, job) == {"PackTrial-17": "Traceback\nhello\n"}
+    assert list(read_logs(tmp_path, job, "10.0.0.7")) == ["PackTrial-10.0.0.7-17"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_asks_for_a_stop_and_the_second_one_ends_the_work(number):
+    before = signal.getsignal(number)
+    stop = StopRequest()
+    with catch_signals(stop):
+        assert not stop
+        os.kill(os.getpid(), number)
+        assert stop
+        assert stop.exit_code == 128 + number
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), number)
+    assert signal.getsignal(number) == before
+
+
+def test_work_goes_on_when_nobody_reads_its_console_any_more():
+    program = """
+import sys, time
+from memrl.sweep.console import SteadyConsole
+console = SteadyConsole()
+for number in range(200):
+    console.say(f"line {number} " + "x" * 1000)
+print("worked to the end", file=sys.stderr)
+"""
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.stderr is not None
+    assert process.stderr.read() == b"worked to the end\n"
+    assert process.wait() == 0
+    process.stderr.close()
+
+
+def test_ray_gets_a_token_of_its_own_and_the_user_s_settings_come_first(monkeypatch):
+    monkeypatch.setattr("os.environ", {"RAY_AIR_NEW_OUTPUT": "1"})
+    set_environment(Execution(num_threads=3))
+    assert len(os.environ["RAY_AUTH_TOKEN"]) == 64
+    assert (os.environ["RAY_AIR_NEW_OUTPUT"], os.environ["OMP_NUM_THREADS"]) == ("1", "3")
