@@ -13,6 +13,7 @@ import chz
 from chz.tiepin import is_subtype_instance
 
 from memrl.channels import REWARDS, ChannelKind, channel_kind
+from memrl.reward_code import name_code
 
 EnvType = Literal["single_step", "multi_step"]
 Algorithm = Literal["rl", "sft"]
@@ -36,6 +37,9 @@ _ABBREVIATIONS = {
     **{"r": "lora_rank", "rank": "lora_rank", "alpha": "lora_alpha", "reward": "reward_type", "env": "env_type"},
 }
 """What other tools call our fields."""
+
+_LATER_FIELDS = ("reward_code",)
+"""Fields that came when there were cells already: where they are unset they are no part of a cell_id."""
 
 _CUSTOM_REWARD = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
@@ -106,8 +110,8 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str:
     return f"; choose from {', '.join(choices)}" if len(choices) <= _MOST_CHOICES else "; --help lists them all"
 
 
-def _field(role: str, default: Any, doc: str) -> Any:
-    return chz.field(default=default, doc=doc, metadata={"role": role})
+def _field(role: str, default: Any, doc: str, munger: Callable[[Any, Any], Any] | None = None) -> Any:
+    return chz.field(default=default, doc=doc, metadata={"role": role}, munger=munger)
 
 
 @chz.chz
@@ -125,6 +129,12 @@ class TrainConfig:
     seed: int = _field("draw", 0, "draws the secret, the adapter's start and the episodes")
 
     reward_type: str = _field("channel", "binary", "|".join(REWARD_TYPES) + " or package.module:function")
+    reward_code: str | None = _field(
+        "channel",
+        None,
+        "names the code of module:function; unset: that of now",
+        munger=lambda self, code: _code(self, code),
+    )
     reward_bins: int | None = _field("channel", None, "number of bins B of binned_distance")
     binning: Binning = _field("channel", "log", "how binned_distance cuts the distances")
     malformed_reward: float = _field("malformed", 0.0, "reward of an answer that is no integer in range")
@@ -207,12 +217,21 @@ class TrainConfig:
         if self.reward_type not in REWARD_TYPES and not _CUSTOM_REWARD.fullmatch(self.reward_type):
             got = f"{self.reward_type!r}{did_you_mean(self.reward_type, REWARD_TYPES)}"
             raise ValueError(f"reward_type must name a channel or package.module:function, got {got}")
+        if self.reward_code is not None:
+            self._check_code(self.reward_code)
         if self.reward_type == "binned_distance":
             _require(self.reward_bins is not None, "reward_bins", "be set for reward_type=binned_distance", None)
             _require(2 <= (self.reward_bins or 0) <= self.N, "reward_bins", f"lie in 2 .. N={self.N}", self.reward_bins)
         if self.channel_kind.per_step:
             rule = f"not be {self.reward_type} on env_type=single_step (use multi_step)"
             _require(self.env_type == "multi_step", "reward_type", rule, self.reward_type)
+
+    def _check_code(self, code: str) -> None:
+        if self.reward_type in REWARD_TYPES:
+            raise ValueError(f"reward_code must be left out where the channel is memrl's own, got {code}")
+        now = name_code(self.reward_type)
+        if now is not None and code != now:
+            raise ValueError(f"reward_code must be {now}, which is the code of {self.reward_type} now, got {code}")
 
     @chz.validate
     def _check_learning(self) -> None:
@@ -274,7 +293,7 @@ class TrainConfig:
         """
         if self.algorithm == "sft":
             return "sft" if self.env_type == "single_step" else "multi_step/sft"
-        name = self.reward_type
+        name = self.reward_type if self.reward_code is None else f"{self.reward_type}@{self.reward_code}"
         if name == "binned_distance":
             name = f"{name}-{self.reward_bins}-{self.binning}"
         if self.channel_kind.per_step and self.resolved_credit != "per_step":
@@ -312,7 +331,16 @@ class TrainConfig:
 
 def hash_fields(fields: Mapping[str, Any]) -> str:
     """16 hex digits that stand for some fields and their values."""
-    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]
+    counted = {name: value for name, value in fields.items() if value is not None or name not in _LATER_FIELDS}
+    return hashlib.sha256(json.dumps(counted, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _code(cell: TrainConfig, given: str | None) -> str | None:
+    """The name of the code of a reward function of the user's own; None of all others."""
+    is_custom = (
+        cell.algorithm == "rl" and isinstance(cell.reward_type, str) and _CUSTOM_REWARD.fullmatch(cell.reward_type)
+    )
+    return name_code(cell.reward_type) if given is None and is_custom else given
 
 
 @cache

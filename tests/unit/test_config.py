@@ -209,6 +209,7 @@ RELEVANT = [
     ({}, {"secret": 0}),
     ({}, {"seed": 1}),
     ({}, {"reward_type": "distance"}),
+    ({"reward_type": "nowhere:pay"}, {"reward_code": "0123abcd"}),
     ({}, {"malformed_reward": -1.0}),
     ({}, {"advantage": "leave_one_out"}),
     ({}, {"loss": "reinforce"}),
