@@ -16,7 +16,7 @@ from memrl.analysis.selection import hold_out_settings
 
 folder = sys.argv[1] if len(sys.argv) > 1 else "results/bitrate/reference"
 
-# One row a finished cell, and one row a cell and update.
+# One row per finished cell, and one row per cell and update.
 cells = pd.read_parquet(f"{folder}/episodes_to_memorize")
 curves = pd.read_parquet(f"{folder}/curves", columns=["cell_id", "episodes", "observed_bits", "absorbed_bits"])
 
