@@ -8,31 +8,12 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from table_rows import append_cells, cell_row, curve_rows
 
 from memrl.tables import folder as folder_module
 from memrl.tables.folder import MOST_SMALL_PARTS, PART_ROWS
 from memrl.tables.schema import CURVES, CURVES_SCHEMA, EPISODES_TO_MEMORIZE, EPISODES_TO_MEMORIZE_SCHEMA
 from memrl.tables.store import TableStore
-
-
-def cell_row(cell_id: str, status: str = "memorized", agent: str | None = "lora", **values) -> dict:
-    row = dict.fromkeys(EPISODES_TO_MEMORIZE_SCHEMA.names)
-    return row | {"cell_id": cell_id, "agent": agent, "status": status} | values
-
-
-def curve_rows(cell_id: str, num_updates: int, absorbed_bits: float = 0.0) -> list[dict]:
-    numbers = dict.fromkeys(CURVES_SCHEMA.names, math.nan)
-    return [
-        numbers | {"cell_id": cell_id, "update": update, "episodes": 32 * update, "absorbed_bits": absorbed_bits}
-        for update in range(num_updates)
-    ]
-
-
-def append_cells(store: TableStore, *rows: dict) -> None:
-    """Appends rows with curves of one update each."""
-    for row in rows:
-        store.append(CURVES, curve_rows(row["cell_id"], 2))
-    store.append(EPISODES_TO_MEMORIZE, [row | {"updates": 1} for row in rows])
 
 
 def curve_table(cell_id: str, num_updates: int) -> pa.Table:
