@@ -3,7 +3,9 @@
 Nothing here imports more than chz, so that `--help` and a bad argument answer at once.
 """
 
+import os
 import re
+import shlex
 import shutil
 import sys
 import textwrap
@@ -60,6 +62,18 @@ def run_command(main: Callable[[Sequence[str]], int]) -> NoReturn:
         _end_with(error, BAD_INPUT if isinstance(error, RefusedError) else FAILED)
     except KeyboardInterrupt:
         raise SystemExit(INTERRUPTED) from None
+
+
+def repeat_command(script: str, argv: Sequence[str]) -> str:
+    """The command line that does the same again, ready to be pasted into a shell.
+
+    Args:
+        script: what python runs, such as `sweeps/launch.py` or `-m memrl.report`.
+        argv: its words.
+    """
+    # `uv run` says so to the programs that it starts.
+    prefix = "uv run " if "UV_RUN_RECURSION_DEPTH" in os.environ else ""
+    return f"{prefix}python {script} {shlex.join(argv)}"
 
 
 def parse_arguments(argv: Sequence[str], *classes: type, usage: str = "") -> tuple[Any, ...]:

@@ -4,29 +4,14 @@ python -m memrl.preview_env env_type=single_step N=64 num_preview_examples=5 pre
 """
 
 import math
-import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
 import chz
-import numpy as np
 
-from memrl.cli import exit_on_bad_input, parse_arguments
+from memrl.cli import build, exit_on_bad_input, read_words, run_command
 from memrl.config import TrainConfig
-from memrl.policy.base_model import EncodedTask, encode_task, load_base_model
-from memrl.task.env import step_rewards
-from memrl.task.parse import ParsedAnswer, collect_outcomes, parse_answer
-from memrl.task.reward import Channel, build_channel
-from memrl.task.secret import cell_secret
-
-if TYPE_CHECKING:
-    from rich.columns import Columns
-    from rich.console import Console
-    from rich.table import Table
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-    from memrl.policy.calibration import Prior
+from memrl.policy.model_folder import check_model_folder
+from memrl.task.reward import build_channel
 
 USAGE = """
 Shows the prompt, answers sampled from the base policy, what they parse to, and their rewards.
@@ -56,169 +41,20 @@ class PreviewConfig:
             raise ValueError(f"preview_temperature must be positive and finite, got {self.preview_temperature}")
 
 
-@dataclass(frozen=True)
-class SampledAnswer:
-    """One episode of the preview.
-
-    Attributes:
-        tokens: sampled token ids; the last one ended the episode.
-        log2_p: log2 P(tokens) under the policy itself, at temperature 1; bits, at most 0.
-        parsed: what the tokens say.
-    """
-
-    tokens: tuple[int, ...]
-    log2_p: float
-    parsed: ParsedAnswer
-
-
-def sample_answers(
-    model: "PreTrainedModel", task: EncodedTask, num_answers: int, temperature: float, seed: int
-) -> list[SampledAnswer]:
-    """Samples answers token by token, each until it is whole or malformed.
-
-    Args:
-        model: the policy.
-        task: the prompt and all its answers.
-        num_answers: answers to sample, independently.
-        temperature: the logits are divided by it, above 0.
-        seed: any integer from 0; the same seed gives the same answers.
-
-    Returns:
-        The answers, in the order in which they were drawn.
-    """
-    import torch
-
-    generator = torch.Generator().manual_seed(seed)
-    written: list[list[int]] = [[] for _ in range(num_answers)]
-    log2_p = [0.0] * num_answers
-    parsed: list[ParsedAnswer | None] = [None] * num_answers
-    while open_rows := [row for row in range(num_answers) if parsed[row] is None]:
-        input_ids = torch.tensor([[*task.prompt_ids, *written[row]] for row in open_rows], device=model.device)
-        with torch.inference_mode():
-            output: Any = model(input_ids=input_ids, use_cache=False)
-        logits = output.logits[:, -1].double().cpu()
-        drawn = torch.multinomial(torch.softmax(logits / temperature, dim=-1), 1, generator=generator)
-        scores = torch.log_softmax(logits, dim=-1).gather(1, drawn) / math.log(2)
-        for row, token, score in zip(open_rows, drawn[:, 0].tolist(), scores[:, 0].tolist(), strict=True):
-            written[row].append(token)
-            log2_p[row] += score
-            parsed[row] = parse_answer(task.automaton, written[row])
-    return [
-        SampledAnswer(tuple(tokens), bits, answer)
-        for tokens, bits, answer in zip(written, log2_p, parsed, strict=True)
-        if answer is not None
-    ]
-
-
-def format_rewards(rewards: Sequence[float]) -> str:
-    """Writes the rewards of one episode, one an env_step; a dot where the episode took no env_step.
-
-    >>> format_rewards([1.0, 0.0, float("nan")]), format_rewards([0.8333333])
-    ('1 0 ·', '0.833')
-    """
-    return " ".join("·" if math.isnan(reward) else f"{reward:.3g}" for reward in rewards)
-
-
-def show_text(text: str) -> str:
-    r"""Makes blanks at the borders and line ends of a text visible.
-
-    >>> show_text(" 0"), show_text("a\n")
-    ('␣0', 'a⏎')
-    """
-    stripped = text.strip(" ")
-    left = len(text) - len(text.lstrip(" "))
-    right = len(text) - left - len(stripped)
-    return ("␣" * left + stripped + "␣" * right).replace("\n", "⏎")
-
-
-def build_prompt_columns(task: EncodedTask, tokenizer: "PreTrainedTokenizerBase") -> "Columns":
-    """Lays the prompt out token by token: the text it stands for, and its id below."""
-    from rich.columns import Columns
-    from rich.text import Text
-
-    tokens = [Text(f"{show_text(decode(tokenizer, [token]))}\n{token}") for token in task.prompt_ids]
-    return Columns(tokens, padding=(0, 2))
-
-
-def build_answer_table(
-    channel: Channel,
-    secret: int,
-    task: EncodedTask,
-    tokenizer: "PreTrainedTokenizerBase",
-    answers: Sequence[SampledAnswer],
-) -> "Table":
-    """Lays sampled answers out, one a row: tokens, guess, rewards against the secret, and surprise."""
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    rewards = step_rewards(channel, collect_outcomes([a.parsed for a in answers]), secret)
-    title = "answers" if task.num_env_steps == 1 else f"answers, {task.num_env_steps} env_steps each"
-    table = Table(box=box.SIMPLE, title=title, title_justify="left")
-    for heading in ("tokens", "guess", "reward" if task.num_env_steps == 1 else "rewards", "bits"):
-        table.add_column(heading, no_wrap=True)
-    for answer, row in zip(answers, rewards, strict=True):
-        pieces = "|".join(show_text(decode(tokenizer, [token])) for token in answer.tokens)
-        guess = str(task.answer_format.integers(np.array(answer.parsed.digits)))
-        told = guess if answer.parsed.well_formed else "malformed"
-        table.add_row(Text(pieces), told, format_rewards(row), f"{-answer.log2_p:.2f}")
-    return table
-
-
-def decode(tokenizer: "PreTrainedTokenizerBase", tokens: Sequence[int]) -> str:
-    """The text of some tokens, special ones by their names, exactly as they stand."""
-    return str(tokenizer.decode(list(tokens), clean_up_tokenization_spaces=False))
-
-
-def print_preview(
-    console: "Console",
-    config: TrainConfig,
-    channel: Channel,
-    task: EncodedTask,
-    tokenizer: "PreTrainedTokenizerBase",
-    answers: Sequence[SampledAnswer],
-    prior: "Prior",
-) -> None:
-    """Prints prompt, secret, answers, and how near the policy is to a uniform secret."""
-    secret = cell_secret(config)
-    source = "fixed" if config.secret is not None else f"drawn from N={config.N} and seed={config.seed}"
-    console.print(f"prompt: {show_text(decode(tokenizer, task.prompt_ids))}")
-    console.print(build_prompt_columns(task, tokenizer))
-    console.print(f"\nsecret: {secret} of 0 .. {config.N - 1} ({source}), channel {channel.name}\n")
-    console.print(build_answer_table(channel, secret, task, tokenizer, answers))
-    console.print("bits: -log2 of the answer's probability under the policy, stop token included")
-    verdict = "calibrated" if prior.is_calibrated else "not calibrated: run python -m memrl.warmup_train on it first"
-    console.print(
-        f"signal {math.log2(config.N):.2f} bits; prior {prior.kl_bits:.3f} bits from uniform,"
-        f" well-formed mass {prior.well_formed_mass:.4f} ({verdict})"
-    )
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """Reads the command line, samples, and prints."""
-    words = sys.argv[1:] if argv is None else argv
-    config, preview = parse_arguments(words, TrainConfig, PreviewConfig, usage=USAGE)
-    with exit_on_bad_input():
-        if config.algorithm == "sft":
+def main(argv: Sequence[str]) -> int:
+    """Runs the command; returns its exit code."""
+    with read_words(argv, TrainConfig, PreviewConfig, usage=USAGE) as words:
+        cell, preview = build(TrainConfig, words), build(PreviewConfig, words)
+        check_model_folder(cell.model)
+        if cell.algorithm == "sft":
             raise ValueError("algorithm must be rl, whose episodes are previewed, got sft")
-        channel = build_channel(config)
-        model, tokenizer = load_base_model(config.model, config.dtype)
-        task = encode_task(tokenizer, config.N, config.env_type, config.prompt_format, config.bit_separator)
-    from rich.console import Console
+        build_channel(cell)
+    from memrl.preview import show_preview
 
-    from memrl.policy.calibration import measure_prior
-
-    answers = sample_answers(model, task, preview.num_preview_examples, preview.preview_temperature, config.seed)
-    print_preview(
-        Console(highlight=False, markup=False, emoji=False, soft_wrap=True),
-        config,
-        channel,
-        task,
-        tokenizer,
-        answers,
-        measure_prior(model, task),
-    )
+    with exit_on_bad_input():
+        show_preview(cell, preview.num_preview_examples, preview.preview_temperature)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

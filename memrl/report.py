@@ -1,15 +1,15 @@
 """Writes the report of a sweep: `python -m memrl.report grid=bitrate`."""
 
-import shlex
-import sys
 from collections.abc import Sequence
+from math import prod
 from pathlib import Path
 
 import chz
 
-from memrl.cli import exit_on_bad_input, parse_arguments
+from memrl.cli import exit_on_bad_input, parse_arguments, repeat_command, run_command
 from memrl.config import did_you_mean
-from memrl.tables.places import has_tables, own_address, reference_address
+from memrl.sweep.grid import load_grid
+from memrl.tables.places import has_tables, local_folder, own_address, reference_address
 
 GRIDS = Path("sweeps", "grids")
 _MOST_COUNTED = 20_000
@@ -45,24 +45,19 @@ def main(argv: Sequence[str]) -> int:
     (request,) = parse_arguments(argv, ReportRequest, usage=USAGE)
     with exit_on_bad_input():
         address = find_tables(request)
-        from memrl.analysis.summary import summarize_sweep
+        from memrl.analysis import figure_data, findings, page, summary
 
-        summary = summarize_sweep(address, count_planned(request.grid))
-    from memrl.analysis.figure_data import collect_figures
-    from memrl.analysis.page import report_folder, write_page
-
-    folder = report_folder(address, request.grid)
-    figures = collect_figures(summary)
-    commands = [f"python sweeps/launch.py grid={request.grid}", f"python -m memrl.report {shlex.join(argv)}"]
-    page = write_page(summary, figures, request.grid, folder, commands)
+        measured = summary.summarize_sweep(address, count_planned(request.grid))
+    folder = local_folder(address)
+    figures = figure_data.collect_figures(measured)
+    commands = [repeat_command("sweeps/launch.py", [f"grid={request.grid}"]), repeat_command("-m memrl.report", argv)]
+    written = page.write_page(measured, figures, request.grid, folder, commands)
     if request.findings is not None:
-        from memrl.analysis.findings import write_findings
-
-        write_findings(summary, figures, Path(request.findings), folder, commands)
+        findings.write_findings(measured, figures, Path(request.findings), folder, commands)
         print(f"findings: {request.findings}")
-    for verdict in summary.verdicts:
+    for verdict in measured.verdicts:
         print(f"{verdict.name} {verdict.outcome}: {verdict.sentence}")
-    print(f"report: {page}")
+    print(f"report: {written}")
     return 0
 
 
@@ -88,10 +83,6 @@ def find_tables(request: ReportRequest) -> str:
 
 def count_planned(grid: str) -> int | None:
     """Cells that the grid's file describes; None where there is no such file or it is too large to count."""
-    from math import prod
-
-    from memrl.sweep.grid import load_grid
-
     if not (GRIDS / f"{grid}.yaml").is_file():
         return None
     found = load_grid(grid, GRIDS)
@@ -100,4 +91,4 @@ def count_planned(grid: str) -> int | None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run_command(main)

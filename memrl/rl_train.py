@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from memrl.cli import read_cell, run_command
+from memrl.cli import exit_on_bad_input, read_cell, run_command
+from memrl.task.reward import build_channel
 
 USAGE = """\
 Trains one policy by reinforcement learning until it has memorized its secret, or its budget is spent.
@@ -18,6 +19,8 @@ Its tables go to results/runs; a run that has finished is not repeated. Ctrl-C k
 def main(argv: Sequence[str]) -> int:
     """Trains as the command line says; returns the exit code."""
     cell, options = read_cell(argv, "rl", USAGE)
+    with exit_on_bad_input():
+        build_channel(cell)
     from memrl.train import train_cell
 
     return train_cell(cell, options)

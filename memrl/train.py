@@ -14,7 +14,7 @@ from memrl.policy.model_folder import check_model_folder
 from memrl.rollout.vllm_actor import EngineOptions, VLLMEngine
 from memrl.sweep.console import SteadyConsole
 from memrl.sweep.execution import RunOptions
-from memrl.sweep.pack_run import PackRun, start_pack
+from memrl.sweep.pack_run import PackRun, set_up_torch, start_pack
 from memrl.sweep.progress import ProgressLine
 from memrl.sweep.recorder import Recorder
 from memrl.sweep.stopping import StopRequest, catch_signals
@@ -90,11 +90,7 @@ def start_run(cell: TrainConfig, options: RunOptions, stack: ExitStack) -> PackR
     Raises:
         ValueError: the device is missing, the model can't be read, or it is not calibrated for the cell's prompt.
     """
-    # Adam's moments fade into denormal numbers, on which CPUs are many times slower.
-    torch.set_flush_denormal(True)
-    threads = options.num_threads or (1 if cell.model == "embedded" else None)
-    if threads is not None:
-        torch.set_num_threads(threads)
+    set_up_torch(options.num_threads or (1 if cell.model == "embedded" else None))
     if options.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device must be cpu or auto where torch finds no GPU, got cuda")
     device = "cuda" if options.device != "cpu" and torch.cuda.is_available() else "cpu"

@@ -1,6 +1,5 @@
 """Runs a sweep: `python sweeps/launch.py grid=smoke`."""
 
-import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -9,9 +8,10 @@ from typing import Any
 
 import chz
 
-from memrl.cli import FAILED, build, read_field, read_value, read_words, run_command
+from memrl.cli import FAILED, build, read_field, read_value, read_words, repeat_command, run_command
 from memrl.config import TrainConfig, did_you_mean
 from memrl.policy.model_folder import check_model_folder
+from memrl.sweep.console import SteadyConsole
 from memrl.sweep.environment import set_environment
 from memrl.sweep.execution import Execution
 from memrl.sweep.grid import list_grids, load_grid, read_seeds
@@ -60,10 +60,9 @@ def main(argv: Sequence[str]) -> int:
             return 0
         set_environment(execution)
         # Imported once the words are known to be sound, so that a bad one is refused at once.
-        from memrl.sweep.console import SteadyConsole
         from memrl.sweep.sweep import Sweep
 
-        command = f"python sweeps/launch.py {shlex.join(argv)}"
+        command = repeat_command("sweeps/launch.py", argv)
         console = SteadyConsole()
         for line in store.damaged:
             console.say(line)

@@ -19,6 +19,7 @@ from memrl.analysis.summary import Summary, summarize_sweep
 from memrl.analysis.tabulation import Table, tabulate, tabulate_failed, tabulate_scaling, tabulate_settings
 from memrl.analysis.verdicts import HYPOTHESES
 from memrl.analysis.wording import format_number
+from memrl.tables.places import local_folder
 
 _SIGNS = {"supported": "✓", "refuted": "✗", "undecided": "?"}
 _MOST_TABLE_ROWS = 150
@@ -55,7 +56,7 @@ def write_report(
         address: of the tables.
         grid: the sweep's name; unset: the address's last part.
         num_planned: cells of the whole sweep, where the caller knows, so that the report can say how many are missing.
-        folder: where the report goes; unset: beside local tables, or results/<grid> for tables elsewhere.
+        folder: where the report goes; unset: beside local tables, or in results/ for tables elsewhere.
         command: the command that ran the sweep.
 
     Returns:
@@ -66,7 +67,7 @@ def write_report(
     """
     grid = grid or address.rstrip("/").rpartition("/")[2]
     summary = summarize_sweep(address, num_planned)
-    place = Path(folder) if folder is not None else report_folder(address, grid)
+    place = Path(folder) if folder is not None else local_folder(address)
     commands = [command or f"python sweeps/launch.py grid={grid}", f"python -m memrl.report grid={grid}"]
     return write_page(summary, collect_figures(summary), grid, place, commands)
 
@@ -93,15 +94,6 @@ def write_page(summary: Summary, figures: dict[str, Figure], grid: str, folder: 
     hidden.write_text(render_page(summary, figures, drawings, grid, commands), "utf-8")
     hidden.replace(page)
     return page
-
-
-def report_folder(address: str, grid: str) -> Path:
-    """Where the report of some tables goes: beside them, or results/<grid> if they do not lie in a local folder.
-
-    >>> report_folder("results/smoke", "smoke").as_posix(), report_folder("s3://bucket/x", "smoke").as_posix()
-    ('results/smoke', 'results/smoke')
-    """
-    return Path("results", grid) if "://" in address else Path(address).expanduser()
 
 
 def to_csv(figure: Figure) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+from safetensors.numpy import save_file
 
 _SHARED_MEMORY = Path("/dev/shm")
 
@@ -37,8 +38,6 @@ def publish_adapter(
     Raises:
         ValueError: the name is in use.
     """
-    from safetensors.numpy import save_file
-
     target, draft = folder / name, folder / f".{name}"
     if target.exists():
         raise ValueError(f"name must be new in {folder}, got {name!r}")

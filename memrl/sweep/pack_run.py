@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import torch
 
 from memrl.config import TrainConfig
 from memrl.learning.half_packs import HalfPacks
@@ -209,6 +210,18 @@ def start_pack(
     if backend is None or len(cells) == 1 or not alternates:
         return Pack(cells, device=device, backend=backend)
     return HalfPacks(cells, device=device, backend=backend, timeline=timeline)
+
+
+def set_up_torch(num_threads: int | None) -> None:
+    """Sets how torch computes in this process.
+
+    Args:
+        num_threads: CPU threads; None: as many as torch takes.
+    """
+    # Adam's moments of a gradient that has vanished would else be denormal numbers, which CPUs are slow at.
+    torch.set_flush_denormal(True)
+    if num_threads is not None:
+        torch.set_num_threads(num_threads)
 
 
 def describe_error(error: BaseException) -> str:

@@ -41,14 +41,10 @@ class PackTrial(tune.Trainable):
         assert plan is not None, "tune.with_parameters gives it"
         self._plan, self._timeline = plan, Timeline()
         with self._timeline.record("load", "pack"):
-            import torch
-
             # Here, and not above: the launcher imports this module too, and has no use for torch.
             from memrl.sweep import pack_run
 
-            torch.set_num_threads(plan.num_threads)
-            # Adam's moments of a gradient that has vanished would else be denormal numbers, which CPUs are slow at.
-            torch.set_flush_denormal(True)
+            pack_run.set_up_torch(plan.num_threads)
             self._pack_run = pack_run
             self._backend = VLLMRollout.connect(plan.pool, colocated=plan.colocated) if plan.pool else None
         self.reset_config(config)

@@ -14,7 +14,8 @@ from scipy.stats import binomtest, chisquare
 from memrl.config import TrainConfig
 from memrl.policy.base_model import encode_task, load_base_model
 from memrl.policy.calibration import compute_answer_log2
-from memrl.preview_env import format_rewards, main, sample_answers, show_text
+from memrl.preview import format_rewards, sample_answers, show_text
+from memrl.preview_env import main
 from memrl.task.reward import build_channel
 from memrl.task.secret import draw_secret
 
