@@ -28,6 +28,7 @@ FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 _HELP = ("-h", "--help")
 _TRUE, _FALSE = ("true", "yes", "1"), ("false", "no", "0")
 _WIDEST_WORD = 34
+_LONGEST_LINE = 1000
 
 
 @contextmanager
@@ -126,7 +127,8 @@ def exit_on_bad_input() -> Iterator[None]:
 
 def _end_with(error: Exception, code: int) -> NoReturn:
     """Prints the error as one line and ends the process."""
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    line = " ".join(str(error).split())
+    print(f"error: {line if len(line) <= _LONGEST_LINE else f'{line[:_LONGEST_LINE]} ...'}", file=sys.stderr)
     raise SystemExit(code) from None
 
 

@@ -53,11 +53,10 @@ def main(argv: Sequence[str]) -> int:
             check_device(execution)
             check_engines(list(cells.values()), execution)
             store = TableStore(execution.results or own_address(selection.grid))
-            if not execution.dry_run:
-                stack.enter_context(store.open_for_writing())
-        if execution.dry_run:
-            print(f"{selection.grid}: {describe_plan(cells, store, execution)}")
-            return 0
+            if execution.dry_run:
+                print(f"{selection.grid}: {describe_plan(cells, store, execution)}")
+                return 0
+            stack.enter_context(store.open_for_writing())
         set_environment(execution)
         # Imported once the words are known to be sound, so that a bad one is refused at once.
         from memrl.sweep.sweep import Sweep

@@ -30,7 +30,9 @@ def check_model_folder(model: str) -> str:
     Raises:
         ValueError: a path that is no folder, or a folder without a readable configuration, tokenizer or weights.
     """
-    folder = embedded_model_folder() if model == "embedded" else Path(model).expanduser()
+    if not _may_be_path(model):
+        raise ValueError(f"{RULE}, got {model[:80]!r}")
+    folder = embedded_model_folder() if model == "embedded" else Path(os.path.expanduser(model))
     if model and folder.is_dir():
         problem = _find_folder_problem(folder)
         if problem:
@@ -43,6 +45,17 @@ def check_model_folder(model: str) -> str:
     return model
 
 
+def _may_be_path(text: str) -> bool:
+    """Whether the system takes a text for a path, to something or to nothing."""
+    try:
+        os.stat(text)
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return True
+    except (OSError, ValueError):
+        return False
+    return True
+
+
 def _find_folder_problem(folder: Path) -> str:
     if not os.access(folder, os.R_OK | os.X_OK):
         return "the folder is not readable"
@@ -50,7 +63,7 @@ def _find_folder_problem(folder: Path) -> str:
         config = json.loads((folder / "config.json").read_text("utf-8"))
     except OSError:
         return "it holds no config.json"
-    except ValueError:
+    except (ValueError, RecursionError):
         return "its config.json is not JSON"
     if not isinstance(config, dict) or "model_type" not in config:
         return "its config.json names no model_type"
@@ -68,12 +81,9 @@ def _find_weights_problem(path: Path) -> str:
         with path.open("rb") as file:
             header_bytes = int.from_bytes(file.read(8), "little")
             size = path.stat().st_size
-            if header_bytes > size:
-                return f"{path.name} is no safetensors file"
-            header = json.loads(file.read(header_bytes))
-    except (OSError, ValueError):
+            header = json.loads(file.read(header_bytes)) if header_bytes <= size else None
+        tensors = [entry for name, entry in header.items() if name != "__metadata__"]
+        last = max((int(entry["data_offsets"][1]) for entry in tensors), default=0)
+    except (OSError, ValueError, AttributeError, KeyError, IndexError, TypeError, RecursionError):
         return f"{path.name} is no safetensors file"
-    if not isinstance(header, dict):
-        return f"{path.name} is no safetensors file"
-    last = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
     return "" if 8 + header_bytes + last == size else f"{path.name} is cut off"

@@ -21,7 +21,7 @@ def find_filesystem(address: str) -> tuple[fs.FileSystem, str]:
     """
     scheme, separator, _ = address.partition("://")
     if not separator:
-        return fs.LocalFileSystem(), str(Path(address).expanduser().absolute())
+        return fs.LocalFileSystem(), str(Path(os.path.expanduser(address)).absolute())
     try:
         if scheme in _PYARROW_SCHEMES:
             filesystem, root = fs.FileSystem.from_uri(address)

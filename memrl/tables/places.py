@@ -1,5 +1,6 @@
 """Where results lie; imports nothing, so that a command may ask at once."""
 
+import os
 from pathlib import Path
 
 
@@ -25,7 +26,7 @@ def reference_address(grid: str) -> str:
 
 def has_tables(address: str) -> bool:
     """Whether a local folder holds the tables of a sweep, finished or not."""
-    return Path(address, "episodes_to_memorize").expanduser().is_dir()
+    return os.path.isdir(os.path.join(os.path.expanduser(address), "episodes_to_memorize"))
 
 
 def local_folder(address: str) -> Path:
@@ -36,5 +37,5 @@ def local_folder(address: str) -> Path:
     """
     scheme, separator, path = address.partition("://")
     if not separator:
-        return Path(address).expanduser()
+        return Path(os.path.expanduser(address))
     return Path(path) if scheme == "file" else Path(own_address(path.rstrip("/").rpartition("/")[2]))

@@ -49,6 +49,17 @@ def test_bad_input_is_one_line_with_exit_code_2(words, message, tmp_path, monkey
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_dry_run_names_a_damaged_part_in_one_line_and_moves_nothing(tmp_path):
+    part = tmp_path / "results" / "smoke" / "curves" / "part-0.parquet"
+    part.parent.mkdir(parents=True)
+    part.write_bytes(b"PAR1")
+    result = launch("grid=smoke", "dry_run=True", folder=tmp_path)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith(f"error: {part} must be a whole part of its table, got ")
+    assert result.stderr.count("\n") == 1
+    assert part.read_bytes() == b"PAR1"
+
+
 def test_help_shows_every_kind_of_field():
     result = launch("--help")
     assert result.returncode == 0
