@@ -1,4 +1,4 @@
-"""A pack over a random-weight base of any size: walk, rewards and update, without the tables and the observer.
+"""A pack over a random-weight base of any size: the update itself, without calibration and tables.
 
 A random base is not calibrated, so a Pack would refuse it. Here the sampler keeps to the tokens that some answer has,
 which gives tries as full as those of a calibrated base; what a policy costs does not depend on how good it is.
@@ -7,24 +7,28 @@ which gives tries as full as those of a calibrated base; what a policy costs doe
 from collections.abc import Sequence
 from typing import Any
 
+import chz
 import numpy as np
 import torch
 from model_sizes import check_model_size
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
 from memrl.config import TrainConfig
-from memrl.learning.learner import Learner, reward_walk
-from memrl.policy.packed import build_network
-from memrl.policy.trie_walk import Forest, Level, Walk, walk_tries
+from memrl.learning.policy import PackPolicy
+from memrl.learning.state import PackState
+from memrl.learning.update import update
+from memrl.policy.base_model import EncodedTask
+from memrl.policy.trie_walk import Level, Walk
 from memrl.rollout.in_process import InProcessSampler
 from memrl.task.answer_format import integer_format
 from memrl.task.automaton import AnswerAutomaton, build_automaton
-from memrl.task.reward import build_channel
-from memrl.task.secret import draw_secret
 
 STOP_TOKEN = 1
 FIRST_DIGIT = 3
 """Answers are decimal digits: digit d is the token FIRST_DIGIT + d, so that no tokenizer is needed."""
+
+_FOREVER, _NEVER = 10**9, 1.0 - 1e-12
+"""Updates and a probability of the secret that no measurement reaches."""
 
 
 def build_random_base(size: str, *, dtype: str = "float32", device: str = "cpu") -> PreTrainedModel:
@@ -75,30 +79,25 @@ class BarePack:
 
     Args:
         model: the base, frozen.
-        configs: one a cell; single_step.
+        configs: one per cell; single_step.
         prompt_tokens: length of every cell's prompt.
     """
 
     def __init__(self, model: PreTrainedModel, configs: Sequence[TrainConfig], prompt_tokens: int = 6) -> None:
-        automata = {N: build_digit_automaton(N) for N in {c.N for c in configs}}
-        channels = {N: build_channel(next(c for c in configs if c.N == N)) for N in automata}
-        self.configs = list(configs)
-        self.episodes_per_update = sum(c.episodes_per_update for c in configs)
-        self._secrets = np.array([int(draw_secret(c.N, c.seed)[0]) for c in configs])
-        self._channels = [channels[c.N] for c in configs]
-        self._forest = Forest([automata[c.N] for c in configs], list(self._secrets[:, None]))
-        prompt = [2 + i % 11 for i in range(prompt_tokens)]
-        self.network, self.adapters = build_network(model, [prompt] * len(configs), configs)
-        self._learner = Learner(configs, self.network, self.adapters)
-        self._sampler = _LegalSampler(configs, self._forest)
-        self._groups = np.array([[c.episodes_per_update] for c in configs])
+        prompt = tuple(2 + i % 11 for i in range(prompt_tokens))
+        tasks = {
+            N: EncodedTask(N, "single_step", "plain", "", prompt, build_digit_automaton(N), STOP_TOKEN)
+            for N in {c.N for c in configs}
+        }
+        endless = [chz.replace(c, n_steps=_FOREVER, stop_probability=_NEVER) for c in configs]
+        self.configs, self.episodes_per_update = endless, sum(c.episodes_per_update for c in configs)
+        self.policy = PackPolicy.build(model, [tasks[c.N] for c in configs], endless)
+        self.state = PackState.start(endless, self.policy)
 
     def update(self) -> Walk:
         """Samples, rewards and updates every cell once."""
-        walk = walk_tries(self.network, self._forest, self._groups, self._sampler)
-        rewards = reward_walk(walk, self._channels, self._secrets, np.ones_like(self._secrets))
-        self._learner.update(walk, rewards, np.ones(len(self.configs), dtype=bool))
-        return walk
+        sampler = _LegalSampler(self.configs, self.state.generators, self.policy.forest)
+        return update(self.policy, self.state, sampler).walk
 
 
 class _LegalSampler(InProcessSampler):

@@ -118,7 +118,7 @@ def measure_pack(gpu: Gpu, model: Any, size: int, device: str) -> Row:
 
     with watch_walks() as walks:
         walk = pack.update()
-    needed = count_operations(Shape.of(model), walks[-1], pack.adapters.ranks).total
+    needed = count_operations(Shape.of(model), walks[-1], pack.state.adapters.ranks).total
     lengths = gpu.prompt_tokens + (walk.outcome_path >= 0).sum(1)
     episode_tokens = float((lengths * walk.outcome_counts.sum(1)).sum())
     seconds, rates = [], []

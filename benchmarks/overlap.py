@@ -113,7 +113,7 @@ def time_halves(job: Overlap, rollout: Any, cells: Sequence[TrainConfig]) -> tup
     from memrl.learning.half_packs import HalfPacks
     from memrl.learning.timeline import Span, measure_overlap
 
-    halves = HalfPacks(cells, device=job.device, backend=rollout)
+    halves = HalfPacks.split(cells, device=job.device, backend=rollout)
     halves.update()
     start = time.monotonic()
     calls, elapsed = run_for(halves.update, job.seconds)

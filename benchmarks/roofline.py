@@ -95,7 +95,7 @@ def measure_pack(roofline: Roofline, size: int, N: int) -> tuple[Row, Row]:
         # Which cells have a gradient is chance: their number settles over some hundred updates of a cell.
         for _ in range(max(3, 256 // size)):
             update()
-    counted = [count_operations(shape, fed, pack.adapters.ranks) for fed in walks]
+    counted = [count_operations(shape, fed, pack.state.adapters.ranks) for fed in walks]
     needed = {
         name: fmean(getattr(c, name) for c in counted) for name in ("total", "base", "adapters", "attention", "head")
     }
@@ -184,8 +184,7 @@ def list_regions() -> list[tuple[Any, str, str]]:
     """What is timed by name: owner, attribute and category."""
     import torch
 
-    from memrl.learning import pack
-    from memrl.learning.learner import Learner
+    from memrl.learning import pack, update
     from memrl.policy.adapter_pack import AdapterPack
     from memrl.policy.kernels import load_kernels
     from memrl.rollout.in_process import InProcessSampler
@@ -195,13 +194,13 @@ def list_regions() -> list[tuple[Any, str, str]]:
     return [
         (InProcessSampler, "split", "sampling"),
         (InProcessSampler, "pick_illegal", "sampling"),
-        (pack, "reward_walk", "rewards"),
-        (Learner, "_weigh_edges", "advantages"),
+        (update, "reward_walk", "rewards"),
+        (update, "judge_episodes", "advantages"),
+        (update, "weigh_edges", "advantages"),
         (PackObserver, "observe", "observer"),
-        (pack.Pack, "_record_curves", "recording"),
-        (pack.Pack, "_count", "recording"),
+        (pack, "tabulate_update", "recording"),
         (pack.Pack, "drain", "recording"),
-        (AdapterPack, "step", "Adam"),
+        (AdapterPack, "update", "Adam"),
         (AdapterPack, "gradient_norms", "Adam"),
         (library, "forward", "forward"),
         (library, "backward", "backward"),

@@ -195,7 +195,7 @@ def scale_model(scaling: Scaling) -> tuple[list[Row], str]:
             pack = BarePack(model, scaling.cells(cells, reward_type="distance"))
             with watch_walks() as walks:
                 pack.update()
-            needed = count_operations(shape, walks[-1], pack.adapters.ranks).total
+            needed = count_operations(shape, walks[-1], pack.state.adapters.ranks).total
             rate = matmul_flops_per_s(clock=scaling.clock)
             seconds = time_by_turns(
                 {size: pack.update}, scaling.rounds, scaling.block_s, clock=scaling.clock, warm_up=1

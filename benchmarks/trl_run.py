@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import chz
 import numpy as np
 import torch
 from datasets import Dataset  # pyright: ignore[reportMissingImports]
@@ -23,15 +24,14 @@ from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer  # pyright: ignore[reportMissingImports, reportPrivateImportUsage]
 
 from memrl.config import TrainConfig
-from memrl.learning.learner import Learner, reward_walk
+from memrl.learning.policy import PackPolicy
+from memrl.learning.state import PackState
+from memrl.learning.update import update
 from memrl.policy.adapter_pack import find_linears
 from memrl.policy.base_model import encode_task, load_base_model
-from memrl.policy.packed import build_network
-from memrl.policy.trie_walk import Forest, walk_tries
 from memrl.rollout.backend import SampledEpisodes
 from memrl.rollout.replay import Replay
 from memrl.task.prompt import prompt_text
-from memrl.task.reward import build_channel
 from memrl.task.secret import draw_secret
 
 
@@ -188,18 +188,16 @@ def replay_update(
     base, tokenizer = load_base_model(config.model)
     base.requires_grad_(False)
     task = encode_task(tokenizer, config.N, config.env_type)
-    network, adapters = build_network(base, [task.prompt_ids], [config])
-    adapters.import_peft(0, adapter)
-    forest = Forest([task.automaton], [task.answer_format.digits(secret)])
+    config = chz.replace(config, secret=secret)
+    policy = PackPolicy.build(base, [task], [config])
+    state = PackState.start([config], policy)
+    state.adapters.import_peft(0, adapter)
     tokens = np.full((len(completions), task.max_tokens), -1)
     for row, ids in enumerate(completions):
         tokens[row, : len(ids)] = ids
     episodes = SampledEpisodes(config.cell_id, 0, tokens, np.zeros(tokens.shape))
-    replay = Replay(forest, [episodes], np.ones(1, dtype=np.int64))
-    walk = walk_tries(network, forest, np.array([[len(completions)]]), replay)
-    rewards = reward_walk(walk, [build_channel(config)], np.array([secret]), np.ones(1, dtype=np.int64))
-    Learner([config], network, adapters).update(walk, rewards, np.ones(1, dtype=bool))
-    return adapters.export_peft(0)
+    update(policy, state, Replay(policy.forest, [episodes], np.ones(1, dtype=np.int64)))
+    return state.adapters.export_peft(0)
 
 
 def quieten() -> None:

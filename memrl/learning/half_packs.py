@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -19,25 +20,29 @@ class HalfPacks:
     learns from another version of its adapter than its last: `Pack.learn` checks every episode's version.
 
     Args:
-        configs: the cells, as for Pack; at least two.
-        device: where the base model and the adapters live.
+        halves: packs of unlike cells, none of which has a backend.
         backend: who samples; called from threads of its own, for one half at a time each.
         timeline: takes the spans of sampling and updating.
     """
 
-    def __init__(
-        self,
+    def __init__(self, halves: Sequence[Pack], *, backend: RolloutBackend, timeline: Timeline | None = None) -> None:
+        self._backend, self._halves = backend, list(halves)
+        self._pending: list[Future[list[SampledEpisodes]] | None] = [None] * len(halves)
+        self._threads = ThreadPoolExecutor(max_workers=len(halves), thread_name_prefix="sample")
+        self.timeline = timeline or Timeline()
+
+    @classmethod
+    def split(
+        cls,
         configs: Sequence[TrainConfig],
         *,
         backend: RolloutBackend,
         device: str = "cpu",
         timeline: Timeline | None = None,
-    ) -> None:
-        self._backend = backend
-        self._halves = [Pack(half, device=device) for half in (configs[0::2], configs[1::2])]
-        self._pending: list[Future[list[SampledEpisodes]] | None] = [None, None]
-        self._threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="sample")
-        self.timeline = timeline or Timeline()
+    ) -> "HalfPacks":
+        """Cuts a pack of at least two cells in two; the arguments are those of Pack, and of half-packs."""
+        halves = [Pack(half, device=device) for half in (configs[0::2], configs[1::2])]
+        return cls(halves, backend=backend, timeline=timeline)
 
     @property
     def live(self) -> int:
@@ -56,7 +61,7 @@ class HalfPacks:
 
     def update(self) -> None:
         """Updates every live cell once; each half's next episodes are asked for as soon as its adapters are written."""
-        for index in (0, 1):
+        for index in range(len(self._halves)):
             self._ask(index)
         for index, half in enumerate(self._halves):
             pending = self._pending[index]
@@ -89,3 +94,20 @@ class HalfPacks:
         """Takes what was recorded since the last call; see Pack.drain."""
         rows, curves = zip(*(half.drain() for half in self._halves), strict=True)
         return [row for part in rows for row in part], pa.concat_tables(curves)
+
+    def save(self, folder: Path) -> None:
+        """Writes the halves that still train into a folder, which must exist; what is being sampled is not kept.
+
+        Raises:
+            ValueError: rows were recorded that nobody has drained.
+        """
+        for number, half in enumerate(self._halves):
+            if not half.finished:
+                (folder / f"half_{number}").mkdir()
+                half.save(folder / f"half_{number}")
+
+    @classmethod
+    def load(cls, folder: Path, *, backend: RolloutBackend, timeline: Timeline | None = None) -> "HalfPacks":
+        """The half-packs that `save` wrote; they ask for their episodes again."""
+        halves = [Pack.load(half) for half in sorted(folder.glob("half_*"))]
+        return cls(halves, backend=backend, timeline=timeline)

@@ -1,85 +1,119 @@
-"""What a run has reached so far, cell by cell, and the row it leaves when it ends."""
+"""How far the cells of a pack have come."""
 
 import math
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
 
 from memrl.config import TrainConfig
-from memrl.policy.calibration import Prior
-from memrl.tables.rows import trained_row
 from memrl.task.result import REACHED, RunResult, Status
-from memrl.task.reward import Channel
+
+TRAINING: Literal["training"] = "training"
+"""The status of a cell that has not ended."""
 
 
 @dataclass
-class CellProgress:
-    """One cell's run.
+class Progress:
+    """Counters of each cell, all (cells,) unless said otherwise.
 
     Attributes:
-        config: the cell.
-        secret: what is hidden.
-        channel: what an episode tells.
-        prior: the base policy's distance from uniform.
-        updates: updates made.
-        episodes: episodes (sft: examples) used.
-        first_reach: episodes used when P(secret) first reached 0.5 and 0.9, by that probability.
-        absorbed_bits: at the last scoring.
-        observed_bits: at the last scoring.
-        seconds: the cell's share of the wall time.
-        tokens: of all its episodes, each counted in full, prompt included.
-        status: training, memorized, budget_spent or failed.
+        updates: updates made, int64.
+        episodes: episodes (sft: examples) used, int64.
+        tokens: of all episodes, each counted in full, prompt included; int64.
+        reached: episodes used when P(secret) first reached each of `REACHED`, -1 before; int64 (cells, reached).
+        absorbed_bits: at the last scoring, float64.
+        observed_bits: at the last scoring, float64.
+        seconds: the cell's share of the wall time, float64.
+        status: `TRAINING`, or how the cell ended.
         error: what failed.
     """
 
-    config: TrainConfig
-    secret: int
-    channel: Channel
-    prior: Prior
-    updates: int = 0
-    episodes: int = 0
-    first_reach: dict[float, int] = field(default_factory=dict)
-    absorbed_bits: float = math.nan
-    observed_bits: float = math.nan
-    seconds: float = 0.0
-    tokens: int = 0
-    status: Status | Literal["training"] = "training"
-    error: str | None = None
+    updates: np.ndarray
+    episodes: np.ndarray
+    tokens: np.ndarray
+    reached: np.ndarray
+    absorbed_bits: np.ndarray
+    observed_bits: np.ndarray
+    seconds: np.ndarray
+    status: list[Status | Literal["training"]]
+    error: list[str | None]
 
-    def record_score(self, secret_log2: float, observed_bits: float) -> None:
-        """Takes note of log2 P(secret) before an update, and ends the run if it is time to.
-
-        A run ends as memorized when P(secret) reaches the config's stop_probability, and as budget_spent when another
-        update would use more updates or episodes than it allows.
-        """
-        if not math.isfinite(secret_log2):
-            self.fail(f"the policy diverged: log2 P(secret) is {secret_log2}")
-            return
-        self.absorbed_bits = math.log2(self.config.N) + secret_log2
-        self.observed_bits = observed_bits
-        for probability in REACHED:
-            if secret_log2 >= math.log2(probability):
-                self.first_reach.setdefault(probability, self.episodes)
-        if secret_log2 >= math.log2(self.config.stop_probability):
-            self.status = "memorized"
-        elif self.episodes + self.config.episodes_per_update > self.config.episode_budget:
-            self.status = "budget_spent"
-
-    def fail(self, error: str) -> None:
-        """Ends the run as failed; `error` says why."""
-        self.status, self.error = "failed", error
-
-    def to_row(self) -> dict[str, Any]:
-        """The row of a cell that has ended, for the table episodes_to_memorize."""
-        assert self.status != "training"
-        result = RunResult(
-            self.first_reach,
-            self.episodes,
-            self.updates,
-            self.absorbed_bits,
-            self.observed_bits,
-            self.status,
-            self.seconds,
-            self.tokens,
-            self.error,
+    @classmethod
+    def start(cls, num_cells: int) -> "Progress":
+        """Of cells that have done nothing yet."""
+        return cls(
+            updates=np.zeros(num_cells, dtype=np.int64),
+            episodes=np.zeros(num_cells, dtype=np.int64),
+            tokens=np.zeros(num_cells, dtype=np.int64),
+            reached=np.full((num_cells, len(REACHED)), -1),
+            absorbed_bits=np.full(num_cells, np.nan),
+            observed_bits=np.full(num_cells, np.nan),
+            seconds=np.zeros(num_cells),
+            status=[TRAINING] * num_cells,
+            error=[None] * num_cells,
         )
-        return trained_row(self.config, self.channel, result, self.prior.kl_bits, self.prior.well_formed_mass)
+
+    @property
+    def is_training(self) -> np.ndarray:
+        """Which cells have not ended; bool (cells,)."""
+        return np.array([status == TRAINING for status in self.status], dtype=bool)
+
+    def score(self, configs: Sequence[TrainConfig], secret_log2: np.ndarray, observed_bits: np.ndarray) -> None:
+        """Takes note of log2 P(secret) before an update, and ends the cells whose time it is.
+
+        A cell ends as memorized when P(secret) reaches the config's stop_probability, and as budget_spent when another
+        update would use more updates or episodes than it allows.
+
+        Args:
+            configs: the cells.
+            secret_log2: log2 P(secret), float64 (cells,).
+            observed_bits: what an ideal observer knows, float64 (cells,).
+        """
+        for cell, (config, log2) in enumerate(zip(configs, secret_log2.tolist(), strict=True)):
+            if not math.isfinite(log2):
+                self.fail(cell, f"the policy diverged: log2 P(secret) is {log2}")
+                continue
+            self.absorbed_bits[cell] = math.log2(config.N) + log2
+            self.observed_bits[cell] = observed_bits[cell]
+            for place, probability in enumerate(REACHED):
+                if log2 >= math.log2(probability) and self.reached[cell, place] < 0:
+                    self.reached[cell, place] = self.episodes[cell]
+            if log2 >= math.log2(config.stop_probability):
+                self.status[cell] = "memorized"
+            elif self.episodes[cell] + config.episodes_per_update > config.episode_budget:
+                self.status[cell] = "budget_spent"
+
+    def fail(self, cell: int, error: str) -> None:
+        """Ends a cell as failed, unless it has ended; `error` says why."""
+        if self.status[cell] == TRAINING:
+            self.status[cell], self.error[cell] = "failed", error
+
+    def count(self, learned: np.ndarray, episodes: np.ndarray, tokens: np.ndarray) -> None:
+        """Counts an update.
+
+        Args:
+            learned: which cells made it, bool (cells,).
+            episodes: what it used of each, int64 (cells,).
+            tokens: likewise.
+        """
+        self.updates += learned
+        self.episodes += np.where(learned, episodes, 0)
+        self.tokens += np.where(learned, tokens, 0)
+
+    def result(self, cell: int) -> RunResult:
+        """How a cell ended."""
+        status = self.status[cell]
+        assert status != TRAINING
+        return RunResult(
+            {p: int(first) for p, first in zip(REACHED, self.reached[cell], strict=True) if first >= 0},
+            int(self.episodes[cell]),
+            int(self.updates[cell]),
+            float(self.absorbed_bits[cell]),
+            float(self.observed_bits[cell]),
+            status,
+            float(self.seconds[cell]),
+            int(self.tokens[cell]),
+            self.error[cell],
+        )

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from memrl.config import TrainConfig
-from memrl.policy.kernels import load_kernels
+from memrl.policy.optimizer import PackedAdam
 
 _ADAPTER_STREAM = 0xADA97E
 """Keeps the adapters' random numbers apart from every other stream of the same cell."""
@@ -27,21 +27,6 @@ _NAMES_OF_EXPERTS = frozenset({"gate", "gate_proj", "up_proj", "down_proj", "w1"
 
 Source: peft 0.21, utils/transformers_weight_conversion.py, _MOE_TARGET_MODULE_MAPPING.
 """
-
-
-def _update_adam(
-    parameters: Tensor, gradient: Tensor, moment1: Tensor, moment2: Tensor, constants: Sequence[Tensor]
-) -> None:
-    """Adam's update in place, (cells, parameters), with each cell's constants, (cells,); clears the gradient.
-
-    The constants are 1 - beta1, beta2, 1 - beta2, epsilon and minus the step size, the last two corrected for bias.
-    """
-    decay1, keep2, decay2, epsilon, negative_step = (c.to(parameters)[:, None] for c in constants)
-    moment1.lerp_(gradient, decay1)
-    moment2.mul_(keep2).addcmul_(gradient * decay2, gradient)
-    denominator = torch.sqrt(moment2, out=gradient).add_(epsilon)
-    parameters.addcmul_(torch.div(moment1, denominator, out=denominator), negative_step)
-    gradient.zero_()
 
 
 def find_linears(model: nn.Module) -> dict[str, nn.Linear]:
@@ -145,10 +130,9 @@ class Slot:
 
 
 class AdapterPack:
-    """The adapters of K cells, with Adam's moments, in flat tensors of shape (cells, parameters).
+    """The adapters of K cells with their optimizer, in flat tensors of shape (cells, parameters).
 
-    Layers that read the same input lie side by side, so that their A's are one matrix. Adam is a few whole-tensor
-    operations, with a learning rate, a step count and moments of each cell's own.
+    Layers that read the same input lie side by side, so that their A's are one matrix.
 
     Args:
         groups: the linear layers, and experts, by path, in groups of layers that read the same input.
@@ -159,6 +143,7 @@ class AdapterPack:
     Attributes:
         parameters: (cells, parameters), every A and B, zero-padded to the largest rank.
         gradient: same shape; backward passes add to it.
+        optimizer: what updates the parameters.
         scale: alpha / rank of each cell, (cells, 1, 1).
         rank: the largest rank of the pack, which all are padded to.
     """
@@ -175,12 +160,8 @@ class AdapterPack:
         self._ranks = np.array([c.lora_rank for c in configs])
         self._alphas = np.array([c.lora_alpha for c in configs])
         self._lay_out(int(self._ranks.max()))
-        per_cell = [[c.learning_rate, c.adam_beta1, c.adam_beta2, c.adam_epsilon] for c in configs]
-        self._hyper = torch.tensor(per_cell, dtype=torch.float64, device=device)
-        self._steps = np.zeros(len(configs), dtype=np.int64)
         self.parameters = torch.zeros((len(configs), self._num_parameters), dtype=dtype, device=device)
-        self._moment1 = torch.zeros_like(self.parameters)
-        self._moment2 = torch.zeros_like(self.parameters)
+        self.optimizer = PackedAdam(configs, self.parameters)
         self._initialize(configs)
         self._renew()
 
@@ -244,53 +225,42 @@ class AdapterPack:
         """The l2 norm of each cell's gradient: float64 (cells,)."""
         return torch.linalg.vector_norm(self.gradient, dim=1).double().cpu().numpy()
 
-    def step(self) -> None:
-        """One Adam update of every cell by its own gradient, learning rate and step count; clears the gradient.
-
-        Source: Kingma and Ba, Adam, 2015, arXiv 1412.6980, Algorithm 1.
-        """
-        self._steps += 1
-        t = torch.from_numpy(self._steps).to(self._hyper)
-        rate, beta1, beta2, epsilon = self._hyper.unbind(1)
-        correction2 = (1.0 - beta2**t).sqrt()
-        step_size = rate / (1.0 - beta1**t) * correction2
-        constants = (1 - beta1, beta2, 1 - beta2, epsilon * correction2, -step_size)
-        tensors = (self.parameters, self.gradient, self._moment1, self._moment2)
-        library = load_kernels(self.parameters.dtype) if self.parameters.device.type == "cpu" else None
-        if library is None:
-            _update_adam(*tensors, constants)
-        else:
-            library.update_adam(*self.parameters.shape, torch.stack(constants, 1).to(self.parameters), *tensors)
+    def update(self) -> None:
+        """Lets the optimizer use up the gradient."""
+        self.optimizer.update(self.parameters, self.gradient)
 
     def keep(self, cells: np.ndarray) -> None:
         """Shrinks the pack to the given cells (indices, ascending), and to their largest rank."""
-        index = torch.from_numpy(np.asarray(cells)).to(self.parameters.device)
-        flats = [flat[index] for flat in (self.parameters, self._moment1, self._moment2)]
-        self._hyper, self._steps = self._hyper[index], self._steps[cells]
+        index = torch.from_numpy(cells).to(self.parameters.device)
+        flats = {name: flat[index] for name, flat in self._flats().items()}
         self._ranks, self._alphas = self._ranks[cells], self._alphas[cells]
         if len(cells) and int(self._ranks.max()) < self.rank:
             flats = self._narrow(flats, int(self._ranks.max()))
-        self.parameters, self._moment1, self._moment2 = flats
+        self.parameters = flats.pop("parameters")
+        self.optimizer.keep(cells, flats)
         self._renew()
 
-    def _narrow(self, flats: list[Tensor], rank: int) -> list[Tensor]:
+    def _flats(self) -> dict[str, Tensor]:
+        """All tensors that are laid out by slots, and outlive an update."""
+        return {"parameters": self.parameters, **self.optimizer.moments}
+
+    def _narrow(self, flats: dict[str, Tensor], rank: int) -> dict[str, Tensor]:
         """Cuts padded ranks off, and lays the slots out anew."""
-        wide = [
-            {
-                slot.name: (self.view_blocks_A(flat, slot)[:, :, :rank], self.view_blocks_B(flat, slot)[:, :, :rank])
+        wide = {
+            name: [
+                (self.view_blocks_A(flat, slot)[:, :, :rank], self.view_blocks_B(flat, slot)[:, :, :rank])
                 for slot in self.slots.values()
-            }
-            for flat in flats
-        ]
+            ]
+            for name, flat in flats.items()
+        }
         self._lay_out(rank)
-        narrow = []
-        for views in wide:
-            flat = torch.empty((self.num_cells, self._num_parameters), dtype=flats[0].dtype, device=flats[0].device)
-            for slot in self.slots.values():
-                A, B = views[slot.name]
+        narrow = {}
+        for name, views in wide.items():
+            like = flats[name]
+            narrow[name] = flat = torch.empty((len(like), self._num_parameters), dtype=like.dtype, device=like.device)
+            for slot, (A, B) in zip(self.slots.values(), views, strict=True):
                 self.view_blocks_A(flat, slot).copy_(A)
                 self.view_blocks_B(flat, slot).copy_(B)
-            narrow.append(flat)
         return narrow
 
     def export_peft(self, cell: int) -> dict[str, Tensor]:
@@ -313,7 +283,7 @@ class AdapterPack:
         return tensors
 
     def import_peft(self, cell: int, tensors: dict[str, Tensor]) -> None:
-        """Sets one cell's adapter from PEFT's tensors; its moments and step count start anew.
+        """Sets one cell's adapter from PEFT's tensors; its optimizer starts anew.
 
         Raises:
             ValueError: a layer is missing, unknown, or of another rank or width.
@@ -334,23 +304,18 @@ class AdapterPack:
             name_A, name_B = _name_tensors(slot)
             A[:, :rank] = tensors[name_A].unflatten(0, (slot.num_blocks, rank))
             B[:, :rank] = tensors[name_B].unflatten(1, (rank, slot.num_blocks)).permute(2, 1, 0)
-        self._moment1[cell], self._moment2[cell], self._steps[cell] = 0.0, 0.0, 0
+        self.optimizer.reset(cell)
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """All that training changes: parameters, moments and step counts."""
-        return {
-            "parameters": self.parameters.clone(),
-            "moment1": self._moment1.clone(),
-            "moment2": self._moment2.clone(),
-            "steps": torch.from_numpy(self._steps.copy()),
-        }
+    def arrays(self) -> dict[str, np.ndarray]:
+        """All that training changes, by name, one row per cell: parameters, moments and numbers of updates."""
+        flats = {name: flat.cpu().numpy() for name, flat in self._flats().items()}
+        return {**flats, "num_updates": self.optimizer.num_updates}
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Restores what `state_dict` gave, for the same cells."""
-        self.parameters.copy_(state["parameters"])
-        self._moment1.copy_(state["moment1"])
-        self._moment2.copy_(state["moment2"])
-        self._steps = state["steps"].numpy().copy()
+    def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Takes up what `arrays` gave, for the same cells."""
+        for name, flat in self._flats().items():
+            flat.copy_(torch.from_numpy(arrays[name]))
+        self.optimizer.num_updates[:] = arrays["num_updates"]
 
 
 def _measure(layer: nn.Linear | ExpertProjection) -> tuple[int, int, int | None]:

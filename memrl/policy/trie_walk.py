@@ -145,6 +145,10 @@ class Splitter(Protocol):
         """Token ids of `count` episodes that left the answers, given the unnormalised probabilities of all tokens."""
         ...
 
+    def find_rollout_logprob(self, walk: "Walk") -> Tensor:
+        """The sampler's log-probability of each edge, nats, without gradient; (edges,)."""
+        ...
+
 
 @dataclass
 class Walk:

@@ -3,26 +3,35 @@
 from collections.abc import Sequence
 
 import numpy as np
+from torch import Tensor
 
 from memrl.config import TrainConfig
-from memrl.policy.trie_walk import Forest, Level
+from memrl.policy.trie_walk import Forest, Level, Walk
 
 _EPISODE_STREAM = 0xE915
 """Keeps the episodes' random numbers apart from every other stream of the same cell."""
 
 
+def start_generators(configs: Sequence[TrainConfig]) -> list[np.random.Generator]:
+    """The random numbers of each cell's episodes: a stream of its own, which does not depend on its neighbors."""
+    return [np.random.default_rng(np.random.SeedSequence([_EPISODE_STREAM, int(c.cell_id, 16)])) for c in configs]
+
+
 class InProcessSampler:
     """Draws every cell's episodes on-policy; the examples of an sft cell follow its secret.
 
-    A cell draws from a generator of its own, so that its episodes do not depend on its neighbors in the pack.
+    Args:
+        configs: the cells.
+        generators: what each draws from.
+        forest: their answers.
     """
 
-    def __init__(self, configs: Sequence[TrainConfig], forest: Forest) -> None:
+    def __init__(
+        self, configs: Sequence[TrainConfig], generators: Sequence[np.random.Generator], forest: Forest
+    ) -> None:
         self._forest = forest
         self._supervised = np.array([c.algorithm == "sft" for c in configs])
-        self._generators = [
-            np.random.default_rng(np.random.SeedSequence([_EPISODE_STREAM, int(c.cell_id, 16)])) for c in configs
-        ]
+        self._generators = generators
 
     def split(self, level: Level, legal: np.ndarray, illegal: np.ndarray) -> np.ndarray:
         """Splits episodes over tokens by a draw each; see `Splitter.split`."""
@@ -64,16 +73,6 @@ class InProcessSampler:
         """Draws the tokens of episodes that left the answers; see `Splitter.pick_illegal`."""
         return self._generators[cell].choice(len(probabilities), size=count, p=probabilities / probabilities.sum())
 
-    def keep(self, cells: np.ndarray) -> None:
-        """Shrinks the sampler to the given cells."""
-        self._supervised = self._supervised[cells]
-        self._generators = [self._generators[cell] for cell in cells]
-
-    def state_dict(self) -> list[dict[str, object]]:
-        """The generators' states, by cell."""
-        return [dict(g.bit_generator.state) for g in self._generators]
-
-    def load_state_dict(self, states: list[dict[str, object]]) -> None:
-        """Restores what `state_dict` gave, for the same cells."""
-        for generator, state in zip(self._generators, states, strict=True):
-            generator.bit_generator.state = state
+    def find_rollout_logprob(self, walk: Walk) -> Tensor:
+        """The walk's own log-probabilities: its weights have sampled; see `Splitter.find_rollout_logprob`."""
+        return walk.edge_logprob.detach()

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from memrl.policy.trie_walk import Forest, Level, Walk
 from memrl.rollout.backend import SampledEpisodes
@@ -55,6 +57,12 @@ class Replay:
         """The tokens by which the given episodes left the answers; see `Splitter.pick_illegal`."""
         tokens, self._left[cell] = self._left[cell][:count], self._left[cell][count:]
         return np.array(tokens)
+
+    def find_rollout_logprob(self, walk: Walk) -> Tensor:
+        """What the sampler said where it sampled, else the walk's own; see `Splitter.find_rollout_logprob`."""
+        own = walk.edge_logprob.detach()
+        given = torch.from_numpy(self.average_on_edges(walk)).to(own)
+        return torch.where(given.isnan(), own, given)
 
     def average_on_edges(self, walk: Walk) -> np.ndarray:
         """The sampler's own log-probability of each edge of the walk, averaged over the episodes through it.

@@ -209,7 +209,7 @@ def start_pack(
     """
     if backend is None or len(cells) == 1 or not alternates:
         return Pack(cells, device=device, backend=backend)
-    return HalfPacks(cells, device=device, backend=backend, timeline=timeline)
+    return HalfPacks.split(cells, device=device, backend=backend, timeline=timeline)
 
 
 def set_up_torch(num_threads: int | None) -> None:

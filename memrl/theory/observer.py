@@ -4,9 +4,8 @@ A channel is a function, so the exact posterior of a uniform secret is uniform o
 everything seen so far. A set per cell says it all, and an episode whose guess was seen before tells nothing new.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -80,28 +79,19 @@ class PackObserver:
                 heard = _hear(channel, outcomes.select(of_kind), rewards[of_kind])
                 self._observe_kind(self._kinds[kind], cells[of_kind], heard)
 
-    def keep(self, cells: Sequence[int] | np.ndarray) -> None:
+    def keep(self, cells: np.ndarray) -> None:
         """Keeps these cells alone, in this order."""
-        kept = np.asarray(cells, dtype=np.int64)
-        self._kind, self._N, self._count = self._kind[kept], self._N[kept], self._count[kept]
-        self._consistent = self._consistent[kept, : self._N.max(initial=0)]
-        self._seen = self._seen[kept]
+        self._kind, self._N, self._count = self._kind[cells], self._N[cells], self._count[cells]
+        self._consistent = self._consistent[cells, : self._N.max(initial=0)]
+        self._seen = self._seen[cells]
 
-    def state_dict(self) -> dict[str, Any]:
-        """Everything that a resumed observer needs besides the channels, as arrays."""
-        return {"consistent": self._consistent.copy(), "seen": self._seen.copy()}
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Everything that an observer of the same channels needs to go on, by name, one row per cell."""
+        return {"consistent": self._consistent, "seen": self._seen}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes up a state that `state_dict` gave for the same channels.
-
-        Raises:
-            ValueError: the state is of another pack.
-        """
-        seen = np.zeros((len(self), max(self._seen.shape[1], state["seen"].shape[1])), dtype=bool)
-        if state["consistent"].shape != self._consistent.shape:
-            raise ValueError(f"state must be of the same pack, got one of shape {state['consistent'].shape}")
-        seen[:, : state["seen"].shape[1]] = state["seen"]
-        self._consistent, self._seen = state["consistent"].copy(), seen
+    def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Takes up what `arrays` gave, for the same channels."""
+        self._consistent, self._seen = arrays["consistent"].copy(), arrays["seen"].copy()
         self._count = self._consistent.sum(axis=1)
 
     def _observe_kind(self, kind: "_Kind", cells: np.ndarray, heard: "_Heard") -> None:

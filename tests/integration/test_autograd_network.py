@@ -23,7 +23,7 @@ from memrl.policy.autograd_network import AutogradNetwork
 from memrl.policy.base_model import encode_task
 from memrl.policy.packed import build_network, group_layers
 from memrl.policy.trie_walk import Forest, walk_tries
-from memrl.rollout.in_process import InProcessSampler
+from memrl.rollout.in_process import InProcessSampler, start_generators
 
 CELLS = [
     TrainConfig(N=64, seed=1, lora_rank=2, group_size=32),
@@ -53,7 +53,7 @@ def compute_gradient(name: str, keep_activations: Callable[[torch.nn.Module], Ac
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        walk = walk_tries(network, forest, counts, InProcessSampler(CELLS, forest))
+        walk = walk_tries(network, forest, counts, InProcessSampler(CELLS, start_generators(CELLS), forest))
     weights = torch.randn(walk.edge_logprob.shape, generator=generator, dtype=dtype)
     network.backpropagate((weights * walk.edge_logprob).sum())
     return adapters.gradient.clone(), sum(kept.values())
@@ -133,13 +133,13 @@ def test_a_bfloat16_model_learns_a_secret_by_float32_adapters(name):
     assert isinstance(network, AutogradNetwork)
     assert adapters.parameters.dtype == torch.float32
     forest, counts = Forest([task.automaton], [task.answer_format.digits(11)]), np.array([[1]])
-    sampler = InProcessSampler([cell], forest)
+    sampler = InProcessSampler([cell], start_generators([cell]), forest)
     absorbed = []
     for _ in range(40):
         walk = walk_tries(network, forest, counts, sampler)
         absorbed.append(float(walk.secret_log2[0]) + math.log2(cell.N))
         network.backpropagate(-walk.edge_logprob.sum())
-        adapters.step()
+        adapters.update()
     assert absorbed[0] < 0
     assert absorbed[-1] > math.log2(0.9 * cell.N)
 

@@ -67,7 +67,7 @@ def test_cells_memorize_over_it_behind_its_chat_template(warmed, dtype):
     shared |= {"learning_rate": 1e-2, "n_steps": 200}
     channels = [{"algorithm": "sft"}, {"reward_type": "binary", "group_size": 32}]
     pack = Pack([TrainConfig(**shared, **channel) for channel in channels])
-    assert pack.adapters.parameters.dtype == torch.float32
+    assert pack.state.adapters.parameters.dtype == torch.float32
     while not pack.finished:
         pack.update()
     rows, _ = pack.drain()

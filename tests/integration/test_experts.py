@@ -25,7 +25,7 @@ from memrl.policy.experts import PackedExperts, describe_projections, find_exper
 from memrl.policy.packed import group_layers
 from memrl.policy.trie_walk import Forest, walk_tries
 from memrl.rollout.adapter_files import publish_adapter
-from memrl.rollout.in_process import InProcessSampler
+from memrl.rollout.in_process import InProcessSampler, start_generators
 from memrl.rollout.vllm_actor import name_for_engine
 
 pytestmark = pytest.mark.filterwarnings("ignore:the routers of:UserWarning")
@@ -79,12 +79,12 @@ class PackedCells:
         prompts, cells = [task.prompt_ids for task in self.tasks], np.arange(len(self.tasks))
         self.network = AutogradNetwork(model, prompts, cells, self.adapters, KeptActivations())
         self.forest = Forest([t.automaton for t in self.tasks], [t.answer_format.digits(5) for t in self.tasks])
-        self.sampler = InProcessSampler(self.cells, self.forest)
+        self.generators = start_generators(self.cells)
 
     def learn(self):
         """One walk and its gradient; returns each cell's episodes."""
         counts = np.array([[c.group_size] for c in self.cells])
-        walk = walk_tries(self.network, self.forest, counts, self.sampler)
+        walk = walk_tries(self.network, self.forest, counts, InProcessSampler(self.cells, self.generators, self.forest))
         loss = torch.zeros((), dtype=torch.float64)
         for cell, path, tokens, drawn in zip(
             walk.outcome_cell, walk.outcome_path, walk.outcome_tokens, walk.outcome_counts, strict=True
@@ -95,9 +95,9 @@ class PackedCells:
         return [list_episodes(walk, cell, 1)[0] for cell in range(len(self.cells))]
 
     def keep(self, cells):
-        for part in (self.network, self.forest, self.sampler, self.adapters):
+        for part in (self.network, self.forest, self.adapters):
             part.keep(np.array(cells))
-        self.cells = [self.cells[cell] for cell in cells]
+        self.cells, self.generators = ([part[cell] for cell in cells] for part in (self.cells, self.generators))
 
 
 def judge(tokens):
@@ -149,7 +149,7 @@ def test_cells_train_as_peft_does_while_their_pack_shrinks(name, exact_routers_a
             assert [compare_adapters(pack.adapters.export_peft(i), before[i]) for i in range(2)] == [0, 0]
             plain = [plain[0], plain[2]]
         episodes = pack.learn()
-        pack.adapters.step()
+        pack.adapters.update()
         for i, cell in enumerate(plain):
             cell.update(episodes[i])
             packed = pack.adapters.export_peft(i)
@@ -337,13 +337,13 @@ def test_a_cell_learns_its_secret_by_experts_alone(name):
     adapters = AdapterPack(groups, [cell], dtype=torch.float32)
     network = AutogradNetwork(model, [task.prompt_ids], np.arange(1), adapters, KeptActivations())
     forest = Forest([task.automaton], [task.answer_format.digits(11)])
-    sampler = InProcessSampler([cell], forest)
+    sampler = InProcessSampler([cell], start_generators([cell]), forest)
     absorbed = []
     for _ in range(30):
         walk = walk_tries(network, forest, np.array([[1]]), sampler)
         absorbed.append(float(walk.secret_log2[0]) + math.log2(cell.N))
         network.backpropagate(-walk.edge_logprob.sum())
-        adapters.step()
+        adapters.update()
     assert absorbed[0] < 0
     assert absorbed[-1] > math.log2(0.9 * cell.N)
 

@@ -71,7 +71,7 @@ def test_the_check_is_about_policies_that_learned(every_channel):
 
 def plant(pack, leaking, learning_rate):
     """One supervised update on the secret, behind the observer's back, of every cell that leaks."""
-    told = [(pack.cells[place].config, pack.cells[place].secret) for place in leaking]
+    told = [(pack.state.configs[place], int(pack.state.secrets[place])) for place in leaking]
     shared = {"algorithm": "sft", "lora_rank": 4, "learning_rate": learning_rate}
     hidden = Pack(
         [
@@ -80,10 +80,10 @@ def plant(pack, leaking, learning_rate):
         ]
     )
     for place, cell in enumerate(leaking):
-        hidden.adapters.import_peft(place, pack.adapters.export_peft(cell))
+        hidden.state.adapters.import_peft(place, pack.state.adapters.export_peft(cell))
     hidden.update()
     for place, cell in enumerate(leaking):
-        pack.adapters.import_peft(cell, hidden.adapters.export_peft(place))
+        pack.state.adapters.import_peft(cell, hidden.state.adapters.export_peft(place))
 
 
 @pytest.mark.parametrize(

@@ -42,16 +42,18 @@ def write_cell(config, secret):
 def train_pack(configs):
     """Trains a pack to its end; returns each cell's secret, start, episodes by update, last adapter and ledger."""
     pack = Pack(configs)
-    secrets = {cell.config.cell_id: cell.secret for cell in pack.cells}
-    starts = {config.cell_id: pack.adapters.export_peft(i) for i, config in enumerate(configs)}
+    secrets = {
+        config.cell_id: int(secret) for config, secret in zip(pack.state.configs, pack.state.secrets, strict=True)
+    }
+    starts = {config.cell_id: pack.state.adapters.export_peft(i) for i, config in enumerate(configs)}
     adapters, episodes = dict(starts), {config.cell_id: [] for config in configs}
     while not pack.finished:
-        before = [cell.config.cell_id for cell in pack.cells]
+        before = [config.cell_id for config in pack.state.configs]
         walk = pack.update()
-        after = [cell.config.cell_id for cell in pack.cells]
+        after = [config.cell_id for config in pack.state.configs]
         for name in after:
             episodes[name].append([tuple(tokens) for tokens in list_episodes(walk, before.index(name), 1)[0]])
-            adapters[name] = pack.adapters.export_peft(after.index(name))
+            adapters[name] = pack.state.adapters.export_peft(after.index(name))
     curves = pack.drain()[1].to_pandas()
     columns = ["episodes", "observed_bits", "absorbed_bits"]
     ledgers = {name: rows.sort_values("update")[columns].to_numpy() for name, rows in curves.groupby("cell_id")}

@@ -50,16 +50,16 @@ def test_the_same_pack_again_gives_identical_rows_and_curves_but_for_times(train
 def test_episodes_that_were_all_rewarded_alike_are_not_backpropagated(monkeypatch):
     # So few guesses miss the secret for these seeds.
     pack = Pack([TrainConfig(N=512, group_size=2, seed=seed, **RATE) for seed in range(2)])
-    before = pack.adapters.parameters.clone()
+    before = pack.state.adapters.parameters.clone()
 
     def refuse(loss):
         raise AssertionError("backpropagated")
 
-    monkeypatch.setattr(pack._network, "backpropagate", refuse)
+    monkeypatch.setattr(pack.policy.network, "backpropagate", refuse)
     for _ in range(3):
         pack.update()
     assert (pack.drain()[1]["gradient_norm"].to_numpy() == 0).all()
-    assert (pack.adapters.parameters == before).all()
+    assert (pack.state.adapters.parameters == before).all()
 
 
 def test_another_seed_gives_other_episodes_and_another_secret():
@@ -116,11 +116,11 @@ def test_mean_rewards_entropies_and_token_counts_are_those_of_the_episodes():
     task = encode_task(load_base_model("embedded")[1], 16, "single_step")
     tokens = 0
     for _ in range(5):
-        (cell,) = pack.cells
+        (secret,) = pack.state.secrets
         walk = pack.update()
         curve = pack.drain()[1].to_pylist()[0]
         counts = walk.outcome_counts.sum(1)
-        hits = counts[walk.outcomes.well_formed & (walk.outcomes.digits[:, 0] == cell.secret)].sum()
+        hits = counts[walk.outcomes.well_formed & (walk.outcomes.digits[:, 0] == secret)].sum()
         assert curve["mean_reward"] == hits / 64
         assert curve["well_formed"] == counts[walk.outcomes.well_formed].sum() / 64
         logprob = walk.edge_logprob.detach().double().numpy()
@@ -128,7 +128,7 @@ def test_mean_rewards_entropies_and_token_counts_are_those_of_the_episodes():
         assert curve["entropy_bits"] == pytest.approx(counts @ np.array(surprise) / 64)
         assert curve["logprob_gap"] == 0
         tokens += int(counts @ ((walk.outcome_tokens >= 0).sum(1) + len(task.prompt_ids)))
-        assert cell.tokens == tokens
+        assert pack.state.progress.tokens.tolist() == [tokens]
 
 
 def test_a_diverged_cell_fails_alone():

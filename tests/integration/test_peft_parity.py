@@ -95,27 +95,25 @@ def train_beside_peft(base, configs, compared):
         each compared cell's adapter and episodes by the pack, and its adapter by PEFT, as (packed, plain, episodes).
     """
     pack = Pack(configs)
-    cells = {cell.config.cell_id: cell for cell in pack.cells}
     names = [config.cell_id for config in configs]
     loops = {
-        name: PlainLoop(base, configs[i], cells[name].secret, pack.adapters.export_peft(i))
+        name: PlainLoop(base, configs[i], int(pack.state.secrets[i]), pack.state.adapters.export_peft(i))
         for i, name in enumerate(names)
         if i in compared
     }
     packed, episodes = {}, {name: [] for name in loops}
     for _ in range(UPDATES + 1):
-        before = [cell.config.cell_id for cell in pack.cells]
-        made = {name: cells[name].updates for name in before}
-        if not before or max(made.values()) == UPDATES:
+        before = list(pack.state.configs)
+        if pack.finished or pack.state.progress.updates.max() == UPDATES:
             break
         walk = pack.update()
-        after = [cell.config.cell_id for cell in pack.cells]
-        for name in loops.keys() & set(before):
-            if cells[name].updates > made[name]:
-                groups = list_episodes(walk, before.index(name), cells[name].config.num_groups)
+        after = [config.cell_id for config in pack.state.configs]
+        for place, config in enumerate(before):
+            if (name := config.cell_id) in loops and name in after:
+                groups = list_episodes(walk, place, config.num_groups)
                 loops[name].update(groups)
                 episodes[name].append(groups)
-                packed[name] = pack.adapters.export_peft(after.index(name))
+                packed[name] = pack.state.adapters.export_peft(after.index(name))
     return packed, {name: loop.export() for name, loop in loops.items()}, episodes
 
 
@@ -153,8 +151,8 @@ def test_peft_loads_a_published_adapter_and_computes_the_same_policy(base, tmp_p
     pack = Pack([config])
     for _ in range(5):
         pack.update()
-    tensors = {name: tensor.numpy() for name, tensor in pack.adapters.export_peft(0).items()}
-    folder = publish_adapter(tmp_path, "cell", tensors, describe_adapter(config, list(pack.adapters.slots)))
+    tensors = {name: tensor.numpy() for name, tensor in pack.state.adapters.export_peft(0).items()}
+    folder = publish_adapter(tmp_path, "cell", tensors, describe_adapter(config, list(pack.state.adapters.slots)))
     model = peft.PeftModel.from_pretrained(copy.deepcopy(base[0]), folder)
     task = encode_task(base[1], config.N, config.env_type)
 
@@ -170,8 +168,8 @@ def test_peft_loads_a_published_adapter_and_computes_the_same_policy(base, tmp_p
 
 def test_adapters_move_by_far_more_than_the_tolerance(base):
     pack = Pack(THREE)
-    start = [pack.adapters.export_peft(i) for i in range(3)]
+    start = [pack.state.adapters.export_peft(i) for i in range(3)]
     for _ in range(UPDATES):
         pack.update()
     for i in range(3):
-        assert compare_adapters(pack.adapters.export_peft(i), start[i]) > 1e6 * TOLERANCE
+        assert compare_adapters(pack.state.adapters.export_peft(i), start[i]) > 1e6 * TOLERANCE

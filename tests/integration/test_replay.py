@@ -10,7 +10,7 @@ from memrl.policy.base_model import encode_task, load_base_model
 from memrl.policy.packed import build_network
 from memrl.policy.trie_walk import Forest, walk_tries
 from memrl.rollout.backend import SampledEpisodes
-from memrl.rollout.in_process import InProcessSampler
+from memrl.rollout.in_process import InProcessSampler, start_generators
 from memrl.rollout.replay import Replay
 
 CELLS = [
@@ -41,7 +41,7 @@ class Bench:
         self.counts = np.zeros((3, 3), dtype=np.int64)
         for row, config in enumerate(CELLS):
             self.counts[row, : config.num_groups] = config.group_size
-        self.drawn = self.walk(InProcessSampler(CELLS, self.forest))
+        self.drawn = self.walk(InProcessSampler(CELLS, start_generators(CELLS), self.forest))
 
     def walk(self, splitter):
         return walk_tries(self.network, self.forest, self.counts, splitter)
@@ -136,7 +136,7 @@ class FixedSampler:
         self.model, self.tokenizer = load_base_model("embedded", "float64")
         self.model.requires_grad_(False)
         self.configs = {config.cell_id: config for config in ROUNDS}
-        self.samplers = {}
+        self.generators = {}
 
     def sample(self, requests):
         return [self._sample(request) for request in requests]
@@ -152,7 +152,8 @@ class FixedSampler:
         network, adapters = build_network(self.model, [request.prompt_ids], [config])
         adapters.import_peft(0, {name: torch.from_numpy(tensor) for name, tensor in request.adapter.items()})
         # One generator for the whole run, as the learner's own sampler has.
-        sampler = self.samplers.setdefault(request.cell_id, InProcessSampler([config], forest))
+        generators = self.generators.setdefault(request.cell_id, start_generators([config]))
+        sampler = InProcessSampler([config], generators, forest)
         walk = walk_tries(network, forest, np.array([[config.group_size] * config.num_groups]), sampler)
         logprob = walk.edge_logprob.detach().numpy()
         order = [np.repeat(np.arange(len(walk.outcomes)), walk.outcome_counts[:, g]) for g in range(config.num_groups)]

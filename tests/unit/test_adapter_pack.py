@@ -73,7 +73,7 @@ def test_a_cell_starts_the_same_whoever_its_neighbors_are():
 @pytest.mark.parametrize("kernels", ["compiled", "torch"])
 def test_every_cell_moves_as_an_adam_of_its_own_while_the_pack_shrinks(monkeypatch, kernels):
     if kernels == "torch":
-        monkeypatch.setattr("memrl.policy.adapter_pack.load_kernels", lambda dtype: None)
+        monkeypatch.setattr("memrl.policy.optimizer.load_kernels", lambda dtype: None)
     pack, live = build(), [0, 1, 2]
     alone = [start_adam(pack, cell, config) for cell, config in enumerate(CELLS)]
     generator = np.random.default_rng(0)
@@ -86,7 +86,7 @@ def test_every_cell_moves_as_an_adam_of_its_own_while_the_pack_shrinks(monkeypat
                 for part, grad in zip(parts, gradient[name], strict=True):
                     part.grad = grad
             optimizer.step()
-        pack.step()
+        pack.update()
         assert not pack.gradient.any()
         for place, cell in enumerate(live):
             for name, parts in read_flat(pack, pack.parameters, place).items():
@@ -139,12 +139,12 @@ def test_an_imported_adapter_is_trained_by_a_fresh_adam():
     pack, fresh, generator = build(), build(), np.random.default_rng(2)
     for _ in range(5):
         add_gradient(pack, 1, draw_gradient(CELLS[1], generator))
-        pack.step()
+        pack.update()
     gradient = draw_gradient(CELLS[1], generator)
     for one in (pack, fresh):
         one.import_peft(1, draw_adapter(CELLS[1]))
         add_gradient(one, 1, gradient)
-        one.step()
+        one.update()
     torch.testing.assert_close(pack.parameters[1], fresh.parameters[1], rtol=0, atol=0)
 
 
@@ -154,7 +154,7 @@ def test_an_exported_adapter_stays_as_it_is_while_the_pack_trains_on(cell):
     exported = pack.export_peft(cell)
     before = {name: tensor.clone() for name, tensor in exported.items()}
     add_gradient(pack, cell, draw_gradient(CELLS[cell], generator))
-    pack.step()
+    pack.update()
     assert all(tensor.is_contiguous() for tensor in exported.values())
     assert all(torch.equal(exported[name], tensor) for name, tensor in before.items())
 
@@ -184,14 +184,14 @@ def test_a_restored_pack_goes_on_as_if_it_had_never_stopped():
     gradients = [draw_gradient(CELLS[2], generator) for _ in range(6)]
     for update, gradient in enumerate(gradients):
         if update == 3:
-            state = pack.state_dict()
+            state = {name: array.copy() for name, array in pack.arrays().items()}
         add_gradient(pack, 2, gradient)
-        pack.step()
+        pack.update()
     restored = build()
-    restored.load_state_dict(state)
+    restored.restore(state)
     for gradient in gradients[3:]:
         add_gradient(restored, 2, gradient)
-        restored.step()
+        restored.update()
     torch.testing.assert_close(restored.parameters, pack.parameters, rtol=0, atol=0)
 
 

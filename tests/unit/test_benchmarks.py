@@ -113,7 +113,7 @@ def test_torch_counts_no_fewer_operations_than_are_needed(benchmarks, monkeypatc
     pack.update()
     with watch_walks() as walks, FlopCounterMode(display=False) as counter, torch.enable_grad():
         pack.update()
-    needed = count_operations(Shape.of(model), walks[0], pack.adapters.ranks).total
+    needed = count_operations(Shape.of(model), walks[0], pack.state.adapters.ranks).total
     assert walks[0].num_real == walks[0].num_computed
     assert needed <= counter.get_total_flops() < 1.5 * needed
 

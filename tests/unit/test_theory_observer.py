@@ -184,7 +184,7 @@ def test_cells_that_leave_take_nothing_from_the_others():
     observer = PackObserver([cell.channel for cell in cells])
     observe_pack(observer, cells, [cell.play(rng, 3) for cell in cells], rng)
     before = observer.observed_bits
-    observer.keep([3, 1])
+    observer.keep(np.array([3, 1]))
     cells = [cells[3], cells[1]]
     assert len(observer) == 2
     np.testing.assert_array_equal(observer.observed_bits, before[[3, 1]])
@@ -199,16 +199,14 @@ def test_a_restored_observer_goes_on_as_the_saved_one():
     cells = [Cell("per_bit", 9, 3), Cell("binary", 30, 7), Cell("log-3", 50, 11)]
     saved = PackObserver([cell.channel for cell in cells])
     observe_pack(saved, cells, [cell.play(rng, 3) for cell in cells], rng)
-    saved.keep([1, 2])
+    saved.keep(np.array([1, 2]))
     restored = PackObserver([cells[1].channel, cells[2].channel])
-    restored.load_state_dict(saved.state_dict())
+    restored.restore(saved.arrays())
     more = [cell.play(rng, 5) for cell in cells[1:]]
     for observer in (saved, restored):
         observe_pack(observer, cells[1:], more, np.random.default_rng(0))
     np.testing.assert_array_equal(saved.observed_bits, restored.observed_bits)
     assert saved.observed_bits.min() > 0
-    with pytest.raises(ValueError, match="state must be of the same pack"):
-        PackObserver([cells[0].channel]).load_state_dict(saved.state_dict())
 
 
 def test_rewards_that_no_secret_explains_are_refused():

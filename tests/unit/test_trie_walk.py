@@ -14,17 +14,17 @@ from one_cell import add_adapter, score_tokens
 from scipy import stats
 
 from memrl.config import Advantage, Credit, Loss, TrainConfig
-from memrl.learning.learner import Learner, reward_walk
+from memrl.learning.policy import PackPolicy
+from memrl.learning.state import PackState
+from memrl.learning.update import update
 from memrl.policy.base_model import encode_task, load_base_model
 from memrl.policy.calibration import compute_answer_log2
 from memrl.policy.embedded import build_embedded_model, build_embedded_tokenizer
-from memrl.policy.packed import build_network
 from memrl.policy.trie_walk import Forest, walk_tries
-from memrl.rollout.in_process import InProcessSampler
+from memrl.rollout.in_process import InProcessSampler, start_generators
 from memrl.task.answer_format import AnswerFormat, integer_format
 from memrl.task.automaton import build_automaton
 from memrl.task.parse import parse_answer
-from memrl.task.reward import build_channel
 
 EPISODES = 1_000_000
 """Walks cost by distinct answers, so many episodes cost nothing, and show small errors."""
@@ -50,21 +50,20 @@ class Bench:
     """Cells with adapters that have moved, ready to be walked."""
 
     def __init__(self, base, configs, spread):
-        self.configs, (self.model, self.tokenizer) = configs, base
+        self.model, self.tokenizer = base
+        self.configs = configs
         self.tasks = [encode_task(self.tokenizer, c.N, c.env_type) for c in configs]
-        self.secrets = np.array([(7 * i + 3) % c.N for i, c in enumerate(configs)])
-        secrets = [t.answer_format.digits(s) for t, s in zip(self.tasks, self.secrets, strict=True)]
-        self.forest = Forest([task.automaton for task in self.tasks], secrets)
-        self.network, self.adapters = build_network(self.model, [task.prompt_ids for task in self.tasks], configs)
+        self.policy = PackPolicy.build(self.model, self.tasks, self.configs)
+        self.state = PackState.start(self.configs, self.policy)
         self.tensors = [self._move(cell, spread) for cell in range(len(configs))]
 
     def _move(self, cell, spread):
         generator = torch.Generator().manual_seed(cell)
-        tensors = self.adapters.export_peft(cell)
+        tensors = self.state.adapters.export_peft(cell)
         for name, tensor in tensors.items():
             if "lora_B" in name:
                 tensor.copy_(torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype) * spread)
-        self.adapters.import_peft(cell, tensors)
+        self.state.adapters.import_peft(cell, tensors)
         return tensors
 
     def merge(self, cell):
@@ -79,7 +78,10 @@ class Bench:
         return merged
 
     def walk(self, counts):
-        return walk_tries(self.network, self.forest, np.array(counts), InProcessSampler(self.configs, self.forest))
+        return walk_tries(self.policy.network, self.policy.forest, np.array(counts), self.sampler())
+
+    def sampler(self, kind=InProcessSampler):
+        return kind(self.state.configs, start_generators(self.state.configs), self.policy.forest)
 
 
 DRAWN = [
@@ -141,7 +143,7 @@ def test_the_secret_is_scored_exactly_whether_sampled_or_not(base, request):
     bench = Bench(request.getfixturevalue(base), DRAWN, spread=0.05)
     walk = bench.walk([[1]] * 3)
     for cell, task in enumerate(bench.tasks):
-        expected = compute_answer_log2(bench.merge(cell), task)[bench.secrets[cell]]
+        expected = compute_answer_log2(bench.merge(cell), task)[bench.state.secrets[cell]]
         assert walk.secret_log2[cell] == pytest.approx(expected, abs=1e-10)
 
 
@@ -171,10 +173,11 @@ def list_learning_rules():
 
 def read_gradient(bench, cell):
     """The cell's gradient under PEFT's names: Adam's first moment after one update without decay."""
-    flat, tensors = bench.adapters.state_dict()["moment1"], {}
-    for slot in bench.adapters.slots.values():
-        tensors[f"{slot.name}.lora_A"] = bench.adapters.view_A(flat, slot)[cell]
-        tensors[f"{slot.name}.lora_B"] = bench.adapters.view_B(flat, slot)[cell].T
+    adapters, tensors = bench.state.adapters, {}
+    flat = adapters.optimizer.moments["moment1"]
+    for slot in adapters.slots.values():
+        tensors[f"{slot.name}.lora_A"] = adapters.view_A(flat, slot)[cell]
+        tensors[f"{slot.name}.lora_B"] = adapters.view_B(flat, slot)[cell].T
     return tensors
 
 
@@ -194,7 +197,7 @@ def differentiate_naively(bench, model, cell, walk, rollout):
             if owner == cell
         }
         old = [rollout[paths[tuple(tokens)]] for tokens in episodes]
-        loss = cell_loss(config, int(bench.secrets[cell]), bench.tokenizer, groups, logprobs, old)
+        loss = cell_loss(config, int(bench.state.secrets[cell]), bench.tokenizer, groups, logprobs, old)
     model.zero_grad()
     loss.backward()
     return {
@@ -204,23 +207,22 @@ def differentiate_naively(bench, model, cell, walk, rollout):
     }
 
 
-@pytest.mark.parametrize("off_policy", [False, True])
-def test_gradients_are_those_of_the_naive_path_for_every_loss_advantage_and_credit(calibrated_model, off_policy):
+class OffPolicySampler(InProcessSampler):
+    """Draws as the policy does, and says that another one drew."""
+
+    def find_rollout_logprob(self, walk):
+        own = super().find_rollout_logprob(walk)
+        return own + 0.1 * torch.randn(own.shape, generator=torch.Generator().manual_seed(0)).double()
+
+
+@pytest.mark.parametrize("sampler", [InProcessSampler, OffPolicySampler])
+def test_gradients_are_those_of_the_naive_path_for_every_loss_advantage_and_credit(calibrated_model, sampler):
     bench = Bench(calibrated_model, list_learning_rules(), spread=0.1)
-    channels = [build_channel(config) for config in bench.configs]
-    most = max(config.num_groups for config in bench.configs)
-    counts = [
-        [c.episodes_per_update // c.num_groups] * c.num_groups + [0] * (most - c.num_groups) for c in bench.configs
-    ]
-    walk = bench.walk(counts)
+    bench.state.progress.status[-1] = "budget_spent"
+    done = update(bench.policy, bench.state, bench.sampler(sampler))
+    walk, rollout, learning = done.walk, done.rollout_logprob, done.learned
     assert not walk.outcomes.well_formed.all()
-    rewards = reward_walk(walk, channels, bench.secrets, np.array([task.num_env_steps for task in bench.tasks]))
-    rollout = walk.edge_logprob.detach()
-    if off_policy:
-        rollout = rollout + 0.1 * torch.randn(rollout.shape, generator=torch.Generator().manual_seed(0)).double()
-    learning = np.ones(len(bench.configs), dtype=bool)
-    learning[-1] = False
-    Learner(bench.configs, bench.network, bench.adapters).update(walk, rewards, learning, rollout)
+    assert learning.tolist() == [True] * (len(bench.configs) - 1) + [False]
     model = add_adapter(copy.deepcopy(bench.model), bench.configs[0])  # pyright: ignore[reportArgumentType] (same fields)
     for cell, config in enumerate(bench.configs):
         got, expected = read_gradient(bench, cell), differentiate_naively(bench, model, cell, walk, rollout)
@@ -234,13 +236,12 @@ def test_gradients_are_those_of_the_naive_path_for_every_loss_advantage_and_cred
         assert difference <= 1e-10 * max(1.0, moved), config
 
 
-def test_a_forest_of_fewer_cells_walks_them_as_before(calibrated_model):
+def test_fewer_cells_are_walked_as_before(calibrated_model):
     bench = Bench(calibrated_model, DRAWN, spread=0.05)
     before = bench.walk([[100]] * 3)
     kept = np.array([0, 2])
-    for part in (bench.forest, bench.network, bench.adapters):
+    for part in (bench.policy, bench.state):
         part.keep(kept)
-    bench.configs = [DRAWN[0], DRAWN[2]]
     after = bench.walk([[100]] * 2)
     np.testing.assert_allclose(after.secret_log2, before.secret_log2[kept], rtol=0, atol=1e-12)
     for new, old in enumerate(kept):
@@ -277,6 +278,9 @@ class EvenSplitter:
         weights = np.concatenate([legal, illegal[:, None]], axis=1).cumsum(1)
         ends = np.rint(level.counts[:, :, None] * (weights / weights[:, -1:])[:, None, :]).astype(np.int64)
         return np.diff(ends, axis=2, prepend=0)
+
+    def find_rollout_logprob(self, walk):
+        return walk.edge_logprob.detach()
 
     def pick_illegal(self, cell, probabilities, count):
         return np.full(count, probabilities.argmax())

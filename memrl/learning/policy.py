@@ -1,0 +1,97 @@
+"""The policies of a pack, and whatever else its configs and base model determine, which training leaves alone."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedModel
+
+from memrl.config import TrainConfig, fields_of
+from memrl.learning.numbered import Numbered
+from memrl.learning.objective import Objective
+from memrl.policy.adapter_pack import AdapterPack
+from memrl.policy.base_model import EncodedTask
+from memrl.policy.network import PackedNetwork
+from memrl.policy.packed import build_network
+from memrl.policy.trie_walk import Forest
+from memrl.task.reward import Channel, build_channel
+from memrl.task.secret import cell_secret
+
+
+@dataclass
+class PackPolicy:
+    """How the cells of a pack answer, are rewarded, and learn.
+
+    Attributes:
+        network: base model and adapters.
+        adapters: those that the network reads; the state of the pack holds them too.
+        forest: the answers to each prompt, and the path of each secret.
+        tasks: each cell's prompt and answers, in tokens.
+        channels: what an episode of each cell tells.
+        objectives: what each cell ascends.
+        num_episodes: episodes of each group, int64 (cells, groups); an sft cell's examples are one group.
+        num_env_steps: env_steps of a whole answer, int64 (cells,).
+    """
+
+    network: PackedNetwork
+    adapters: AdapterPack
+    forest: Forest
+    tasks: list[EncodedTask]
+    channels: Numbered[Channel]
+    objectives: Numbered[Objective]
+    num_episodes: np.ndarray
+    num_env_steps: np.ndarray
+
+    @classmethod
+    def build(cls, base: PreTrainedModel, tasks: Sequence[EncodedTask], configs: Sequence[TrainConfig]) -> "PackPolicy":
+        """Puts fresh adapters on a base model.
+
+        Args:
+            base: the base model, frozen.
+            tasks: prompt and answers of each cell.
+            configs: the cells.
+
+        Raises:
+            ValueError: the model has no layers for adapters, or a custom reward is no function of (guess, secret, N).
+        """
+        secrets = [t.answer_format.digits(cell_secret(c)) for t, c in zip(tasks, configs, strict=True)]
+        network, adapters = build_network(base, [task.prompt_ids for task in tasks], configs)
+        return cls(
+            network,
+            adapters,
+            Forest([task.automaton for task in tasks], secrets),
+            list(tasks),
+            Numbered.of([_share_channel(**{name: getattr(c, name) for name in _CHANNEL_FIELDS}) for c in configs]),
+            Numbered.of([Objective.of(config) for config in configs]),
+            _lay_out_groups(configs),
+            np.array([task.num_env_steps for task in tasks]),
+        )
+
+    @property
+    def prompt_tokens(self) -> np.ndarray:
+        """Tokens of each cell's prompt, int64 (cells,)."""
+        return np.array([len(task.prompt_ids) for task in self.tasks])
+
+    def keep(self, cells: np.ndarray) -> None:
+        """Shrinks to the given cells, one at least; the adapters shrink with the state."""
+        for part in (self.network, self.forest, self.channels, self.objectives):
+            part.keep(cells)
+        self.tasks = [self.tasks[cell] for cell in cells]
+        self.num_episodes, self.num_env_steps = self.num_episodes[cells], self.num_env_steps[cells]
+
+
+_CHANNEL_FIELDS = (*fields_of("task", "channel", "malformed"), "credit")
+
+
+@cache
+def _share_channel(**fields: Any) -> Channel:
+    return build_channel(TrainConfig(**fields))
+
+
+def _lay_out_groups(configs: Sequence[TrainConfig]) -> np.ndarray:
+    sizes = np.zeros((len(configs), max(c.num_groups for c in configs)), dtype=np.int64)
+    for row, config in enumerate(configs):
+        sizes[row, : config.num_groups] = config.episodes_per_update // config.num_groups
+    return sizes

@@ -1,0 +1,88 @@
+"""What a pack leaves in the tables: a curve row per cell and update, and a row for each cell that ended."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+
+from memrl.learning.policy import PackPolicy
+from memrl.learning.state import PackState
+from memrl.learning.update import Update
+from memrl.policy.calibration import Prior
+from memrl.tables.rows import Row, trained_row
+from memrl.tables.schema import CURVES_SCHEMA
+
+
+@dataclass
+class Record:
+    """Rows that nobody has taken yet.
+
+    Attributes:
+        rows: of episodes_to_memorize.
+        curves: of curves, one table per update.
+    """
+
+    rows: list[Row] = field(default_factory=list)
+    curves: list[pa.Table] = field(default_factory=list)
+
+    def drain(self) -> tuple[list[Row], pa.Table]:
+        """Takes all rows: those of episodes_to_memorize, and those of curves."""
+        rows, curves = self.rows, pa.concat_tables([CURVES_SCHEMA.empty_table(), *self.curves])
+        self.rows, self.curves = [], []
+        return rows, curves
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether all rows have been taken."""
+        return not self.rows and not self.curves
+
+
+def tabulate_update(state: PackState, done: Update) -> pa.Table:
+    """One curve row per cell: its state before an update, and the update's own episodes where it made one.
+
+    Args:
+        state: right after the update, the cells that it ended still among them.
+        done: the update.
+    """
+    walk, progress = done.walk, state.progress
+    count = walk.outcome_counts.sum(1)
+    edges = walk.edge_logprob.detach()
+    real = walk.outcome_path >= 0
+    logprob, gap = (
+        np.where(real, values.double().cpu().numpy()[walk.outcome_path], 0.0).sum(1)
+        for values in (edges, (edges - done.rollout_logprob).abs())
+    )
+
+    def average(values: np.ndarray) -> np.ndarray:
+        total, episodes = (np.bincount(walk.outcome_cell, v, minlength=len(state)) for v in (values * count, count))
+        return np.where(done.learned, total / episodes, np.nan)
+
+    supervised = np.array([config.algorithm == "sft" for config in state.configs])
+    used = np.array([config.episodes_per_update for config in state.configs])
+    columns = {
+        "cell_id": [config.cell_id for config in state.configs],
+        "update": progress.updates - done.learned,
+        "episodes": progress.episodes - np.where(done.learned, used, 0),
+        "observed_bits": progress.observed_bits,
+        "absorbed_bits": progress.absorbed_bits,
+        "mean_reward": np.where(supervised, np.nan, average(np.nansum(done.rewards, axis=1))),
+        "well_formed": average(walk.outcomes.well_formed.astype(np.float64)),
+        "entropy_bits": average(-logprob / np.log(2.0)),
+        "gradient_norm": np.where(done.learned, done.gradient_norm, np.nan),
+        "logprob_gap": average(gap) / average(real.sum(1).astype(np.float64)),
+    }
+    return pa.table(columns, schema=CURVES_SCHEMA)
+
+
+def describe_cell(state: PackState, policy: PackPolicy, cell: int, prior: Prior) -> Row:
+    """The row of episodes_to_memorize of a cell that has ended.
+
+    Args:
+        state: of its pack.
+        policy: likewise.
+        cell: its place in both.
+        prior: the base policy's distance from uniform.
+    """
+    channel = policy.channels.values[policy.channels.index[cell]]
+    result = state.progress.result(cell)
+    return trained_row(state.configs[cell], channel, result, prior.kl_bits, prior.well_formed_mass)

@@ -1,0 +1,28 @@
+"""Rewarding the episodes of a walk."""
+
+import numpy as np
+
+from memrl.learning.numbered import Numbered
+from memrl.policy.trie_walk import Walk
+from memrl.task.env import step_rewards
+from memrl.task.reward import Channel
+
+
+def reward_walk(walk: Walk, channels: Numbered[Channel], secrets: np.ndarray, num_env_steps: np.ndarray) -> np.ndarray:
+    """Rewards every outcome by its cell's channel.
+
+    Args:
+        walk: outcomes sorted by cell.
+        channels: of the cells; those of one channel are rewarded together.
+        secrets: int64 (cells,).
+        num_env_steps: env_steps of a whole answer, int64 (cells,).
+
+    Returns:
+        float64 (outcomes, env_steps), NaN at env_steps that were not taken.
+    """
+    rewards = np.full((len(walk.outcomes), int(num_env_steps.max())), np.nan)
+    for channel, rows in channels.split(walk.outcome_cell):
+        cells = walk.outcome_cell[rows]
+        steps = int(num_env_steps[cells[0]])
+        rewards[rows, :steps] = step_rewards(channel, walk.outcomes.select(rows), secrets[cells])
+    return rewards

@@ -1,0 +1,72 @@
+"""One update of a pack, from its episodes to its adapters: the experiment on one screen."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from memrl.learning.objective import judge_episodes, sum_losses, weigh_edges
+from memrl.learning.policy import PackPolicy
+from memrl.learning.reward import reward_walk
+from memrl.learning.state import PackState
+from memrl.policy.trie_walk import Splitter, Walk, walk_tries
+
+
+@dataclass(frozen=True)
+class Update:
+    """What happened in one update.
+
+    Attributes:
+        walk: the episodes, and what the policies before the update thought of them.
+        rewards: float64 (outcomes, env_steps), NaN at env_steps that were not taken.
+        rollout_logprob: the sampler's log-probability of each edge, nats; (edges,).
+        gradient_norm: the l2 norm of each cell's gradient, float64 (cells,).
+        learned: which cells made the update; the others have ended, bool (cells,).
+    """
+
+    walk: Walk
+    rewards: np.ndarray
+    rollout_logprob: Tensor
+    gradient_norm: np.ndarray
+    learned: np.ndarray
+
+
+def update(policy: PackPolicy, state: PackState, splitter: Splitter) -> Update:
+    """Scores every cell's secret, takes its episodes, and updates its adapter once.
+
+    A cell whose time is up is scored and not updated: it stays in the state, as ended, for the caller to take out.
+
+    Args:
+        policy: the policies, which write the answers.
+        state: of the pack; changed in place.
+        splitter: whose episodes: drawn here (`InProcessSampler`), or elsewhere (`Replay`).
+    """
+    progress, observer, adapters = state.progress, state.observer, state.adapters
+
+    walk = walk_tries(policy.network, policy.forest, policy.num_episodes, splitter)
+    rollout_logprob = splitter.find_rollout_logprob(walk)
+    progress.score(state.configs, walk.secret_log2, observer.observed_bits)
+
+    rewards = reward_walk(walk, policy.channels, state.secrets, policy.num_env_steps)
+    observer.observe(walk.outcome_cell, walk.outcomes, rewards)
+
+    advantages = judge_episodes(walk, rewards, policy.objectives)
+    episodes = policy.num_episodes.sum(1)
+    gain, cost = weigh_edges(walk, advantages, np.where(progress.is_training, 1.0 / episodes, 0.0))
+    if gain.any() or cost.any():  # else there is nothing to backpropagate, and Adam goes on by its moments
+        policy.network.backpropagate(sum_losses(walk, rollout_logprob, gain, cost, policy.objectives))
+    norms = adapters.gradient_norms()
+    adapters.update()
+
+    for cell in np.flatnonzero(~np.isfinite(norms)):
+        progress.fail(cell, f"the policy diverged: the gradient's norm is {norms[cell]}")
+    learned = progress.is_training
+    progress.count(learned, episodes, _count_tokens(walk, policy.prompt_tokens))
+    return Update(walk, rewards, rollout_logprob, norms, learned)
+
+
+def _count_tokens(walk: Walk, prompt_tokens: np.ndarray) -> np.ndarray:
+    """Tokens of each cell's episodes, each counted in full with its prompt; int64 (cells,)."""
+    lengths = prompt_tokens[walk.outcome_cell] + (walk.outcome_path >= 0).sum(1)
+    tokens = np.bincount(walk.outcome_cell, lengths * walk.outcome_counts.sum(1), minlength=len(prompt_tokens))
+    return tokens.astype(np.int64)
