@@ -81,7 +81,7 @@ def _find_weights_problem(path: Path) -> str:
         with path.open("rb") as file:
             header_bytes = int.from_bytes(file.read(8), "little")
             size = path.stat().st_size
-            header = json.loads(file.read(header_bytes)) if header_bytes <= size else None
+            header = json.loads(file.read(header_bytes) if header_bytes <= size else b"")
         tensors = [entry for name, entry in header.items() if name != "__metadata__"]
         last = max((int(entry["data_offsets"][1]) for entry in tensors), default=0)
     except (OSError, ValueError, AttributeError, KeyError, IndexError, TypeError, RecursionError):

@@ -121,8 +121,7 @@ class TableFolder:
         self._growing, self._number = _empty(self.schema), self._number + 1
 
     def _merge(self, parts: list[str]) -> None:
-        rows = pa.concat_tables([self._read_part(part) for part in parts], promote_options="default")
-        self._put(parts[-1], _sort_newest(rows, self.key))
+        self._put(parts[-1], _sort_newest(_concat_all([self._read_part(part) for part in parts]), self.key))
         for part in parts[:-1]:
             with suppress(FileNotFoundError):
                 self._filesystem.delete_file(part)
@@ -150,6 +149,16 @@ class TableFolder:
 
     def _put(self, path: str, rows: pa.Table) -> None:
         replace_file(self._filesystem, path, encode_part(rows))
+
+
+def _concat_all(parts: Sequence[pa.Table]) -> pa.Table:
+    """All rows with all columns, but for those that no schema declares and that parts hold in different types."""
+    types: dict[str, set[pa.DataType]] = {}
+    for field in (field for part in parts for field in part.schema):
+        types.setdefault(field.name, set()).add(field.type)
+    agreed = [name for name, found in types.items() if len(found) == 1]
+    chosen = [part.select([name for name in part.column_names if name in agreed]) for part in parts]
+    return pa.concat_tables(chosen, promote_options="default")
 
 
 def _sort_newest(rows: pa.Table, key: Sequence[str]) -> pa.Table:

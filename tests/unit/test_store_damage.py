@@ -187,6 +187,61 @@ def test_a_column_that_nobody_knows_is_read_past_and_stays(tmp_path):
     assert pq.read_table(folder / "part-0.parquet")["reward_variance"].to_pylist() == [0.5] * (rows.num_rows - 1)
 
 
+TYPES = st.sampled_from(
+    [
+        *(pa.null(), pa.bool_(), pa.int8(), pa.int64(), pa.uint64(), pa.float16(), pa.float64(), pa.string()),
+        *(pa.binary(), pa.large_string(), pa.date32(), pa.timestamp("ns", tz="UTC"), pa.decimal128(30, 2)),
+        *(pa.list_(pa.int32()), pa.struct([pa.field("x", pa.int8())]), pa.dictionary(pa.int8(), pa.string())),
+    ]
+)
+
+
+@st.composite
+def foreign_tables(draw) -> tuple[str, pa.Table]:
+    """A parquet file that somebody else may put among the parts: some of our columns, of any types."""
+    table = draw(st.sampled_from(list(SCHEMAS)))
+    names = draw(st.lists(st.sampled_from([*SCHEMAS[table].names, "more", ""]), max_size=6))
+    keys = [name for name in ("cell_id", "agent", "update") if name in SCHEMAS[table].names and draw(st.booleans())]
+    num_rows = draw(st.integers(0, 3))
+    columns = []
+    for name in (names := [*names, *keys]):
+        type_ = SCHEMAS[table].field(name).type if name in keys else draw(TYPES)
+        filled = draw(st.booleans()) and type_ in (pa.int32(), pa.int64(), pa.float64(), pa.string())
+        columns.append(
+            pa.array([1 if type_ != pa.string() else "1"] * num_rows, type_) if filled else pa.nulls(num_rows, type_)
+        )
+    return table, pa.Table.from_arrays(columns, names=names)
+
+
+@given(foreign_tables())
+def test_any_parquet_file_gives_the_declared_columns_or_is_noticed(foreign):
+    table, rows = foreign
+    sink = pa.BufferOutputStream()
+    pq.write_table(rows, sink)
+    try:
+        decoded = decode_part("part", table, sink.getvalue().to_pybytes())
+    except DamagedPartError as error:
+        assert_one_line(error)
+    else:
+        assert decoded.schema.field("cell_id").type == pa.string()
+        assert decoded.select(SCHEMAS[table].names).schema.equals(SCHEMAS[table])
+        assert decoded.num_rows == rows.num_rows
+
+
+def assert_one_line(error: Exception) -> None:
+    assert "\n" not in str(error)
+
+
+def test_columns_that_nobody_knows_may_differ_from_part_to_part(store, tmp_path):
+    rows = rows_of(CURVES).slice(0, 2)
+    for i, values in enumerate(([1, 2], ["a", "b"])):
+        pq.write_table(rows.append_column("more", pa.array(values)), tmp_path / CURVES / f"part-{i}.parquet")
+    with TableStore(str(tmp_path)).open_for_writing():
+        pass
+    # The rows were there three times, so that the parts were merged.
+    assert pd.read_parquet(tmp_path / CURVES)["cell_id"].is_unique
+
+
 def test_numbers_of_another_width_and_dictionaries_are_read_as_they_are_declared(tmp_path):
     rows = rows_of(CURVES)
     wide = rows.set_column(1, "update", rows["update"].cast(pa.int64()))
