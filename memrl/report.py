@@ -8,7 +8,7 @@ import chz
 
 from memrl.cli import exit_on_bad_input, parse_arguments, repeat_command, run_command
 from memrl.config import did_you_mean
-from memrl.sweep.grid import load_grid
+from memrl.sweep.grid import load_grid, read_question
 from memrl.tables.places import has_tables, local_folder, own_address, reference_address
 
 GRIDS = Path("sweeps", "grids")
@@ -51,12 +51,13 @@ def main(argv: Sequence[str]) -> int:
     folder = local_folder(address)
     figures = figure_data.collect_figures(measured)
     commands = [repeat_command("sweeps/launch.py", [f"grid={request.grid}"]), repeat_command("-m memrl.report", argv)]
-    written = page.write_page(measured, figures, request.grid, folder, commands)
+    question = read_question(request.grid, GRIDS)
+    written = page.write_page(measured, figures, request.grid, folder, commands, question)
     if request.findings is not None:
         findings.write_findings(measured, figures, Path(request.findings), folder, commands)
         print(f"findings: {request.findings}")
     for verdict in measured.verdicts:
-        print(f"{verdict.name} {verdict.outcome}: {verdict.sentence}")
+        print(f"{verdict.name} {verdict.outcome}{measured.provisional}: {verdict.sentence}")
     print(f"report: {written}")
     return 0
 

@@ -44,6 +44,7 @@ CELL_COLUMNS = (
     "error",
     "seconds",
     "tokens",
+    "created",
     "versions",
     "revision",
 )

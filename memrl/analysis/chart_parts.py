@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from memrl.analysis.drawing import Width
-from memrl.analysis.style import channel_color, channel_label, pick_shades
+from memrl.analysis.style import pick_shades
 
 LETTER = 3.6
 """Points that a letter takes, about."""
@@ -90,15 +90,15 @@ def draw_spans(base: alt.Chart, axis: LogAxis, thickness: float = 0.9) -> list[a
     return [line, *heads]
 
 
-def row_axis(rows: list[str]) -> alt.Y:
+def row_axis(rows: list[str], grid: bool = True) -> alt.Y:
     """One row per name, in this order."""
-    axis = alt.Axis(title=None, grid=True, ticks=False, domain=False, labelLimit=0, labelPadding=6)
-    return alt.Y("row:N", sort=rows, axis=axis, scale=alt.Scale(paddingInner=0.25, paddingOuter=0.15))
+    axis = alt.Axis(title=None, grid=grid, ticks=False, domain=False, labelLimit=0, labelPadding=6)
+    return alt.Y("channel:N", sort=rows, axis=axis, scale=alt.Scale(paddingInner=0.25, paddingOuter=0.15))
 
 
 def name_rows(data: pd.DataFrame) -> list[str]:
     """Labels of the channels in the order in which they come."""
-    return list(dict.fromkeys(data["channel"].map(channel_label)))
+    return list(dict.fromkeys(data["channel"]))
 
 
 def beside_rows(rows: list[str], width: Width) -> float:
@@ -117,15 +117,12 @@ def shade_by_N(N: list[int]) -> alt.Color:
     return alt.Color("N:O", scale=alt.Scale(domain=N, range=pick_shades(len(N))), legend=legend)
 
 
-def place_names(own: pd.DataFrame, channels: list[str], ends: tuple[float, float], height: float) -> pd.DataFrame:
-    """One row per channel: its name, color, last value, and a place beside it that no other name takes."""
-    last = own.sort_values("N").groupby("channel")["at"].last().reindex(channels).dropna().sort_values()
+def place_names(own: pd.DataFrame, ends: tuple[float, float], height: float) -> pd.DataFrame:
+    """One row per channel: its color, last value, and a place beside it that no other name takes."""
+    last = own.sort_values("N").groupby("channel").last().sort_values("at").reset_index()
     least = np.log(ends[1] / ends[0]) * 8.0 / height
-    place = spread_out(np.log(last.to_numpy()), least, float(np.log(ends[1])))
-    columns = {"name": map(channel_label, last.index), "color": map(channel_color, last.index)}
-    return pd.DataFrame(
-        {**{name: list(values) for name, values in columns.items()}, "last": last.to_numpy(), "place": np.exp(place)}
-    )
+    place = spread_out(np.log(last["at"].to_numpy()), least, float(np.log(ends[1])))
+    return last[["channel", "color"]].assign(last=last["at"], place=np.exp(place))
 
 
 def spread_out(values: np.ndarray, least: float, high: float) -> np.ndarray:

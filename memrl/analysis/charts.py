@@ -31,10 +31,7 @@ from memrl.analysis.style import (
     VERMILION,
     agent_dash,
     agent_label,
-    channel_color,
-    channel_label,
     order_agents,
-    order_channels,
 )
 from memrl.analysis.wording import format_number
 
@@ -49,7 +46,7 @@ def chart_rate(data: pd.DataFrame, width: Width) -> alt.TopLevelMixin:
     """Bits per episode of the median run as dots, one row per channel, N by shade, the capacity as a tick."""
     ends = log_ends(data, ["bits_per_episode", "bits_per_episode_upper", "capacity_best_bits"])
     data, rows, N = bound_interval(data, "bits_per_episode", ends), name_rows(data), list_sizes(data)
-    base = alt.Chart(data.assign(row=data["channel"].map(channel_label))).encode(
+    base = alt.Chart(data).encode(
         y=row_axis(rows), yOffset=alt.YOffset("N:O", sort=N), color=shade_by_N(N), description="said:N"
     )
     x = LogAxis("X", "bits per episode: ● absorbed by the median run, | capacity", ends)
@@ -64,7 +61,7 @@ def chart_ledger(data: pd.DataFrame, width: Width) -> alt.TopLevelMixin:
     data = data.sort_values("absorbed_rate", ascending=False)
     rows = name_rows(data)
     ends = log_ends(data, list(_LEVELS))
-    data = data.assign(row=data["channel"].map(channel_label), floor=data["absorbed_rate"].clip(lower=ends[0]))
+    data = data.assign(floor=data["absorbed_rate"].clip(lower=ends[0]))
     x = LogAxis("X", "bits per episode over all runs: ■ absorbed, ○ observed, | capacity", ends)
     base = alt.Chart(data).encode(y=row_axis(rows), description="said:N")
     colors = alt.Scale(domain=list(_LOSSES), range=list(_LOSSES.values()))
@@ -114,22 +111,21 @@ def chart_ledger(data: pd.DataFrame, width: Width) -> alt.TopLevelMixin:
 def chart_episodes(data: pd.DataFrame, width: Width) -> alt.TopLevelMixin:
     """E50 against N on two logarithmic axes, every channel a line with its name at the end."""
     own = data[(data["agent"] == "lora").to_numpy()]
-    channels, N = order_channels(own["channel"]), list_sizes(own)
+    channels, N = list(dict.fromkeys(own["channel"])), list_sizes(own)
     data = data[data["N"].isin(N).to_numpy()].assign(
         at=data["e50"].where(np.isfinite(data["e50"]), data["e50_at_least"]),
-        color=data["channel"].map(channel_color),
         dodged=data["N"] * 1.018 ** (data["channel"].map(channels.index) - (len(channels) - 1) / 2),
     )
     ends = log_ends(data, ["at", "e50_upper"], shrink=0.7)
     own = bound_interval(data[(data["agent"] == "lora").to_numpy()], "e50", ends, "at")
-    plot = width.points - 26 - LETTER * (max(map(len, map(channel_label, channels))) + 3)
+    plot = width.points - 26 - LETTER * (max(map(len, channels)) + 3)
     height = 0.62 * width.points if width.num_columns < 4 else 0.5 * width.points
     x = LogAxis("X", "N", (min(N) / 1.25, max(N) * 1.12), N)
     y = LogAxis("Y", "episodes to memorize, E50", ends)
     color = alt.Color("color:N", scale=None)
     base = alt.Chart(own).encode(x=x.of("dodged"), color=color, description="said:N")
     lines = alt.Chart(own[np.isfinite(own["e50"])]).mark_line(strokeWidth=0.9)
-    names = place_names(own, channels, ends, height)
+    names = place_names(own, ends, height)
     layers = [
         alt.Chart(pd.DataFrame({"N": [min(N), max(N)]}))
         .mark_line(color=GRID, strokeWidth=3)
@@ -143,7 +139,7 @@ def chart_episodes(data: pd.DataFrame, width: Width) -> alt.TopLevelMixin:
         alt.Chart(names)
         .mark_rule(strokeWidth=0.4)
         .encode(x=alt.value(plot + 1), x2=alt.value(plot + 9), y=y.of("last"), y2="place:Q", color=color),
-        alt.Chart(names).mark_text(align="left").encode(x=alt.value(plot + 11), y=y.of("place"), text="name:N"),
+        alt.Chart(names).mark_text(align="left").encode(x=alt.value(plot + 11), y=y.of("place"), text="channel:N"),
     ]
     return alt.layer(*layers).properties(width=plot, height=height)
 
@@ -211,23 +207,39 @@ def chart_maps(data: pd.DataFrame, width: Width) -> alt.TopLevelMixin:
         y=alt.Y("lora_rank:O", title="rank", axis=alt.Axis(**axis), scale=alt.Scale(padding=0)),
         description="said:N",
     )
-    gray = alt.Color("darkness:Q", scale=alt.Scale(domain=[0, 1], range=["#FFFFFF", "#000000"]), legend=None)
-    text = alt.when("datum.darkness > 0.45").then(alt.value("#FFFFFF")).otherwise(alt.value(INK))
     layers = [
-        base.mark_rect(stroke="#FFFFFF", strokeWidth=1).encode(color=gray),
-        base.mark_text().encode(text="text:N", color=text),
+        _write_on_gray(base),
         base.transform_filter("datum.is_best").mark_rect(fill=None, stroke=VERMILION, strokeWidth=1.4),
     ]
     return _arrange_panels(layers, data, width, 13 * data["lora_rank"].nunique())
 
 
-def _arrange_panels(layers: Sequence[alt.Chart], data: pd.DataFrame, width: Width, height: float) -> alt.FacetChart:
+def chart_collapse(data: pd.DataFrame, width: Width) -> alt.TopLevelMixin:
+    """Shares of runs as numbers on gray, one row per channel, one column per learning rate."""
+    rows = name_rows(data)
+    counts = [f"{row['num_lost']}/{row['num_reached']}" for row in data.to_dict("records")]
+    data = data.assign(text=counts, darkness=0.85 * data["share_lost"].fillna(0.0))
+    axis = alt.Axis(grid=False, ticks=False, domain=False, labelAngle=0, format="~g", titleAnchor="end")
+    rates = alt.X("learning_rate:O", title="learning rate", axis=axis, scale=alt.Scale(padding=0))
+    base = alt.Chart(data).encode(x=rates, y=row_axis(rows, grid=False), description="said:N")
+    return _write_on_gray(base).properties(width=beside_rows(rows, width), height=alt.Step(13))
+
+
+def _write_on_gray(base: alt.Chart) -> alt.LayerChart:
+    """Cells of a map: the column `darkness` from 0 to 1 as gray, and the column `text` on it."""
+    gray = alt.Color("darkness:Q", scale=alt.Scale(domain=[0, 1], range=["#FFFFFF", "#000000"]), legend=None)
+    ink = alt.when("datum.darkness > 0.45").then(alt.value("#FFFFFF")).otherwise(alt.value(INK))
+    cells = base.mark_rect(stroke="#FFFFFF", strokeWidth=1).encode(color=gray)
+    return alt.LayerChart(layer=[cells, base.mark_text().encode(text="text:N", color=ink)])
+
+
+def _arrange_panels(
+    layers: Sequence[alt.Chart | alt.LayerChart], data: pd.DataFrame, width: Width, height: float
+) -> alt.FacetChart:
     """The same layers once per channel, side by side; a height up to 2 is a share of a panel's width."""
     plot = width.points / width.num_columns - 34
-    channels = order_channels(data["channel"])
-    data = data.assign(panel=data["channel"].map(channel_label))
     header = alt.Header(title=None, labelAnchor="start", labelFontWeight="bold", labelFontSize=7.5, labelPadding=3)
-    panels = alt.Facet("panel:N", sort=[*map(channel_label, channels)], header=header)
+    panels = alt.Facet("channel:N", sort=list(dict.fromkeys(data["channel"])), header=header)
     chart = alt.layer(*layers, data=data).properties(width=plot, height=plot * height if height <= 2 else height)
     return chart.facet(panels, columns=width.num_columns, spacing=8).resolve_axis(x="independent", y="independent")
 
@@ -237,6 +249,7 @@ _CHARTS: dict[str, Drawer] = {
     "ledger": chart_ledger,
     "episodes": chart_episodes,
     "learning": chart_learning,
+    "collapse": chart_collapse,
     "maps": chart_maps,
     "agents": chart_agents,
 }

@@ -118,6 +118,24 @@ def _e50_of_agents(estimates: pd.DataFrame, agents: Sequence[str]) -> pd.DataFra
     return estimates[["channel", "N"]].merge(rows, on=["channel", "N"], how="left", validate="many_to_one")
 
 
+def count_collapses(cells: pd.DataFrame, by: Sequence[str] = ("channel", "learning_rate")) -> pd.DataFrame:
+    """How many runs gave the secret probability 1/2 at some time, and how many of these ended below it.
+
+    Args:
+        cells: measured cells, of trained policies.
+        by: columns that make a group.
+
+    Returns:
+        One row a group: the columns `by`, num_cells, num_reached, num_lost, and share_lost, NaN where none got there.
+    """
+    group, table = number_groups(cells, by)
+    reached = ~cells["e50_censored"].to_numpy()
+    lost = reached & (cells["absorbed_bits"] < cells["signal_bits"] - 1.0).to_numpy()
+    for name, flags in (("num_cells", np.ones(len(cells))), ("num_reached", reached), ("num_lost", lost)):
+        table[name] = np.bincount(group, weights=flags, minlength=len(table)).astype(np.int64)
+    return table.assign(share_lost=table["num_lost"] / table["num_reached"].where(table["num_reached"] > 0))
+
+
 def build_ledger(
     cells: pd.DataFrame, known_episodes: np.ndarray, known_bits: np.ndarray, by: Sequence[str] = IDENTITY
 ) -> pd.DataFrame:

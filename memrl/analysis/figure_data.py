@@ -1,5 +1,6 @@
 """What each figure shows, as data frames: computed here, drawn in `charts`."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -7,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from memrl.analysis.published import PUBLISHED_BUDGET, published_episodes
-from memrl.analysis.style import agent_label, channel_label, sort_for_readers
+from memrl.analysis.style import agent_label
 from memrl.analysis.summary import Summary
 from memrl.analysis.wording import format_estimate, format_number
 
@@ -51,6 +52,7 @@ def collect_figures(summary: Summary) -> dict[str, Figure]:
         rate_figure(summary),
         ledger_figure(summary),
         learning_figure(summary),
+        collapse_figure(summary),
         episodes_figure(summary),
         agents_figure(summary),
         maps_figure(summary),
@@ -102,6 +104,20 @@ def learning_figure(summary: Summary) -> Figure:
     )
 
 
+def collapse_figure(summary: Summary) -> Figure:
+    """Share of the runs that reached 1/2 and ended below it, by learning rate."""
+    lost_any = bool(len(summary.collapse)) and summary.collapse["num_lost"].any()
+    data = summary.collapse if lost_any else summary.collapse.head(0)
+    return Figure(
+        "collapse",
+        "Reached, then lost",
+        "Of the runs that gave the secret probability 1/2 at some time, how many ended below it, by channel and "
+        "learning rate, over every N and rank that was tried; dark is a large share. E50 counts the first time, so "
+        "that it does not see this.",
+        _tell(data, _say_collapse, with_N=False),
+    )
+
+
 def episodes_figure(summary: Summary) -> Figure:
     """E50 of every channel against N."""
     return Figure(
@@ -110,7 +126,8 @@ def episodes_figure(summary: Summary) -> Figure:
         "The median number of episodes until the policy gives the secret probability 1/2 (E50, Kaplan–Meier, with "
         "95 % interval), at the setting that the other half of the secrets chose. An arrow marks an interval that "
         "the runs leave open; without a dot, fewer than half of the runs got there, and the line starts at the "
-        "median's lower bound. The gray band is E = N; crosses are published numbers (an MLP, 10 seeds).",
+        "median's lower bound. Where exactly half of the runs have got there between two times, the median "
+        "is their middle. The gray band is E = N; crosses are published numbers (an MLP, 10 seeds).",
         _collect_episodes(summary),
     )
 
@@ -142,8 +159,9 @@ def _collect_episodes(summary: Summary) -> pd.DataFrame:
         e50=published["episodes"].where(published["reached"], np.inf), e50_at_least=PUBLISHED_BUDGET
     )
     data = pd.concat([own, published.drop(columns=["episodes", "source", "reached"])], ignore_index=True)
-    shown = own.loc[own["agent"] == "lora", "channel"].unique()
-    return _tell(data[data["channel"].isin(shown)].drop(columns="most_episodes"), _say_episodes)
+    colors = dict(zip(summary.channels["label"], summary.channels["color"], strict=True))
+    data = data[data["channel"].isin(colors).to_numpy()].drop(columns="most_episodes")
+    return _tell(data.assign(color=data["channel"].map(colors)), _say_episodes)
 
 
 def maps_figure(summary: Summary) -> Figure:
@@ -162,14 +180,11 @@ def maps_figure(summary: Summary) -> Figure:
     )
 
 
-def _tell(data: pd.DataFrame, say: Any) -> pd.DataFrame:
-    """Rows by channel in the order of figures, each with what its mark says of itself."""
-    if data.empty:
-        return data
-    data = sort_for_readers(data, agents_first=False)
-    return data.assign(
-        said=[f"{channel_label(row['channel'])}, N = {row['N']}: {say(row)}" for row in data.to_dict("records")]
-    )
+def _tell(data: pd.DataFrame, say: Callable[[dict[Any, Any]], str], with_N: bool = True) -> pd.DataFrame:
+    """The rows, each with what its mark says of itself."""
+    rows = data.to_dict("records")
+    said = [f"{row['channel']}, N = {row['N']}: " if with_N else f"{row['channel']}, " for row in rows]
+    return data.assign(said=[start + say(row) for start, row in zip(said, rows, strict=True)])
 
 
 def _say_estimate(row: dict[Any, Any], name: str) -> str:
@@ -204,6 +219,10 @@ def _say_episodes(row: dict[Any, Any]) -> str:
         f"{agent}, E50 {_say_estimate(row, 'e50')}, {row['num_reached']:.0f} of {row['num_cells']:.0f} runs got there"
     )
     return f"{text}, learning rate {row['learning_rates']}" if row["learning_rates"] else text
+
+
+def _say_collapse(row: dict[Any, Any]) -> str:
+    return f"learning rate {row['learning_rate']:g}: {row['num_lost']} of {row['num_reached']} runs that got to 1/2"
 
 
 def _say_map(row: dict[Any, Any]) -> str:

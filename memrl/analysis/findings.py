@@ -11,17 +11,20 @@ from memrl.analysis.figure_data import Figure, main_N
 from memrl.analysis.sentences import (
     LEDGER_NOTE,
     SCALING,
+    answer_question,
     compare_with_published,
+    describe_collapse,
     describe_leaks,
-    describe_ledger,
     describe_prior,
+    describe_scaling,
     describe_scope,
+    list_commands,
     list_facts,
     list_notices,
 )
 from memrl.analysis.summary import Summary
 from memrl.analysis.tabulation import Table, tabulate, tabulate_scaling
-from memrl.analysis.verdicts import HYPOTHESES
+from memrl.analysis.verdicts import HYPOTHESES, describe_region
 
 _TABLES = {
     "episodes": (
@@ -36,6 +39,8 @@ _TABLES = {
     ),
     "rate": ("channel", "N", "capacity_best_bits", "bits_per_episode", "rate_vs_capacity"),
 }
+
+_LEDGER_COLUMNS = ("channel", "capacity_bits", "observed_rate", "absorbed_rate")
 
 
 @dataclass(frozen=True)
@@ -66,11 +71,13 @@ def write_findings(
     template = environment.from_string((templates / "findings.md.j2").read_text("utf-8"))
     text = template.render(
         base=Path(os.path.relpath(report_folder, path.parent)).as_posix(),
-        command=commands[-1],
-        commands="\n".join(commands),
+        command=list_commands(summary, commands)[-1],
+        commands="\n".join(list_commands(summary, commands)),
+        answer=answer_question(summary),
+        provisional=summary.provisional,
         lede=describe_scope(summary),
         notices=list_notices(summary),
-        verdicts=[asdict(verdict) for verdict in summary.verdicts],
+        verdicts=[asdict(verdict) | {"region": describe_region(verdict.region)} for verdict in summary.verdicts],
         hypotheses=HYPOTHESES,
         parts=_list_parts(summary, figures),
         facts=list_facts(summary),
@@ -85,17 +92,29 @@ def _list_parts(summary: Summary, figures: dict[str, Figure]) -> list[Part]:
             return ""
         return f"{name}-N{main_N(summary)}" if figures[name].one_N else name
 
-    ledger = describe_ledger(summary.ledger, main_N(summary)) if "ledger" in figures else []
-    published, scaling = compare_with_published(summary.estimates), tabulate_scaling(summary.scaling)
+    ledger, scaling = summary.ledger[(summary.ledger["N"] == main_N(summary)).to_numpy()], summary.scaling
+    own_scaling = scaling[(scaling["agent"] == "lora").to_numpy()] if len(scaling) else scaling
     checks = [*describe_leaks(summary.leaks), *describe_prior(summary.prior)]
     episodes, rates = (_tabulate_lora(figures[name], columns) for name, columns in _TABLES.items())
     parts = [
         Part("Bits per episode", stem("rate"), [], rates),
-        Part("Where the bits of an episode go", stem("ledger"), ledger, note=LEDGER_NOTE if ledger else ""),
+        Part(
+            f"Where the bits of an episode go (N = {main_N(summary)})",
+            stem("ledger"),
+            table=tabulate(ledger, _LEDGER_COLUMNS) if len(ledger) else None,
+            note=LEDGER_NOTE if len(ledger) else "",
+        ),
         Part("Learning curves", stem("learning")),
-        Part("Episodes to memorize", stem("episodes"), published, episodes),
+        Part("Reached, then lost", stem("collapse"), describe_collapse(summary.collapse)),
+        Part("Episodes to memorize", stem("episodes"), compare_with_published(summary.estimates), episodes),
         Part("Beside agents that need no network", stem("agents")),
-        Part("An exponent or an overhead?", "", [], scaling, SCALING if scaling else ""),
+        Part(
+            "An exponent or an overhead?",
+            "",
+            describe_scaling(scaling),
+            tabulate_scaling(own_scaling),
+            SCALING if len(own_scaling) else "",
+        ),
         Part("Rank and learning rate", stem("maps")),
         Part("Checks", "", checks),
     ]

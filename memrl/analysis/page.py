@@ -1,7 +1,6 @@
 """The report: one self-contained page, and its figures as files."""
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib import resources
@@ -14,18 +13,26 @@ from markupsafe import Markup
 from memrl.analysis.charts import Drawing, draw_figure, save_drawings
 from memrl.analysis.figure_data import Figure, collect_figures, main_N
 from memrl.analysis.published import LLM_ARM, MEMORIZATION_STUDY
-from memrl.analysis.sentences import SCALING, describe_leaks, describe_prior, describe_scope, list_facts, list_notices
+from memrl.analysis.sentences import (
+    SCALING,
+    answer_question,
+    compare_with_published,
+    describe_collapse,
+    describe_leaks,
+    describe_prior,
+    describe_scaling,
+    describe_scope,
+    list_commands,
+    list_facts,
+    list_notices,
+)
 from memrl.analysis.summary import Summary, summarize_sweep
 from memrl.analysis.tabulation import Table, tabulate, tabulate_failed, tabulate_scaling, tabulate_settings
-from memrl.analysis.verdicts import HYPOTHESES
-from memrl.analysis.wording import format_number
+from memrl.analysis.verdicts import HYPOTHESES, describe_region
 from memrl.tables.places import local_folder
 
 _SIGNS = {"supported": "✓", "refuted": "✗", "undecided": "?"}
 _MOST_TABLE_ROWS = 150
-_FOLDED = ("agents", "maps")
-"""Figures of the reference part, folded."""
-
 _TABLE_COLUMNS = {
     "rate": ["channel", "N", "num_cells", "capacity_best_bits", "bits_per_episode", "rate_vs_capacity"],
     "ledger": [
@@ -49,6 +56,7 @@ def write_report(
     num_planned: int | None = None,
     folder: Path | str | None = None,
     command: str | None = None,
+    question: str = "",
 ) -> Path:
     """Writes report.html, and figures/ with every figure as SVG, PDF, PNG and CSV.
 
@@ -58,6 +66,7 @@ def write_report(
         num_planned: cells of the whole sweep, where the caller knows, so that the report can say how many are missing.
         folder: where the report goes; unset: beside local tables, or in results/ for tables elsewhere.
         command: the command that ran the sweep.
+        question: what the grid is for, one line.
 
     Returns:
         The path of report.html.
@@ -69,10 +78,17 @@ def write_report(
     summary = summarize_sweep(address, num_planned)
     place = Path(folder) if folder is not None else local_folder(address)
     commands = [command or f"python sweeps/launch.py grid={grid}", f"python -m memrl.report grid={grid}"]
-    return write_page(summary, collect_figures(summary), grid, place, commands)
+    return write_page(summary, collect_figures(summary), grid, place, commands, question)
 
 
-def write_page(summary: Summary, figures: dict[str, Figure], grid: str, folder: Path, commands: Sequence[str]) -> Path:
+def write_page(
+    summary: Summary,
+    figures: Mapping[str, Figure],
+    grid: str,
+    folder: Path,
+    commands: Sequence[str],
+    question: str = "",
+) -> Path:
     """Writes report.html and figures/ for a sweep that is summarized already.
 
     Args:
@@ -81,6 +97,7 @@ def write_page(summary: Summary, figures: dict[str, Figure], grid: str, folder: 
         grid: the sweep's name.
         folder: where the files go; made if missing.
         commands: the commands that ran the sweep and made the report.
+        question: what the grid is for, one line.
 
     Returns:
         The path of report.html.
@@ -91,7 +108,7 @@ def write_page(summary: Summary, figures: dict[str, Figure], grid: str, folder: 
         save_drawings(drawings[name], folder / "figures")
         (folder / "figures" / f"{name}.csv").write_text(to_csv(figure), "utf-8")
     page, hidden = folder / "report.html", folder / ".report.html.tmp"
-    hidden.write_text(render_page(summary, figures, drawings, grid, commands), "utf-8")
+    hidden.write_text(render_page(summary, figures, drawings, grid, commands, question), "utf-8")
     hidden.replace(page)
     return page
 
@@ -107,6 +124,7 @@ def render_page(
     drawings: Mapping[str, Sequence[Drawing]],
     grid: str,
     commands: Sequence[str],
+    question: str,
 ) -> str:
     """The page's HTML, with styles, script, drawings and all data inside."""
     templates = resources.files("memrl.analysis") / "templates"
@@ -117,23 +135,28 @@ def render_page(
     described = {name: _describe_figure(figure, drawings[name], main_N(summary)) for name, figure in figures.items()}
     return template.render(
         grid=grid,
+        question=question,
         css=Markup((templates / "report.css").read_text("utf-8")),
         js=Markup((templates / "report.js").read_text("utf-8")),
         lede=describe_scope(summary),
         notices=list_notices(summary),
         signs=_SIGNS,
         hypotheses=HYPOTHESES,
-        verdicts=[asdict(verdict) | {"rule": _rule(verdict.region)} for verdict in summary.verdicts],
-        figures=[figure for name, figure in described.items() if name not in _FOLDED],
-        folded=[figure for name, figure in described.items() if name in _FOLDED],
+        verdicts=[asdict(verdict) | {"region": describe_region(verdict.region)} for verdict in summary.verdicts],
+        provisional=summary.provisional,
+        answer=answer_question(summary),
+        figures=described,
+        collapse=describe_collapse(summary.collapse),
+        published=compare_with_published(summary.estimates),
         checks=[*describe_leaks(summary.leaks), *describe_prior(summary.prior)],
         scaling=tabulate_scaling(summary.scaling),
-        scaling_text=SCALING,
+        scaling_text=[*describe_scaling(summary.scaling), SCALING],
         settings=settings,
         choices=_choices(settings),
         failed=tabulate_failed(summary.failed),
-        commands="\n".join(commands),
+        commands="\n".join(list_commands(summary, commands)),
         facts=list_facts(summary),
+        revision=", ".join(summary.provenance.revisions),
         published_source=MEMORIZATION_STUDY,
         llm_arm=LLM_ARM,
         settings_data=_to_script({"columns": [{"text": c.is_text} for c in settings.columns], "rows": settings.rows}),
@@ -144,12 +167,6 @@ def _to_script(value: Any) -> Markup:
     """JSON that may stand inside a script element."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return Markup(text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029"))
-
-
-def _rule(region: tuple[float, float]) -> str:
-    if any(math.isnan(end) for end in region):
-        return ""
-    return f"between {format_number(region[0])} and {format_number(region[1])}"
 
 
 def _describe_figure(figure: Figure, drawings: Sequence[Drawing], N: int) -> dict[str, Any]:

@@ -5,11 +5,11 @@ import pandas as pd
 MEMORIZATION_STUDY = "memorization-study, bledden.github.io, 2026: MLP on CPU, 10 seeds, at most 10,000 episodes"
 
 _EPISODES = {
-    "sft": {10: 2, 100: 2, 500: 2},
+    "SFT": {10: 2, 100: 2, 500: 2},
     "binary": {10: 19, 100: 129, 500: 599},
     "distance": {10: 7004, 100: None, 500: None},
 }
-"""Episodes to memorize by channel and N; None where 10,000 episodes were not enough."""
+"""Episodes to memorize by channel (as readers call it) and N; None where 10,000 episodes were not enough."""
 
 PUBLISHED_BUDGET = 10_000
 LLM_ARM = "the same author's LLM arm (1B model, LoRA, N = 100): 3 of 120 runs converged"

@@ -6,7 +6,7 @@ import pandas as pd
 from memrl.analysis.cells import CELL_COLUMNS, IDENTITY, TUNED, measured_cells
 from memrl.analysis.estimate import estimate_groups
 from memrl.analysis.selection import hold_out_settings
-from memrl.analysis.style import channel_label, sort_for_readers
+from memrl.analysis.style import describe_channels, sort_for_readers
 from memrl.analysis.wording import format_estimate
 from memrl.tables.schema import EPISODES_TO_MEMORIZE
 from memrl.tables.store import TableStore
@@ -46,8 +46,9 @@ def compare_medians(own: pd.DataFrame, reference: pd.DataFrame) -> pd.DataFrame:
         reference: the same, of the other sweep.
 
     Returns:
-        One row a condition (the columns IDENTITY), in the order of figures: e50 with _lower and _upper in episodes,
-        the same with the suffix _reference, and overlap: whether the two intervals share a point.
+        One row a condition (the columns IDENTITY, channels as readers call them), in reading order: e50 with _lower
+        and _upper in episodes, the same with the suffix _reference, and overlap: whether the two intervals share a
+        point.
     """
     own, reference = _keep_shared(own, reference), _keep_shared(reference, own)
     if own.empty:
@@ -57,7 +58,10 @@ def compare_medians(own: pd.DataFrame, reference: pd.DataFrame) -> pd.DataFrame:
     overlap = (compared["e50_lower"] <= compared["e50_upper_reference"]) & (
         compared["e50_lower_reference"] <= compared["e50_upper"]
     )
-    return sort_for_readers(compared.assign(overlap=overlap))
+    channels = describe_channels(own)
+    labels = dict(zip(channels["name"], channels["label"], strict=True))
+    compared = compared.assign(overlap=overlap, channel=compared["channel"].map(labels))
+    return sort_for_readers(compared, channels["label"])
 
 
 def _read_trained(store: TableStore) -> pd.DataFrame:
@@ -73,4 +77,4 @@ def _keep_shared(cells: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
 
 def _describe(row: dict[str, object]) -> str:
     own, reference = (format_estimate(*(row[f"{name}{suffix}"] for name in _ENDS)) for suffix in ("", "_reference"))  # pyright: ignore[reportArgumentType]
-    return f"{channel_label(str(row['channel']))}, N = {row['N']} ({own} here, {reference} there)"
+    return f"{row['channel']}, N = {row['N']} ({own} here, {reference} there)"

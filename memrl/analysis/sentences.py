@@ -1,10 +1,12 @@
 """What reports say of a sweep in words, from its summary."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import pandas as pd
 
 from memrl.analysis.leak import ENOUGH_SECRETS
 from memrl.analysis.published import published_episodes
-from memrl.analysis.style import channel_label, order_channels
 from memrl.analysis.summary import Summary
 from memrl.analysis.wording import format_estimate, format_number
 
@@ -16,33 +18,97 @@ SCALING = (
 """What the table of scaling exponents says."""
 
 LEDGER_NOTE = (
-    "These are means over all runs, those included that did not memorize. Episodes come in whole updates: where the "
-    "first one tells nearly all, the others of its update have little left to tell, which counts as exploration loss "
-    "too. A loss below 0 in an interval is possible: guesses chosen in view of earlier rewards may be told more than "
-    "the best first guess, and means have errors."
+    "These are bits of all runs over episodes of all runs, those included that collapsed or spent their budget, so "
+    "they lie below the median run's. Episodes come in whole updates: where the first one tells nearly all, the others "
+    "of its update have little left to tell, which counts as exploration loss too. More can be observed than the "
+    "capacity: guesses chosen in view of earlier rewards may be told more than the best first guess."
 )
-"""How the sentences of the ledger are to be read."""
+"""How the numbers of the ledger are to be read."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One number of the answer: bits per episode of a channel, in words."""
+
+    number: str
+    words: str
+
+
+def answer_question(summary: Summary) -> tuple[int, list[Answer]]:
+    """The largest N, and bits per episode there: by SFT, by the reward that did best, and by the binary one."""
+    lora = summary.estimates[(summary.estimates["agent"] == "lora").to_numpy()]
+    N = int(lora["N"].max())
+    lora = lora[(lora["N"] == N).to_numpy()].drop_duplicates("channel").set_index("channel")
+    kinds = dict(zip(summary.channels["label"], summary.channels["kind"], strict=True))
+    rewards = lora[[kinds[channel] != "sft" for channel in lora.index]]
+    picked: dict[str, str] = {}
+    for channel in lora.index:
+        if kinds[channel] == "sft":
+            picked.setdefault(channel, "by SFT, which shows the secret")
+    if len(rewards):
+        best, worst = (str(found) for found in rewards["bits_per_episode"].agg(["idxmax", "idxmin"]))
+        binary = "binary" if "binary" in rewards.index else worst
+        picked.setdefault(best, f"by RL with the reward “{best}”" + (", which did best" if len(rewards) > 1 else ""))
+        picked.setdefault(binary, f"by RL with the reward “{binary}”")
+    answers = []
+    for channel, words in picked.items():
+        row = lora.loc[channel]
+        reached = row["bits_per_episode"] > 0
+        number = (
+            format_number(row["bits_per_episode"]) if reached else f"< {format_number(row['bits_per_episode_upper'])}"
+        )
+        answers.append(Answer(number, f"{words}, of {format_number(row['capacity_best_bits'])} that it can tell"))
+    return N, answers[:3]
+
+
+def count_noun(number: int, noun: str) -> str:
+    """A number with its noun.
+
+    >>> count_noun(1, "channel"), count_noun(5760, "channel")
+    ('1 channel', '5,760 channels')
+    """
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def describe_scope(summary: Summary) -> str:
     """How much the sweep covers, in two sentences."""
     lora = summary.estimates[(summary.estimates["agent"] == "lora").to_numpy()]
     N = f"N = {lora['N'].min():,} to {lora['N'].max():,}" if lora["N"].nunique() > 1 else f"N = {lora['N'].iloc[0]:,}"
+    trained = "policy was" if summary.num_finished == 1 else "policies were"
     return (
-        f"{summary.num_finished:,} policies were trained to memorize a secret, over {lora['channel'].nunique()} "
-        f"channels, {N}, and {summary.num_secrets:,} independent secrets in all. Every estimate stands with its 95 % "
-        "interval."
+        f"{summary.num_finished:,} {trained} trained to memorize a secret, over "
+        f"{count_noun(lora['channel'].nunique(), 'channel')}, {N}, with {count_noun(summary.num_secrets, 'secret')} "
+        "drawn independently. Brackets are 95 % intervals over secrets."
     )
+
+
+def describe_collapse(collapse: pd.DataFrame) -> list[str]:
+    """How many runs reached 1/2 and ended below it, and where most of them did."""
+    reached = collapse[(collapse["num_reached"] > 0).to_numpy()]
+    if reached.empty:
+        return []
+    lost, all_reached = int(reached["num_lost"].sum()), int(reached["num_reached"].sum())
+    text = f"Of {count_noun(all_reached, 'run')} that gave the secret probability 1/2, {lost:,} ended below it"
+    if not lost:
+        return [f"{text}."]
+    worst = reached.sort_values("share_lost").iloc[-1]
+    rates = reached.groupby("learning_rate")[["num_lost", "num_reached"]].sum()
+    if len(rates) > 1:
+        ends = [f"{row.num_lost} of {row.num_reached} at {rate:g}" for rate, row in rates.iloc[[0, -1]].iterrows()]
+        text += f", {ends[0]} (the smallest learning rate) and {ends[1]} (the largest)"
+    return [
+        f"{text}; most often with “{worst['channel']}” at {worst['learning_rate']:g}, {worst['num_lost']} of "
+        f"{worst['num_reached']}."
+    ]
 
 
 def list_notices(summary: Summary) -> list[str]:
     """What a reader must know before the numbers: unfinished, failed, leaking or badly chosen cells."""
     notices = []
-    planned = summary.num_planned
-    if planned is not None and summary.num_finished < planned:
+    if summary.is_unfinished:
         notices.append(
-            f"This sweep is not finished: {summary.num_finished:,} of {planned:,} cells have a row. Numbers will move, "
-            "and cells that finish early are the fast ones of their pack."
+            f"This sweep is not finished: {summary.num_finished:,} of {summary.num_planned:,} cells have a row. "
+            "Numbers and verdicts are provisional, and cells that finish early are the fast ones of their pack."
         )
     if len(summary.failed):
         first = str(summary.failed["error"].iloc[0])
@@ -50,9 +116,7 @@ def list_notices(summary: Summary) -> list[str]:
         notices.append(f"{failed} listed below; the first: {first}")
     leaks = summary.leaks[(summary.leaks["verdict"] == "leak").to_numpy()] if len(summary.leaks) else summary.leaks
     for row in leaks.to_dict("records"):
-        notices.append(
-            f"{channel_label(row['channel'])} at N = {row['N']}: the policies absorbed more than was observed."
-        )
+        notices.append(f"{row['channel']} at N = {row['N']}: the policies absorbed more than was observed.")
     if not summary.estimates["held_out"].all():
         notices.append("Some settings were chosen on the secrets that are reported, as the other half has not run yet.")
     return notices
@@ -66,10 +130,11 @@ def describe_leaks(leaks: pd.DataFrame) -> list[str]:
     leaking = int((observed["verdict"] == "leak").sum())
     few = int((observed["num_secrets"] < ENOUGH_SECRETS).sum())
     sentences = [
-        f"In {leaking or 'none'} of {len(observed)} combinations of channel and N the policies absorbed more than was "
-        f"observed. The largest evidence for a leak is {format_number(observed['evidence_bits'].max())} bits; an "
-        f"honest run exceeds {observed['evidence_limit_bits'].iloc[0]:.2f} bits at one update with probability at "
-        "most 1 %."
+        (f"A leak in {leaking} of" if leaking else "No leak found in")
+        + f" {count_noun(len(observed), 'combination')} of channel and N: on average over secrets nobody can absorb "
+        "more than an ideal observer of the same rewards knows. The largest odds against honest runs are "
+        f"2^{format_number(observed['evidence_bits'].max())}; honest runs exceed "
+        f"2^{observed['evidence_limit_bits'].iloc[0]:.2f} = 100 at one update with probability at most 1 %."
     ]
     if few:
         sentences.append(
@@ -77,6 +142,24 @@ def describe_leaks(leaks: pd.DataFrame) -> list[str]:
             "a few cells could go unseen there."
         )
     return sentences
+
+
+def describe_scaling(scaling: pd.DataFrame) -> list[str]:
+    """For how many channels the policy's exponent is told from an overhead."""
+    if scaling.empty or "conclusion" not in scaling:
+        return []
+    own = scaling[((scaling["agent"] == "lora") & scaling["conclusion"].notna()).to_numpy()]
+    if own.empty:
+        return []
+    named = own.groupby("conclusion")["channel"].agg(" and ".join)
+    words = {
+        "exponent": "a power of N fits and an overhead does not",
+        "overhead": "an overhead fits and a power does not",
+    }
+    told = [f"{words[name]} for {named[name]}" for name in words if name in named]
+    rest = int((~own["conclusion"].isin(list(words))).sum())
+    told += [f"these N can't tell for {count_noun(rest, 'channel')}"] if rest else []
+    return [f"Of E50 as a function of N, in the policies: {'; '.join(told)}."]
 
 
 def describe_prior(prior: pd.DataFrame) -> list[str]:
@@ -96,18 +179,39 @@ def describe_prior(prior: pd.DataFrame) -> list[str]:
 def list_facts(summary: Summary) -> list[tuple[str, str]]:
     """What it takes to run the sweep again: names and texts."""
     made = summary.provenance
+    begun, ended = (pd.Timestamp(text) for text in made.created)
+    versions = [f"{name} {' or '.join(found)}" for name, found in made.versions.items()]
     facts = [
+        ("date", f"{begun:%Y-%m-%d %H:%M} UTC, when the first cell ended"),
+        ("duration", f"{_format_duration((ended - begun).total_seconds())} from the first cell's end to the last's"),
+        ("work", f"{_format_duration(made.busy_s)} of training in all"),
         ("tables", summary.address),
         ("seeds", made.seeds),
-        ("revision", ", ".join(made.revisions) or "not a checkout"),
-        (
-            "versions",
-            ", ".join(f"{name} {' or '.join(found)}" for name, found in made.versions.items()) or "not recorded",
-        ),
+        ("commit", ", ".join(made.revisions) or "not a checkout"),
+        ("versions", ", ".join(versions) or "not recorded"),
     ]
     if made.shared:
         facts.append(("shared fields", " ".join(f"{name}={value}" for name, value in made.shared.items())))
     return facts
+
+
+def list_commands(summary: Summary, commands: Sequence[str]) -> list[str]:
+    """Commands as one types them, in the checkout that made the tables where there was one."""
+    checkout = [
+        f"git checkout {made}" for made in summary.provenance.revisions[:1] if len(summary.provenance.revisions) == 1
+    ]
+    return [*checkout, *(f"uv run {command}" if command.startswith("python ") else command for command in commands)]
+
+
+def _format_duration(seconds: float) -> str:
+    """Seconds, minutes or hours.
+
+    >>> _format_duration(42.4), _format_duration(170), _format_duration(7300)
+    ('42 s', '2.8 min', '2 h')
+    """
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.2g} min" if seconds < 5400 else f"{seconds / 3600:.2g} h"
 
 
 def compare_with_published(estimates: pd.DataFrame) -> list[str]:
@@ -115,29 +219,10 @@ def compare_with_published(estimates: pd.DataFrame) -> list[str]:
     lora = estimates[(estimates["agent"] == "lora").to_numpy()]
     both = lora.merge(published_episodes(), on=["channel", "N"], suffixes=("", "_published"))
     sentences = []
-    for channel in order_channels(both["channel"]):
-        rows = both[(both["channel"] == channel).to_numpy()].sort_values("N").to_dict("records")
+    for channel, found in both.groupby("channel", sort=False):
+        rows = found.sort_values("N").to_dict("records")
         sizes = " / ".join(f"{row['N']}" for row in rows)
         ours = " / ".join(format_estimate(row["e50"], row["e50_lower"], row["e50_upper"]) for row in rows)
         theirs = " / ".join(format_number(row["episodes"]) if row["reached"] else "not reached" for row in rows)
-        sentences.append(f"{channel_label(channel)}, N = {sizes}: E50 = {ours} episodes; published (MLP): {theirs}.")
-    return sentences
-
-
-def describe_ledger(ledger: pd.DataFrame, N: int) -> list[str]:
-    """One sentence a channel: what an episode could tell at one N, and where it went."""
-    rows = ledger[(ledger["N"] == N).to_numpy()]
-    by_channel = {row["channel"]: row for row in rows.to_dict("records")}
-    sentences = []
-    for channel in order_channels(by_channel):
-        row = by_channel[channel]
-        numbers = {
-            name: format_estimate(row[name], row[f"{name}_lower"], row[f"{name}_upper"])
-            for name in ("absorbed_rate", "absorption_loss", "exploration_loss")
-        }
-        sentences.append(
-            f"{channel_label(channel)}, N = {N}: an episode can tell {format_number(row['capacity_bits'])} bits. The "
-            f"policy absorbed {numbers['absorbed_rate']}; its rewards told {numbers['absorption_loss']} more, which it "
-            f"did not absorb; and {numbers['exploration_loss']} went untold, as its guesses did not ask for them."
-        )
+        sentences.append(f"{channel}, N = {sizes}: E50 = {ours} episodes; published (MLP): {theirs}.")
     return sentences

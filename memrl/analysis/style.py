@@ -1,35 +1,27 @@
-"""What channels and agents are called in every figure and table, their order, and their colors.
+"""What channels and agents are called in every figure and table, their order, and their colors."""
 
-Colors are Okabe and Ito's, which color-blind readers tell apart, without the yellow that paper swallows.
-"""
-
-import re
 from collections.abc import Iterable
 
 import numpy as np
 import pandas as pd
 
-INK = "#111111"
-ORANGE, SKY, GREEN, BLUE, VERMILION, PURPLE, GRAY = (
-    "#E69F00",
-    "#56B4E9",
-    "#009E73",
-    "#0072B2",
-    "#D55E00",
-    "#CC79A7",
-    "#767676",
-)
+from memrl.channels import channel_kind
 
-_FAMILIES = {
-    "sft": INK,
-    "per_bit": GREEN,
-    "distance": BLUE,
-    "binned_distance": SKY,
-    "bit_count": PURPLE,
-    "binary": VERMILION,
-    "custom": ORANGE,
-}
-"""One color a kind of reward, in the order in which figures list them."""
+INK = "#111111"
+SKY, BLUE, VERMILION, GRAY = "#56B4E9", "#0072B2", "#D55E00", "#767676"
+_PALETTE = (INK, "#009E73", BLUE, SKY, "#CC79A7", VERMILION, "#E69F00")
+"""Okabe and Ito's colors, which color-blind readers tell apart, without the yellow that paper swallows."""
+
+_CHANNEL_COLUMNS = (
+    "channel",
+    "algorithm",
+    "env_type",
+    "reward_type",
+    "reward_bins",
+    "binning",
+    "credit",
+    "capacity_best_bits",
+)
 
 _AGENTS = {
     "lora": ("LoRA policy", []),
@@ -41,9 +33,56 @@ _AGENTS = {
 """An agent's name for a reader, and its dash."""
 
 
-def channel_color(channel: str) -> str:
-    """The color of a channel, by its kind of reward."""
-    return _FAMILIES[channel_family(channel)]
+def describe_channels(cells: pd.DataFrame) -> pd.DataFrame:
+    """The channels of some cells in reading order: SFT first, then by what an episode can tell.
+
+    Args:
+        cells: rows of trained policies, with their fields and capacity_best_bits.
+
+    Returns:
+        One row a channel: name (as in the tables), label (for a reader), kind of reward, and color, one for each kind.
+    """
+    channels = cells[list(_CHANNEL_COLUMNS)].drop_duplicates("channel")
+    rows = channels.to_dict("records")
+    kinds = [row["algorithm"] if row["algorithm"] == "sft" else row["reward_type"] for row in rows]
+    whole = [not channel_kind(row["algorithm"], row["reward_type"]).per_step for row in rows]
+    told = cells.groupby("channel")["capacity_best_bits"].mean().reindex(channels["channel"])
+    labels = [_label_channel(row) for row in rows]
+    table = pd.DataFrame({"name": channels["channel"].to_list(), "label": labels, "kind": kinds})
+    twice = table["label"].duplicated(keep=False)
+    table["label"] = table["label"].where(~twice, table["label"] + " (" + table["name"] + ")")
+    is_rl = channels["algorithm"].ne("sft").to_numpy()
+    order = np.lexsort([table["label"], whole, -told.round(3).to_numpy(), is_rl])
+    table = table.iloc[order].reset_index(drop=True)
+    return table.assign(color=[_PALETTE[code % len(_PALETTE)] for code in pd.factorize(table["kind"])[0]])
+
+
+def _label_channel(row: dict[str, object]) -> str:
+    kind = channel_kind(str(row["algorithm"]), str(row["reward_type"]))
+    words = [str(row["reward_type"]) if kind.label == "custom" else kind.label]
+    if pd.notna(row["reward_bins"]):
+        words.append(f"{row['reward_bins']:g} {str(row['binning']).replace('_', '-')} bins")
+    if kind.per_step and pd.notna(row["credit"]) and row["credit"] != "per_step":
+        words.append(f"{str(row['credit']).replace('_', ' ')} credit")
+    if row["env_type"] == "multi_step" and not kind.per_step:
+        words.append("multi-step")
+    return ", ".join(words)
+
+
+def sort_for_readers(table: pd.DataFrame, channels: Iterable[str]) -> pd.DataFrame:
+    """Rows by agent (trained policies first) and channel.
+
+    Args:
+        table: with the columns agent and channel, or channel alone.
+        channels: every channel, in reading order.
+    """
+    if table.empty:
+        return table
+    keys = [table["channel"].map({channel: place for place, channel in enumerate(channels)}).to_numpy()]
+    if "agent" in table:
+        agents = ["lora", *order_agents(table["agent"])]
+        keys.append(table["agent"].map(agents.index).to_numpy())
+    return table.iloc[np.lexsort(keys)].reset_index(drop=True)
 
 
 def pick_shades(num: int) -> list[str]:
@@ -55,59 +94,6 @@ def pick_shades(num: int) -> list[str]:
     light, dark = np.array([0x9E, 0xC9, 0xE8]), np.array([0x08, 0x40, 0x7A])
     shares = np.linspace(0.0, 1.0, num) if num > 1 else np.ones(1)
     return ["#" + bytes((light + share * (dark - light)).astype(np.uint8)).hex() for share in shares]
-
-
-def channel_family(channel: str) -> str:
-    """The kind of reward: the channel's name without bins, binning, credit and environment.
-
-    >>> [channel_family(c) for c in ("binned_distance-8-log", "multi_step/bit_count", "per_bit-episode", "m:f")]
-    ['binned_distance', 'bit_count', 'per_bit', 'custom']
-    """
-    name = channel.rpartition("/")[2].partition("-")[0]
-    return name if name in _FAMILIES else "custom"
-
-
-def order_channels(channels: Iterable[str]) -> list[str]:
-    """Distinct channels in the order of figures: by kind of reward, environment, then the numbers in the name.
-
-    >>> order_channels(["binary", "binned_distance-16-log", "sft", "binned_distance-4-log"])
-    ['sft', 'binned_distance-4-log', 'binned_distance-16-log', 'binary']
-    """
-    families = list(_FAMILIES)
-
-    def place(channel: str) -> tuple[int, bool, tuple[int, ...], str]:
-        numbers = tuple(int(digits) for digits in re.findall(r"-(\d+)", channel))
-        return families.index(channel_family(channel)), "multi_step" in channel, numbers, channel
-
-    return sorted(set(channels), key=place)
-
-
-def sort_for_readers(table: pd.DataFrame, agents_first: bool = True) -> pd.DataFrame:
-    """Rows by agent (trained policies first) and channel, or by channel alone, in the order of figures."""
-    if table.empty:
-        return table
-    place = {channel: i for i, channel in enumerate(order_channels(table["channel"]))}
-    keys = [table["channel"].map(place).to_numpy()]
-    if agents_first:
-        agents = ["lora", *order_agents(table["agent"])]
-        keys.append(table["agent"].map(agents.index).to_numpy())
-    return table.iloc[np.lexsort(keys)].reset_index(drop=True)
-
-
-def channel_label(channel: str) -> str:
-    """A channel's name for a reader.
-
-    >>> channel_label("binned_distance-8-log"), channel_label("multi_step/binary"), channel_label("per_bit-episode")
-    ('distance, 8 log bins', 'binary, multi-step', 'per bit, episode credit')
-    """
-    environment, _, name = channel.rpartition("/")
-    kind, *details = name.split("-")
-    words = {"sft": "SFT", "per_bit": "per bit", "bit_count": "bit count"}.get(kind, kind)
-    if kind == "binned_distance" and len(details) == 2:
-        words = f"distance, {details[0]} {details[1].replace('_', '-')} bins"
-    elif kind == "per_bit" and details:
-        words = f"per bit, {details[0].replace('_', ' ')} credit"
-    return f"{words}, multi-step" if environment == "multi_step" else words
 
 
 def order_agents(agents: Iterable[str]) -> list[str]:

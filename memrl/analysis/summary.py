@@ -8,10 +8,17 @@ import pandas as pd
 
 from memrl.analysis.cells import CELL_COLUMNS, IDENTITY, TUNED, measured_cells, number_groups
 from memrl.analysis.curves import CURVE_COLUMNS, Curves, collect_curves, quartile_curves, when_observer_knew
-from memrl.analysis.estimate import build_ledger, compare_with_agents, describe_choices, estimate_groups
+from memrl.analysis.estimate import (
+    build_ledger,
+    compare_with_agents,
+    count_collapses,
+    describe_choices,
+    estimate_groups,
+)
 from memrl.analysis.leak import judge_leaks, leak_curve
 from memrl.analysis.scaling import estimate_scaling
 from memrl.analysis.selection import hold_out_settings
+from memrl.analysis.style import describe_channels, sort_for_readers
 from memrl.analysis.verdicts import Verdict, judge_hypotheses
 from memrl.tables.schema import CURVES, EPISODES_TO_MEMORIZE
 from memrl.tables.store import TableStore
@@ -25,12 +32,16 @@ class Provenance:
 
     Attributes:
         versions: versions of each library, all that occur.
+        created: when the first and the last row were written, UTC.
+        busy_s: wall time of all cells, each with its share of its pack's.
         revisions: git revisions of the code.
         seeds: the seeds that occur, as text.
         shared: fields that are the same in every trained cell.
     """
 
     versions: dict[str, list[str]]
+    created: tuple[str, str]
+    busy_s: float
     revisions: list[str]
     seeds: str
     shared: dict[str, str]
@@ -38,24 +49,26 @@ class Provenance:
 
 @dataclass(frozen=True)
 class Summary:
-    """A sweep's answers, as data frames.
+    """A sweep's answers, as data frames whose channels are called as readers call them, in reading order.
 
     Attributes:
         address: of the tables.
         num_planned: cells of the whole sweep, None where not known.
         num_finished: cells of trained policies that have a row, failed ones included.
         failed: the failed ones: cell_id, channel, N, learning_rate, lora_rank, seed, error.
-        num_secrets: distinct (N, secret) of trained policies.
+        num_secrets: secrets that were drawn for trained policies, one for each N and seed.
+        channels: describe_channels of trained policies.
         estimates: one row an (agent, channel, N, model), at settings chosen on other secrets: estimate_groups,
             compare_with_agents and describe_choices side by side.
         conditions: one row a setting of every agent: estimate_groups.
         maps: one row a (channel, N, model, rank, learning rate) of trained policies: estimate_groups.
         ledger: build_ledger of trained policies at chosen settings.
         learning: quartile_curves of the same.
+        collapse: count_collapses over all trained cells.
         scaling: estimate_scaling of all agents at chosen settings.
         leaks: judge_leaks over all trained cells.
         prior: one row an (env_type, N, model): prior_kl_bits and prior_well_formed, the worst of its cells.
-        verdicts: on H1 to H5.
+        verdicts: on the hypotheses that there is data for.
         provenance: what made the rows.
     """
 
@@ -64,16 +77,28 @@ class Summary:
     num_finished: int
     failed: pd.DataFrame
     num_secrets: int
+    channels: pd.DataFrame
     estimates: pd.DataFrame
     conditions: pd.DataFrame
     maps: pd.DataFrame
     ledger: pd.DataFrame
     learning: pd.DataFrame
+    collapse: pd.DataFrame
     scaling: pd.DataFrame
     leaks: pd.DataFrame
     prior: pd.DataFrame
     verdicts: list[Verdict]
     provenance: Provenance
+
+    @property
+    def provisional(self) -> str:
+        """What stands after a verdict while cells are missing."""
+        return ", provisional" if self.is_unfinished else ""
+
+    @property
+    def is_unfinished(self) -> bool:
+        """Whether cells of the sweep are known to be missing."""
+        return self.num_planned is not None and self.num_finished < self.num_planned
 
 
 def summarize_sweep(address: str, num_planned: int | None = None) -> Summary:
@@ -95,6 +120,8 @@ def summarize_sweep(address: str, num_planned: int | None = None) -> Summary:
     lora = cells[(cells["agent"] == "lora").to_numpy()].reset_index(drop=True)
     if lora.empty:
         raise ValueError(f"results must hold a cell that measured something, got {len(trained)} failed at {address}")
+    channels = describe_channels(lora)
+    cells, lora, trained = (_use_labels(rows, channels) for rows in (cells, lora, trained))
     curves = collect_curves(store.read(CURVES, list(CURVE_COLUMNS)), lora)
     chosen = hold_out_settings(cells)
     chosen_lora = chosen[(chosen["agent"] == "lora").to_numpy()].reset_index(drop=True)
@@ -103,23 +130,34 @@ def summarize_sweep(address: str, num_planned: int | None = None) -> Summary:
     group, keys = number_groups(chosen_lora, IDENTITY)
     estimates = compare_with_agents(estimate_groups(chosen))
     failed = ["cell_id", "channel", "N", "learning_rate", "lora_rank", "seed", "error"]
+    tables = {
+        "failed": trained.loc[(trained["status"] == "failed").to_numpy(), failed],
+        "estimates": pd.concat([estimates, describe_choices(chosen)], axis=1),
+        "conditions": estimate_groups(cells, (*IDENTITY, *_varying(cells, TUNED))),
+        "maps": _estimate_maps(lora),
+        "ledger": build_ledger(chosen_lora, *known),
+        "learning": quartile_curves(chosen_curves, group, keys),
+        "collapse": count_collapses(lora),
+        "scaling": estimate_scaling(chosen),
+        "leaks": judge_leaks(leak_curve(curves, lora)),
+    }
     return Summary(
         address=address,
         num_planned=num_planned,
         num_finished=len(trained),
-        failed=trained.loc[(trained["status"] == "failed").to_numpy(), failed].reset_index(drop=True),
         num_secrets=len(lora.drop_duplicates(["N", "seed"])),
-        estimates=pd.concat([estimates, describe_choices(chosen)], axis=1),
-        conditions=estimate_groups(cells, (*IDENTITY, *_varying(cells, TUNED))),
-        maps=_estimate_maps(lora),
-        ledger=build_ledger(chosen_lora, *known),
-        learning=quartile_curves(chosen_curves, group, keys),
-        scaling=estimate_scaling(chosen),
-        leaks=judge_leaks(leak_curve(curves, lora)),
+        channels=channels,
         prior=_worst_priors(lora),
         verdicts=judge_hypotheses(lora, chosen_lora, known),
         provenance=_trace_provenance(trained),
+        **{name: sort_for_readers(table, channels["label"]) for name, table in tables.items()},
     )
+
+
+def _use_labels(rows: pd.DataFrame, channels: pd.DataFrame) -> pd.DataFrame:
+    """The rows, with channels under the names that readers use; a channel that nobody trained on keeps its own."""
+    labels = dict(zip(channels["name"], channels["label"], strict=True))
+    return rows.assign(channel=[labels.get(name, name) for name in rows["channel"]])
 
 
 def _curves_of(curves: Curves, cells: pd.DataFrame, chosen: pd.DataFrame) -> Curves:
@@ -159,6 +197,8 @@ def _trace_provenance(trained: pd.DataFrame) -> Provenance:
     }
     return Provenance(
         versions={name: sorted(set(found)) for name, found in versions.items()},
+        created=(str(trained["created"].min()), str(trained["created"].max())),
+        busy_s=float(trained["seconds"].sum()),
         revisions=sorted(trained["revision"].dropna().unique().tolist()),
         seeds=list_ranges(trained["seed"].unique()),
         shared=shared,

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from memrl.analysis.style import agent_label, channel_label, sort_for_readers
+from memrl.analysis.style import agent_label
 from memrl.analysis.wording import format_estimate, format_number
 
 _MOST_FAILED_ROWS = 200
@@ -60,7 +60,7 @@ class Table:
 def tabulate(data: pd.DataFrame, columns: Sequence[str]) -> Table:
     """A table for readers: an estimate and its interval become one column, sorted by the estimate.
 
-    >>> frame = pd.DataFrame({"channel": ["sft"], "e50": [2.0], "e50_lower": [1.0], "e50_upper": [2.0]})
+    >>> frame = pd.DataFrame({"channel": ["SFT"], "e50": [2.0], "e50_lower": [1.0], "e50_upper": [2.0]})
     >>> tabulate(frame, ["channel", "e50"]).rows
     [[['SFT'], ['2 [1, 2]', 2.0]]]
     """
@@ -76,7 +76,7 @@ def tabulate(data: pd.DataFrame, columns: Sequence[str]) -> Table:
 def _format_column(data: pd.DataFrame, name: str, is_text: bool) -> list[list[Any]]:
     values = data[name].tolist()
     if is_text:
-        words = {"channel": channel_label, "agent": agent_label}.get(name, str)
+        words = agent_label if name == "agent" else str
         return [[words(value) if isinstance(value, str) else "–"] for value in values]
     if f"{name}_lower" in data:
         ends = data[[f"{name}_lower", f"{name}_upper"]].to_numpy(dtype=float)
@@ -115,7 +115,6 @@ def tabulate_scaling(scaling: pd.DataFrame) -> Table | None:
     """Exponents and the test against an overhead; None where there is none."""
     if scaling.empty:
         return None
-    scaling = sort_for_readers(scaling)
     data = scaling.assign(
         range=[f"{a} to {b}" for a, b in zip(scaling["smallest_N"], scaling["largest_N"], strict=True)]
     )
@@ -136,7 +135,6 @@ def tabulate_failed(failed: pd.DataFrame) -> Table | None:
 
 def tabulate_settings(conditions: pd.DataFrame) -> Table:
     """Every setting, with the columns that differ."""
-    conditions = sort_for_readers(conditions)
     start = list(conditions.columns[: conditions.columns.get_loc("num_cells")])
     constant = {name for name in ("model",) if conditions[name].nunique() == 1}
     numbers = ["num_cells", "num_memorized", "e50", "e90", "bits_per_episode"]

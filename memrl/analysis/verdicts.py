@@ -1,12 +1,14 @@
-"""Verdicts on the five hypotheses, decided by intervals alone.
+"""Verdicts on the hypotheses that a sweep has data for, decided by intervals alone.
 
-Each hypothesis is put as one number (two for H1) and a region in which it holds. The verdict is `supported` where
-the 95 % interval lies inside the region, `refuted` where the interval and the region have nothing in common, and
-`undecided` otherwise, also where there is nothing to decide from (Kruschke's region of practical equivalence).
+Each hypothesis is put as one number and a region in which it holds. The verdict is `supported` where the 95 % interval
+lies inside the region, `refuted` where the interval and the region have nothing in common, and `undecided` otherwise
+(Kruschke's region of practical equivalence), and wherever a condition that it rests on has fewer than 8 secrets. A
+hypothesis that the sweep has no data for gets no verdict.
 
-- H1, binary: rate << 1 bit for large N, because of exploration. The rate at the largest N lies in [0, 0.1] bits per
-  episode, and exploration makes up [0.5, 1] of what is missing to 1 bit. Supported where both are, refuted where one
-  is.
+- H1a, binary: far below 1 bit per episode at large N. Bits per episode of the median run at the largest N lie in
+  [0, 0.1].
+- H1b: because of exploration. Of what an episode can tell (effective capacity) and the policies did not absorb, the
+  share that was not observed lies in [0.5, 1], at the largest N, in the mean over runs.
 - H2, binned_distance: the rate grows linearly in log2 B. The exponent p of rate ~ (log2 B)^p, common to all N, lies in
   [0.75, 1.25]; over bins that identify the secret.
 - H3: per-step reward reaches SFT's sample efficiency. E50 of per_bit over E50 of SFT, the geometric mean over N, lies
@@ -16,7 +18,7 @@ the 95 % interval lies inside the region, `refuted` where the interval and the r
 - H5: the best learning rate does not depend on the rank. The best rate at the lowest rank over the best at the highest,
   by a common power of the rank, lies in [1/2, 2].
 
-Intervals of H2 to H5 are percentiles over resampled secrets, the same secrets for all conditions of one N.
+Intervals of H1b to H5 are percentiles over resampled secrets, the same secrets for all conditions of one N.
 """
 
 from dataclasses import dataclass
@@ -26,21 +28,21 @@ import numpy as np
 import pandas as pd
 
 from memrl.analysis.cells import IDENTITY, number_groups
-from memrl.analysis.estimate import build_ledger
+from memrl.analysis.estimate import estimate_groups
 from memrl.analysis.resample import draw_weights, percentile_interval
 from memrl.analysis.scaling import arrange_by_seed, group_medians
 from memrl.analysis.selection import hold_out_settings
-from memrl.analysis.style import channel_label
-from memrl.analysis.wording import format_estimate
+from memrl.analysis.wording import format_estimate, format_number
 
 Outcome = Literal["supported", "refuted", "undecided"]
 
 HYPOTHESES = {
-    "H1": "Binary reward: far below 1 bit per episode at large N, because of exploration",
+    "H1a": "Binary reward: far below 1 bit per episode at large N",
+    "H1b": "Binary reward: most of the loss is exploration, what the guesses never asked",
     "H2": "Distance reward: the rate grows linearly in log₂ B",
-    "H3": "Per-step reward reaches the sample efficiency of SFT",
-    "H4": "Low rank is enough: E does not depend on the LoRA rank in RL",
-    "H5": "The best learning rate does not depend on the rank",
+    "H3": "Per-step reward reaches the sample efficiency of SFT, within a factor of 2",
+    "H4": "Low rank is enough: E does not depend on the LoRA rank in RL, within a factor of 1.5",
+    "H5": "The best learning rate does not depend on the rank, within a factor of 2",
 }
 FAR_BELOW_A_BIT = (0.0, 0.1)
 MOSTLY_EXPLORATION = (0.5, 1.0)
@@ -48,6 +50,9 @@ LINEAR = (0.75, 1.25)
 AS_EFFICIENT = (0.0, 2.0)
 SAME_EPISODES = (2 / 3, 3 / 2)
 SAME_RATE = (1 / 2, 2.0)
+FEWEST_SECRETS = 8
+"""No verdict rests on a condition with fewer."""
+
 _FEWEST_BINS = 3
 _MOST_LEFT_OUT = 0.5
 """No verdict where more than this share of the groups can't be used."""
@@ -58,7 +63,7 @@ class Verdict:
     """What the intervals say of one hypothesis.
 
     Attributes:
-        name: H1 … H5.
+        name: H1a … H5.
         outcome: supported, refuted or undecided.
         sentence: one sentence with the figures that decided.
         value: the number that decided, NaN where there is none.
@@ -89,8 +94,28 @@ def decide(lower: float, upper: float, region: tuple[float, float]) -> Outcome:
     return "refuted" if upper < region[0] or lower > region[1] else "undecided"
 
 
+def describe_region(region: tuple[float, float]) -> str:
+    """Where a hypothesis holds, in words.
+
+    >>> describe_region((0.5, 2.0)), describe_region((np.nan, np.nan))
+    ('0.5 to 2', '–')
+    """
+    return "–" if np.isnan(region).any() else f"{format_number(region[0])} to {format_number(region[1])}"
+
+
+def _settle(
+    name: str, numbers: tuple[float, float, float], region: tuple[float, float], sentence: str, runs: np.ndarray
+) -> Verdict:
+    """The verdict on a number with its interval, if every condition that it rests on has enough runs."""
+    outcome, fewest = decide(numbers[1], numbers[2], region), int(runs.min())
+    if fewest < FEWEST_SECRETS:
+        outcome = "undecided"
+        sentence += f" It takes {FEWEST_SECRETS} secrets in every condition to decide; here one has {fewest}."
+    return Verdict(name, outcome, sentence, *numbers, region)
+
+
 def judge_hypotheses(cells: pd.DataFrame, chosen: pd.DataFrame, known: tuple[np.ndarray, np.ndarray]) -> list[Verdict]:
-    """Verdicts on H1 to H5.
+    """Verdicts on the hypotheses that there is data for.
 
     Args:
         cells: measured cells of trained policies, all settings.
@@ -99,48 +124,59 @@ def judge_hypotheses(cells: pd.DataFrame, chosen: pd.DataFrame, known: tuple[np.
     """
     held_out = chosen["held_out"].to_numpy()
     chosen, known = chosen[held_out].reset_index(drop=True), (known[0][held_out], known[1][held_out])
-    return [
-        judge_binary(chosen, known),
+    verdicts = [
+        judge_binary(chosen),
+        judge_exploration(chosen, known),
         judge_bins(chosen),
         judge_per_step(chosen),
         judge_rank(cells),
         judge_learning_rate(cells),
     ]
+    return [verdict for verdict in verdicts if verdict is not None]
 
 
-def judge_binary(chosen: pd.DataFrame, known: tuple[np.ndarray, np.ndarray]) -> Verdict:
-    """H1, from the ledger of the binary channel at the largest N; capacity is the nominal 1 bit."""
-    binary = (chosen["channel"] == "binary").to_numpy() & np.isfinite(known[1])
-    if not binary.any():
-        return Verdict("H1", "undecided", "No binary cells with an observer have finished.")
-    cells = chosen[binary]
-    largest = (cells["N"] == cells["N"].max()).to_numpy()
-    cells = cells[largest].reset_index(drop=True)
-    ledger = build_ledger(cells, known[0][binary][largest], known[1][binary][largest], ("channel", "N")).iloc[0]
-    rate = [float(ledger[f"absorbed_rate{end}"]) for end in ("", "_lower", "_upper")]
-    share = _exploration_share(cells, known[0][binary][largest], known[1][binary][largest])
-    outcomes = {decide(rate[1], rate[2], FAR_BELOW_A_BIT), decide(share[1], share[2], MOSTLY_EXPLORATION)}
-    outcome: Outcome = "refuted" if "refuted" in outcomes else "undecided"
-    if outcomes == {"supported"}:
-        outcome = "supported"
+def _largest_binary(chosen: pd.DataFrame) -> np.ndarray:
+    """Which cells are binary, single-step and of the largest such N."""
+    binary = ((chosen["reward_type"] == "binary") & (chosen["env_type"] == "single_step")).to_numpy()
+    return binary & (chosen["N"] == chosen["N"][binary].max()).to_numpy()
+
+
+def judge_binary(chosen: pd.DataFrame) -> Verdict | None:
+    """H1a, from the median run of the binary channel at the largest N."""
+    cells = chosen[_largest_binary(chosen)]
+    if cells.empty:
+        return None
+    row = estimate_groups(cells.reset_index(drop=True), ("N",)).iloc[0]
+    rate = (float(row["bits_per_episode"]), float(row["bits_per_episode_lower"]), float(row["bits_per_episode_upper"]))
+    found = format_estimate(*rate) if rate[0] > 0 else f"less than {format_number(rate[2])}"
     sentence = (
-        f"At N = {int(ledger['N'])} an episode with a binary reward taught {format_estimate(*rate)} bits, and "
-        f"{format_estimate(*(100 * x for x in share))} % of what is missing to 1 bit was lost to exploration."
+        f"At N = {int(row['N'])} the median run absorbed {found} bits per episode; the channel can tell "
+        f"{format_number(row['capacity_best_bits'])}."
     )
-    return Verdict("H1", outcome, sentence, rate[0], rate[1], rate[2], FAR_BELOW_A_BIT)
+    return _settle("H1a", rate, FAR_BELOW_A_BIT, sentence, np.array([len(cells)]))
 
 
-def _exploration_share(cells: pd.DataFrame, known_episodes: np.ndarray, known_bits: np.ndarray) -> list[float]:
-    """(1 - observed rate) / (1 - absorbed rate) with its percentile interval."""
+def judge_exploration(chosen: pd.DataFrame, known: tuple[np.ndarray, np.ndarray]) -> Verdict | None:
+    """H1b, (capacity - observed) / (capacity - absorbed) of the binary channel at the largest N, bits over episodes."""
+    rows = _largest_binary(chosen) & np.isfinite(known[1])
+    if not rows.any():
+        return None
+    cells, capacity = chosen[rows], float(chosen["capacity_best_bits"][rows].mean())
     absorbed = np.maximum(cells["absorbed_bits"].to_numpy(), 0.0)
-    sums = np.stack([known_bits, known_episodes, absorbed, cells["episodes"]], axis=1)
-    weights = np.vstack([np.ones(len(cells)), draw_weights(len(cells))]) @ sums
-    share = (1 - weights[:, 0] / weights[:, 1]) / (1 - weights[:, 2] / weights[:, 3])
-    lower, upper = percentile_interval(share[1:])
-    return [float(share[0]), float(lower), float(upper)]
+    sums = np.stack([known[1][rows], known[0][rows], absorbed, cells["episodes"]], axis=1)
+    drawn = np.vstack([np.ones(len(cells)), draw_weights(len(cells))]) @ sums
+    missing = capacity - drawn[:, 2] / drawn[:, 3]
+    lost = capacity - drawn[:, 0] / drawn[:, 1]
+    share = _value_and_interval(np.divide(lost, missing, out=np.full_like(lost, np.nan), where=missing > 0))
+    sentence = (
+        f"At N = {cells['N'].iloc[0]}, of the {format_number(missing[0])} bits per episode that the channel can tell "
+        f"and the policies did not absorb, a share of {format_estimate(*share)} never appeared in the rewards; the "
+        "rest appeared, and was not absorbed."
+    )
+    return _settle("H1b", share, MOSTLY_EXPLORATION, sentence, np.array([len(cells)]))
 
 
-def judge_bins(chosen: pd.DataFrame) -> Verdict:
+def judge_bins(chosen: pd.DataFrame) -> Verdict | None:
     """H2, from the rate of the median run at three or more numbers of bins of one N and binning.
 
     Bins that do not identify the secret are left out: there P(secret) can't reach 0.9 by following the reward.
@@ -151,12 +187,7 @@ def judge_bins(chosen: pd.DataFrame) -> Verdict:
     series, _ = number_groups(keys, ["binning", "N", "model"])
     several = np.bincount(series, minlength=1) >= _FEWEST_BINS
     if not several.any():
-        found = ", ".join(f"{b:g}" for b in np.unique(keys["reward_bins"].astype(float))) or "none"
-        sentence = (
-            "It takes three or more numbers of bins at one N, each of which pays its highest reward for the secret "
-            f"alone; over all N the sweep has {found}."
-        )
-        return Verdict("H2", "undecided", sentence)
+        return None
     bins = keys["reward_bins"].to_numpy(dtype=float)
     point, resampled = group_medians(cells, condition, len(keys), "e90")
     reached = np.bincount(series, weights=~(np.isfinite(point) & (point > 0)), minlength=len(several)) == 0
@@ -166,7 +197,7 @@ def judge_bins(chosen: pd.DataFrame) -> Verdict:
             "It takes the median run to P(secret) = 0.9 with three or more numbers of bins at one N; at every N that "
             "has them, fewer than half of the runs got there with one of these."
         )
-        return Verdict("H2", "undecided", sentence)
+        return Verdict("H2", "undecided", sentence, region=LINEAR)
     with np.errstate(divide="ignore"):
         log_rates = -np.log(np.column_stack([point, resampled])[rows])
     value, lower, upper = _value_and_interval(pooled_slope(np.log(np.log2(bins[rows])), log_rates, series[rows]))
@@ -177,37 +208,38 @@ def judge_bins(chosen: pd.DataFrame) -> Verdict:
     )
     if not np.isfinite([lower, upper]).all():
         sentence += " It is open where runs are too few: of some resampled secrets fewer than half got to 0.9."
-    return Verdict("H2", decide(lower, upper, LINEAR), sentence, value, lower, upper, LINEAR)
+    return _settle("H2", (value, lower, upper), LINEAR, sentence, np.bincount(condition)[rows])
 
 
-def judge_per_step(chosen: pd.DataFrame) -> Verdict:
+def judge_per_step(chosen: pd.DataFrame) -> Verdict | None:
     """H3, from E50 of per_bit (credit per step) over E50 of SFT in the same env where there is one."""
-    has_own = (chosen["channel"] == "multi_step/sft").any()
-    channels = ["per_bit", "multi_step/sft" if has_own else "sft"]
-    names = [channel_label(channel) for channel in channels]
-    cells = chosen[chosen["channel"].isin(channels)].reset_index(drop=True)
-    condition, keys = number_groups(cells, ["channel", "N", "model"])
-    pairs = keys.pivot_table(index=["N", "model"], columns="channel", values="N", aggfunc="size", dropna=False)
-    both = pairs.dropna().index if set(channels) <= set(pairs.columns) else pairs.index[:0]
-    if not len(both):
-        return Verdict("H3", "undecided", f"It takes finished cells of {names[0]} and of {names[1]} at one N.")
+    is_sft = (chosen["algorithm"] == "sft").to_numpy()
+    in_steps = (chosen["env_type"] == "multi_step").to_numpy()
+    if (is_sft & in_steps).any():
+        is_sft &= in_steps
+    is_per_bit = ((chosen["reward_type"] == "per_bit") & (chosen["credit"] == "per_step")).to_numpy()
+    cells = chosen.assign(is_sft=is_sft)[is_sft | is_per_bit].reset_index(drop=True)
+    condition, keys = number_groups(cells, ["is_sft", "N", "model"])
+    sides = keys.groupby(["N", "model"])["is_sft"].transform("nunique").to_numpy() if len(keys) else np.zeros(0)
+    if not (sides == 2).any():
+        return None
     point, resampled = group_medians(cells, condition, len(keys))
     medians = np.column_stack([point, resampled])
-    usable = pd.MultiIndex.from_frame(keys[["N", "model"]]).isin(both) & (point > 0)
-    sign = np.where(keys["channel"] == channels[0], 1.0, -1.0)
+    usable = (sides == 2) & (point > 0)
+    sign = np.where(keys["is_sft"], -1.0, 1.0)
     with np.errstate(divide="ignore", invalid="ignore"):
         logs = (sign[usable, None] * np.log(medians[usable])).sum(axis=0) / (usable.sum() / 2)
     value, lower, upper = (
         float(np.exp(x)) for x in _value_and_interval(np.nan_to_num(logs, nan=np.inf, posinf=np.inf))
     )
     sentence = (
-        f"With a reward for each bit it took {format_estimate(value, lower, upper)} times the episodes of {names[1]} "
-        f"to reach P(secret) = 1/2 (geometric mean over {len(both)} N)."
+        f"With one reward per bit it took {format_estimate(value, lower, upper)} times the episodes of SFT to reach "
+        f"P(secret) = 1/2 (geometric mean over {(sides == 2).sum() // 2} N)."
     )
-    return Verdict("H3", decide(lower, upper, AS_EFFICIENT), sentence, value, lower, upper, AS_EFFICIENT)
+    return _settle("H3", (value, lower, upper), AS_EFFICIENT, sentence, np.bincount(condition)[sides == 2])
 
 
-def judge_rank(cells: pd.DataFrame) -> Verdict:
+def judge_rank(cells: pd.DataFrame) -> Verdict | None:
     """H4, from E50 of every rank of the RL channels, each at a learning rate chosen on other secrets."""
     cells = cells[(cells["algorithm"] == "rl").to_numpy()].reset_index(drop=True)
     chosen = hold_out_settings(cells, (*IDENTITY, "lora_rank"))
@@ -216,7 +248,7 @@ def judge_rank(cells: pd.DataFrame) -> Verdict:
     series, _ = number_groups(keys, IDENTITY)
     several = np.bincount(series, minlength=1) >= 2
     if not len(keys) or not several.any():
-        return Verdict("H4", "undecided", "It takes finished RL cells at two or more ranks.")
+        return None
     point, resampled = group_medians(chosen, condition, len(keys))
     reached = np.isfinite(point) & (point > 0)
     whole = several & (np.bincount(series, weights=~reached, minlength=len(several)) == 0)
@@ -226,7 +258,8 @@ def judge_rank(cells: pd.DataFrame) -> Verdict:
         "at some rank"
     )
     if whole.sum() < _MOST_LEFT_OUT * several.sum():
-        return Verdict("H4", "undecided", f"Too few combinations of channel and N can be compared: {left_out}.")
+        sentence = f"Too few combinations of channel and N can be compared: {left_out}."
+        return Verdict("H4", "undecided", sentence, region=SAME_EPISODES)
     ranks = keys["lora_rank"].to_numpy(dtype=float)[usable]
     with np.errstate(divide="ignore"):
         logs = np.log(np.column_stack([point, resampled])[usable])
@@ -236,10 +269,10 @@ def judge_rank(cells: pd.DataFrame) -> Verdict:
         f"E50 at rank {ranks.min():g} is {format_estimate(value, lower, upper)} times that at rank {ranks.max():g}, "
         f"over {whole.sum()} combinations of channel and N{f' ({left_out})' if whole.sum() < several.sum() else ''}."
     )
-    return Verdict("H4", decide(lower, upper, SAME_EPISODES), sentence, value, lower, upper, SAME_EPISODES)
+    return _settle("H4", (value, lower, upper), SAME_EPISODES, sentence, np.bincount(condition)[usable])
 
 
-def judge_learning_rate(cells: pd.DataFrame) -> Verdict:
+def judge_learning_rate(cells: pd.DataFrame) -> Verdict | None:
     """H5, from the learning rate with the smallest mean E50 at every rank of the RL channels."""
     cells = cells[(cells["algorithm"] == "rl").to_numpy()].reset_index(drop=True)
     columns = [*IDENTITY, "lora_rank", "learning_rate"]
@@ -250,14 +283,14 @@ def judge_learning_rate(cells: pd.DataFrame) -> Verdict:
     num_rates = np.bincount(block, minlength=len(ranks))
     tried = (np.bincount(series, minlength=1) >= 2)[series] & (num_rates >= 3) if len(keys) else np.zeros(0, dtype=bool)
     if not tried.any():
-        return Verdict("H5", "undecided", "It takes finished RL cells at two or more ranks and three or more rates.")
+        return None
     best, at_edge = _best_rates(cells, condition, keys["learning_rate"].to_numpy(dtype=float), block, len(ranks))
     if at_edge[tried].mean() > _MOST_LEFT_OUT:
         sentence = (
             f"The best learning rate is the smallest or largest that was tried in {at_edge[tried].sum()} of "
             f"{tried.sum()} combinations of channel, N and rank, so that it may lie beyond."
         )
-        return Verdict("H5", "undecided", sentence)
+        return Verdict("H5", "undecided", sentence, region=SAME_RATE)
     lora_ranks = ranks["lora_rank"].to_numpy(dtype=float)[tried]
     slopes = pooled_slope(np.log(lora_ranks), np.log(best[tried]), series[tried])
     value, lower, upper = _ratio_of_ends(slopes, lora_ranks)
@@ -266,7 +299,7 @@ def judge_learning_rate(cells: pd.DataFrame) -> Verdict:
         f"at rank {lora_ranks.max():g}, over {tried.sum()} combinations of channel, N and rank (in "
         f"{at_edge[tried].sum()} of them it is the smallest or largest that was tried)."
     )
-    return Verdict("H5", decide(lower, upper, SAME_RATE), sentence, value, lower, upper, SAME_RATE)
+    return _settle("H5", (value, lower, upper), SAME_RATE, sentence, np.bincount(condition)[tried[block]])
 
 
 def _best_rates(

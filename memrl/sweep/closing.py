@@ -7,6 +7,7 @@ import pyarrow.compute as pc
 
 from memrl.analysis import page, reference
 from memrl.sweep.console import SteadyConsole
+from memrl.sweep.grid import read_question
 from memrl.sweep.plan import describe_addresses
 from memrl.sweep.summary import summarize
 from memrl.tables.places import has_tables, reference_address
@@ -33,7 +34,10 @@ def log_to_wandb(project: str, store: TableStore, cell_ids: Collection[str], con
 def write_report(store: TableStore, grid: str, num_planned: int, command: str, console: SteadyConsole) -> bool:
     """Writes the report, and says where it is; or why there is none, and returns False."""
     try:
-        report = page.write_report(store.address, grid=grid, num_planned=num_planned, command=command)
+        question = read_question(grid, Path("sweeps", "grids"))
+        report = page.write_report(
+            store.address, grid=grid, num_planned=num_planned, command=command, question=question
+        )
     except Exception as error:  # a picture that can't be drawn must not hide that the cells are measured
         console.say(f"no report: {type(error).__name__}: {error}")
         return False

@@ -125,6 +125,11 @@ def load_grid(name: str, folder: Path) -> Grid:
     return parse_grid(name, read_document(path))
 
 
+def read_question(name: str, folder: Path) -> str:
+    """What a grid is for, one line; empty where there is no such grid."""
+    return load_grid(name, folder).description if name in list_grids(folder) else ""
+
+
 def parse_grid(name: str, content: Any) -> Grid:
     """Checks what a grid file says and puts it into one form.
 

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -15,10 +16,12 @@ import pyarrow.compute as pc
 import pytest
 from simulated_sweep import SMALL_GRID, write_sweep
 
-from memrl.analysis.charts import chart_rate
+from memrl.analysis.charts import chart_rate, draw_figure
 from memrl.analysis.drawing import PAGE
-from memrl.analysis.figure_data import collect_figures
+from memrl.analysis.estimate import count_collapses
+from memrl.analysis.figure_data import collapse_figure, collect_figures
 from memrl.analysis.page import write_report
+from memrl.analysis.sentences import describe_collapse
 from memrl.analysis.summary import summarize_sweep
 from memrl.report import ReportRequest, find_tables, main
 from memrl.tables.store import TableStore
@@ -65,9 +68,10 @@ def test_page_needs_nothing_from_outside_and_links_to_no_file(report):
     assert "url(" not in page
 
 
-def test_page_opens_with_the_verdicts_and_then_shows_every_figure(report, summary):
+def test_page_opens_with_the_answer_tells_the_story_and_then_shows_every_figure(report, summary):
     _, page = report
-    sections = ["verdicts", *(f"figure-{name}" for name in FIGURES), "table", "failed", "reproduce"]
+    story = ["answer", "figure-rate", "story", "figure-ledger", "figure-learning", "collapse", "verdicts"]
+    sections = [*story, "figure-episodes", "reference", "figure-agents", "figure-maps", "table", "failed", "reproduce"]
     places = [page.index(f'id="{name}"') for name in sections]
     assert places == sorted(places)
     assert re.findall(r'class="outcome (\w+)">', page) == [
@@ -106,6 +110,28 @@ def test_page_file_and_csv_show_the_same_numbers(summary, report):
     np.testing.assert_allclose(written["bits_per_episode"], rows["bits_per_episode"], rtol=1e-5)
 
 
+def test_runs_that_reached_one_half_and_lost_it_are_counted_and_drawn(summary):
+    cells = pd.DataFrame(
+        {
+            "channel": ["binary"] * 4 + ["SFT"],
+            "learning_rate": [0.01, 0.01, 0.01, 0.001, 0.01],
+            "e50_censored": [False, False, True, False, False],
+            "absorbed_bits": [-9.0, 4.9, -9.0, 3.1, 3.9],
+            "signal_bits": [4.0, 4.0, 4.0, 4.0, 4.0],
+        }
+    )
+    counts = count_collapses(cells)
+    assert counts[["num_reached", "num_lost"]].to_numpy().tolist() == [[1, 0], [1, 0], [2, 1]]
+    assert describe_collapse(counts) == [
+        "Of 4 runs that gave the secret probability 1/2, 1 ended below it, 0 of 1 at 0.001 (the smallest learning "
+        "rate) and 1 of 3 at 0.01 (the largest); most often with “binary” at 0.01, 1 of 2."
+    ]
+    figure = collapse_figure(replace(summary, collapse=counts))
+    (drawing,) = draw_figure(figure)
+    assert "<title>binary, learning rate 0.01: 1 of 2 runs that got to 1/2</title>" in drawing.svgs[PAGE]
+    assert collapse_figure(summary).data.empty
+
+
 def test_open_intervals_are_arrows(summary):
     chart = chart_rate(collect_figures(summary)["rate"].data.assign(bits_per_episode_lower=0.0), PAGE).to_dict()
     shapes = [layer["mark"].get("shape") for layer in chart["layer"]]
@@ -128,6 +154,7 @@ def test_table_holds_every_setting(sweep, report):
 def test_half_finished_sweep_says_so_and_failed_cells_are_listed(report):
     _, page = report
     assert "This sweep is not finished: 385 of 500 cells have a row." in page
+    assert re.findall(r"H\d\w? (\w+), provisional", page)
     assert "1 cell failed and is listed below" in page
     assert "RuntimeError: &lt;b&gt;loss&lt;/b&gt; is not finite" in page
     assert "<b>loss</b>" not in page
@@ -144,7 +171,10 @@ def test_published_numbers_stand_beside_those_at_the_same_N(tmp_path):
 def test_page_tells_how_to_reproduce_it(report):
     _, page = report
     for text in (
-        "sweeps/launch.py grid=tiny",
+        "git checkout 0123456789abcdef0123456789abcdef01234567",
+        "uv run python sweeps/launch.py grid=tiny",
+        "uv run python -m memrl.report grid=tiny",
+        "2026-01-01 00:00 UTC",
         "0123456789abcdef0123456789abcdef01234567",
         "torch 2.13.0",
         "<dd>0–7</dd>",
@@ -166,7 +196,11 @@ def test_one_cell_is_enough(sweep, tmp_path):
     target.append("episodes_to_memorize", cells.filter(binary).slice(0, 1))
     target.append("curves", source.read("curves"))
     page = write_report(str(tmp_path)).read_text("utf-8")
-    assert re.findall(r'class="outcome (\w+)">', page) == ["undecided"] * 5
+    assert re.findall(r'class="outcome (\w+)">(.*?)<', page) == [
+        ("undecided", "? H1a undecided"),
+        ("undecided", "? H1b undecided"),
+    ]
+    assert "1 policy was trained to memorize a secret, over 1 channel, N = 64, with 1 secret drawn" in page
 
 
 def test_no_curves_leave_out_the_figures_that_need_them(sweep, tmp_path):
@@ -179,11 +213,12 @@ def test_command_writes_report_and_findings(sweep, summary, tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     assert main(["grid=tiny", f"results={sweep}", "findings=findings.md"]) == 0
     printed = capsys.readouterr().out
-    assert re.findall(r"^(H\d) ", printed, re.M) == ["H1", "H2", "H3", "H4", "H5"]
+    assert re.findall(r"^(H\w+) ", printed, re.M) == ["H1a", "H1b", "H3", "H4", "H5"]
     assert f"report: {sweep}/report.html" in printed
     findings = Path("findings.md").read_text("utf-8")
     for verdict in summary.verdicts:
         assert f"| **{verdict.outcome}** | {verdict.sentence} |" in findings
+    assert re.search(r"^- \*\*[\d.]+ bits\*\* by SFT", findings, re.M)
     for link in re.findall(r"\]\(([^)]+)\)", findings):
         assert (tmp_path / link).exists(), link
 

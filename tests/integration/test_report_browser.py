@@ -119,7 +119,7 @@ def test_a_reader_with_a_keyboard_gets_through(open_page):
         if page.evaluate("document.activeElement === document.body"):
             break
         stops.append(page.evaluate("document.activeElement.textContent.trim()"))
-    assert stops[0] == "Skip to the verdicts"
+    assert stops[0] == "Skip to the answer"
     assert len(stops) <= MOST_TAB_STOPS
     page.locator("summary", has_text="Every setting").focus()
     page.keyboard.press("Enter")
@@ -137,7 +137,7 @@ def test_marks_tell_their_numbers_and_drawings_can_be_saved(open_page):
     page = open_page()
     titles = page.eval_on_selector_all(".drawing[data-stem=rate] .page title", "all => all.map(e => e.textContent)")
     assert any(title.startswith("binary, N = 64: ") for title in titles)
-    page.locator("#rate summary", has_text="Numbers and files").click()
+    page.locator("#answer summary", has_text="Numbers and files").click()
     with page.expect_download() as started:
         page.get_by_role("button", name="rate.svg").click()
     assert started.value.suggested_filename == "rate.svg"

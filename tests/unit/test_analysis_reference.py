@@ -49,7 +49,7 @@ def test_other_secrets_of_the_same_process_agree(cells):
 def test_a_condition_that_takes_longer_is_found(cells):
     compared = compare_medians(slow_down(cells, "per_bit", 64, 3.0), cells)
     (row,) = compared[~compared["overlap"]].to_dict("records")
-    assert (row["channel"], row["N"]) == ("per_bit", 64)
+    assert (row["channel"], row["N"]) == ("per bit", 64)
     assert row["e50"] == pytest.approx(3 * row["e50_reference"])
     assert row["e50_lower"] > row["e50_upper_reference"]
 
@@ -58,7 +58,7 @@ def test_a_condition_that_never_arrives_does_not_agree(cells):
     per_bit = (cells["channel"] == "per_bit").to_numpy()
     stuck = cells.assign(e50_censored=cells["e50_censored"] | per_bit, e90_censored=cells["e90_censored"] | per_bit)
     compared = compare_medians(stuck, cells)
-    assert compared.loc[~compared["overlap"], "channel"].tolist() == ["per_bit"] * 2
+    assert compared.loc[~compared["overlap"], "channel"].tolist() == ["per bit"] * 2
 
 
 def test_settings_are_chosen_from_those_that_both_tried(cells):

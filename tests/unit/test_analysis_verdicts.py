@@ -14,6 +14,8 @@ from memrl.analysis.verdicts import (
     decide,
     judge_binary,
     judge_bins,
+    judge_exploration,
+    judge_hypotheses,
     judge_learning_rate,
     judge_per_step,
     judge_rank,
@@ -50,25 +52,59 @@ def test_rule(interval, outcome):
     assert decide(lower, upper, (0.75, 1.25)) == outcome
 
 
-def test_binary_guessing_supports_h1():
-    _, chosen, known = measure(Ns=(64, 256), processes=("binary",), ranks=(8,), rates=(3e-3,))
-    verdict = judge_binary(chosen, known)
+def test_a_binary_reward_is_far_below_a_bit_and_says_what_it_could_tell():
+    _, chosen, _ = measure(Ns=(64, 256), processes=("binary",), ranks=(8,), rates=(3e-3,))
+    verdict = judge_binary(chosen)
     assert verdict.outcome == "supported"
     assert "N = 256" in verdict.sentence
     assert verdict.lower <= verdict.value <= verdict.upper <= 0.1
 
 
-def test_a_rate_near_a_bit_refutes_h1():
-    _, chosen, known = measure(Ns=(16,), processes=("sft",), ranks=(8,), rates=(3e-3,))
-    assert judge_binary(chosen.assign(channel="binary"), known).outcome == "refuted"
+def test_a_rate_near_a_bit_refutes_h1a():
+    _, chosen, _ = measure(Ns=(16,), processes=("sft",), ranks=(8,), rates=(3e-3,))
+    assert judge_binary(chosen.assign(reward_type="binary")).outcome == "refuted"
+
+
+def test_exploration_is_counted_from_the_effective_capacity():
+    _, chosen, known = measure(Ns=(64,), processes=("binary",), ranks=(8,), rates=(3e-3,))
+    capacity = chosen["capacity_best_bits"].iloc[0]
+    observed, absorbed = (float(x.sum()) for x in (known[1], chosen["absorbed_bits"].clip(lower=0)))
+    lost = capacity - observed / known[0].sum()
+    missing = capacity - absorbed / chosen["episodes"].sum()
+    verdict = judge_exploration(chosen, known)
+    assert verdict.value == pytest.approx(lost / missing)
+    # The nominal bit would blame exploration whatever the policy did with what it was told.
+    assert 1 - observed / known[0].sum() > 0.9 * (1 - absorbed / chosen["episodes"].sum())
 
 
 def test_slow_absorption_refutes_that_exploration_is_to_blame():
-    _, chosen, known = measure(Ns=(16,), processes=("per_bit",), ranks=(8,), rates=(3e-3,), group_size=4)
-    # The observer gains 4 bits in one group of 4 episodes: nothing is missing to 1 bit until then.
-    verdict = judge_binary(chosen.assign(channel="binary"), known)
+    _, chosen, known = measure(Ns=(16,), processes=("binary",), ranks=(8,), rates=(3e-3,))
+    # Everything that the channel can tell is observed, and the policies take 100 times the episodes.
+    capacity = chosen["capacity_best_bits"].to_numpy()
+    told = (known[1] / capacity, known[1])
+    slow = chosen.assign(episodes=100 * chosen["episodes"])
+    verdict = judge_exploration(slow, told)
     assert verdict.outcome == "refuted"
-    assert verdict.upper < 0.1
+    assert verdict.value == pytest.approx(0.0, abs=1e-9)
+    # Where nothing is observed but after 100 times the episodes, it is exploration.
+    assert judge_exploration(slow, (100 * told[0], told[1])).outcome == "supported"
+
+
+@pytest.mark.parametrize("num_seeds", [1, 2, 6])
+def test_few_secrets_decide_nothing(num_seeds):
+    grid = {"Ns": (16, 64), "processes": ("sft", "binary", "per_bit"), "rates": (1e-3, 3e-3, 1e-2)}
+    cells, chosen, known = measure(**grid, num_seeds=num_seeds)
+    verdicts = judge_hypotheses(cells, chosen, known)
+    assert {verdict.outcome for verdict in verdicts} <= {"undecided"}
+    if num_seeds > 1:
+        assert all("It takes 8 secrets" in verdict.sentence for verdict in verdicts)
+
+
+def test_hypotheses_without_data_get_no_verdict():
+    cells, chosen, known = measure(Ns=(16, 64), processes=("sft", "per_bit"), ranks=(8,), rates=(3e-3,))
+    assert [verdict.name for verdict in judge_hypotheses(cells, chosen, known)] == ["H3"]
+    cells, chosen, known = measure(Ns=(16,), processes=("binary",), ranks=(8,), rates=(3e-3,))
+    assert [verdict.name for verdict in judge_hypotheses(cells, chosen, known)] == ["H1a", "H1b"]
 
 
 def test_bins_that_learn_in_proportion_support_h2():
@@ -77,7 +113,7 @@ def test_bins_that_learn_in_proportion_support_h2():
     verdict = judge_bins(chosen)
     assert verdict.outcome == "supported"
     assert verdict.lower <= 1.08 <= verdict.upper
-    assert judge_bins(chosen[chosen["reward_bins"] != 4].reset_index(drop=True)).outcome == "undecided"
+    assert judge_bins(chosen[chosen["reward_bins"] != 4].reset_index(drop=True)) is None
 
 
 def test_bitrate_grid_can_decide_h2():
@@ -90,8 +126,8 @@ def test_bitrate_grid_can_decide_h2():
 
 def test_h2_says_that_it_is_open_where_runs_are_too_few():
     grid = {"Ns": (64,), "processes": ("binned-2", "binned-4", "binned-8"), "ranks": (8,), "rates": (3e-3,)}
-    _, chosen, _ = measure(**grid, num_seeds=4)
-    slow = ((chosen["reward_bins"] == 8) & (chosen["seed"] < 2)).to_numpy()
+    _, chosen, _ = measure(**grid, num_seeds=8)
+    slow = ((chosen["reward_bins"] == 8) & (chosen["seed"] < 4)).to_numpy()
     verdict = judge_bins(chosen.assign(e90_censored=chosen["e90_censored"] | slow))
     assert verdict.outcome == "undecided"
     assert verdict.sentence.endswith("fewer than half got to 0.9.")
@@ -114,7 +150,7 @@ def test_per_bit_against_sft():
     verdict = judge_per_step(fast)
     assert verdict.outcome == "supported"
     assert verdict.upper <= 2.0
-    assert judge_per_step(chosen[(chosen["channel"] == "sft").to_numpy()]).outcome == "undecided"
+    assert judge_per_step(chosen[(chosen["channel"] == "sft").to_numpy()]) is None
 
 
 @pytest.mark.parametrize(("slope", "outcome"), [(0.0, "supported"), (0.5, "refuted")])
@@ -156,13 +192,6 @@ def test_best_rates_at_the_edge_leave_h5_open():
     verdict = judge_learning_rate(cells)
     assert verdict.outcome == "undecided"
     assert "smallest or largest that was tried in 3 of 3" in verdict.sentence
-
-
-def test_nothing_to_judge_is_undecided():
-    _, chosen, known = measure(Ns=(16,), processes=("sft",), ranks=(8,), rates=(3e-3,))
-    for verdict in (judge_binary(chosen, known), judge_bins(chosen), judge_rank(chosen), judge_learning_rate(chosen)):
-        assert verdict.outcome == "undecided"
-        assert verdict.sentence.endswith(".")
 
 
 def test_pooled_slope_leaves_out_a_series_that_is_not_finite():
