@@ -245,7 +245,7 @@ def format_help(usage: str, classes: Sequence[type], defaults: Mapping[str, obje
 def _format_field(name: str, field: Any, defaults: Mapping[str, object], width: int) -> str:
     kind, _ = _split_optional(field.final_type)
     literal = get_origin(kind) is Literal
-    type_name = "|".join(map(str, get_args(kind))) if literal else getattr(kind, "__name__", str(kind))
+    type_name = " | ".join(map(str, get_args(kind))) if literal else getattr(kind, "__name__", str(kind))
     default = defaults.get(name, field._default)
     word = f"  {name}={'' if default is None else default}" if isinstance(default, str | int | float | None) else name
     text = f"{field._doc} [{type_name}{', unset' if default is None else ''}]"

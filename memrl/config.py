@@ -19,7 +19,16 @@ EnvType = Literal["single_step", "multi_step"]
 Algorithm = Literal["rl", "sft"]
 Binning = Literal["log", "linear", "equal_mass"]
 Credit = Literal["per_step", "return_to_go", "episode"]
-Advantage = Literal["group_centered", "leave_one_out", "std_normalized", "constant_baseline"]
+Advantage = Literal[
+    "group_centered",
+    "leave_one_out",
+    "std_normalized",
+    "constant_baseline",
+    "rejection",
+    "maxrl",
+    "exponential_weights",
+    "delightful",
+]
 Loss = Literal["importance_sampling", "reinforce", "ppo"]
 PromptFormat = Literal["plain", "chat"]
 Dtype = Literal["float32", "float64", "bfloat16"]
@@ -38,8 +47,14 @@ _ABBREVIATIONS = {
 }
 """What other tools call our fields."""
 
-_LATER_FIELDS = ("reward_code",)
+_LATER_FIELDS = ("reward_code", "temperature", "entropy_bonus", "kl_penalty")
 """Fields that came when there were cells already: where they are unset they are no part of a cell_id."""
+
+NEEDS_NO_PEER = ("constant_baseline", "rejection")
+"""Advantages that an episode has without others to compare it with."""
+
+_FOR_ZERO_OR_ONE = ("rejection", "maxrl")
+_WITH_TEMPERATURE = ("exponential_weights", "delightful")
 
 _CUSTOM_REWARD = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
@@ -141,10 +156,21 @@ class TrainConfig:
     credit: Credit | None = _field(
         "objective", None, "which rewards an env_step's advantage sums; unset: per_step for per_bit, else episode"
     )
-    advantage: Advantage = _field("objective", "group_centered", "the advantage's baseline and scale in a group")
+    advantage: Advantage = _field(
+        "objective",
+        "group_centered",
+        "how an episode is judged in its group; rejection and maxrl, for rewards of 0 or 1 per env_step, ascend log p",
+    )
     baseline: float = _field("objective", 0.0, "the baseline of advantage=constant_baseline")
-    loss: Loss = _field("loss", "importance_sampling", "policy-gradient loss")
+    temperature: float = _field("objective", 1.0, "of advantage=exponential_weights and delightful, in reward")
+    loss: Loss = _field(
+        "loss",
+        "importance_sampling",
+        "one gradient by any name where the learner itself samples and a batch is used once",
+    )
     clip_range: float = _field("loss", 0.2, "clip range of loss=ppo")
+    entropy_bonus: float = _field("loss", 0.0, "weight of the entropy of the next symbol, in reward per nat; 0: none")
+    kl_penalty: float = _field("loss", 0.0, "weight of KL(policy || base) of the next symbol; 0: none")
     group_size: int = _field("objective", 32, "episodes of a group, which share a baseline")
     batch_size: int | None = _field(
         "batch", None, "episodes (rl) or examples (sft) of an update; unset: one group, or one example"
@@ -246,15 +272,32 @@ class TrainConfig:
             return
         _require(self.clip_range > 0, "clip_range", "be positive", self.clip_range)
         _require(self.group_size >= 1, "group_size", "be at least 1", self.group_size)
-        centred = self.advantage != "constant_baseline"
         _require(
-            not (centred and self.group_size == 1),
+            self.group_size >= 2 or self.advantage in NEEDS_NO_PEER,
             "group_size",
             f"be at least 2 for advantage={self.advantage}, whose baseline is the group's (or use constant_baseline)",
             self.group_size,
         )
         multiple = self.batch_size is None or self.batch_size % self.group_size == 0
         _require(multiple, "batch_size", f"be a multiple of group_size={self.group_size}", self.batch_size)
+
+    @chz.validate
+    def _check_objective(self) -> None:
+        _require(self.temperature > 0, "temperature", "be positive", self.temperature)
+        _require(self.entropy_bonus >= 0, "entropy_bonus", "be at least 0", self.entropy_bonus)
+        _require(self.kl_penalty >= 0, "kl_penalty", "be at least 0", self.kl_penalty)
+        if self.algorithm == "sft" or self.advantage not in _FOR_ZERO_OR_ONE:
+            return
+        kind = self.channel_kind
+        sums = kind.per_step and self.resolved_credit != "per_step"
+        rule = "be exponential_weights or group_centered where what an env_step answers for is not 0 or 1"
+        _require(kind.zero_or_one and not sums, "advantage", rule, self.advantage)
+        _require(
+            self.malformed_reward == 0,
+            "malformed_reward",
+            f"be 0 for advantage={self.advantage}",
+            self.malformed_reward,
+        )
 
     @property
     def episodes_per_update(self) -> int:
@@ -319,6 +362,9 @@ class TrainConfig:
             fields.update(reward_bins=None, binning=None)
         if self.advantage != "constant_baseline":
             fields["baseline"] = None
+        if self.advantage not in _WITH_TEMPERATURE:
+            fields["temperature"] = None
+        fields.update({name: None for name in ("entropy_bonus", "kl_penalty") if not fields[name]})
         if self.loss != "ppo":
             fields["clip_range"] = None
         return fields
@@ -341,6 +387,21 @@ def _code(cell: TrainConfig, given: str | None) -> str | None:
         cell.algorithm == "rl" and isinstance(cell.reward_type, str) and _CUSTOM_REWARD.fullmatch(cell.reward_type)
     )
     return name_code(cell.reward_type) if given is None and is_custom else given
+
+
+def describe_equal_losses(cells: Iterable[TrainConfig]) -> list[str]:
+    """A warning of one line where cells try losses that have the same gradient; nothing where they do not.
+
+    A batch is used once; where the learner itself samples it, the ratio of its probabilities to the sampler's is 1,
+    and every loss has the gradient of advantage times log-probability.
+
+    >>> describe_equal_losses([TrainConfig(loss="ppo")])
+    ['loss=ppo: the same gradient as importance_sampling where the learner itself samples (rollout=in_process)']
+    """
+    usual = chz.chz_fields(TrainConfig)["loss"]._default
+    tried = sorted({c.loss for c in cells if c.algorithm == "rl" and c.rollout == "in_process"} - {usual})
+    same = f"the same gradient as {usual} where the learner itself samples (rollout=in_process)"
+    return [f"loss={','.join(tried)}: {same}"] if tried else []
 
 
 @cache

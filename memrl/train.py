@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 import torch
 
 from memrl.cli import FAILED, exit_on_bad_input
-from memrl.config import TrainConfig
+from memrl.config import TrainConfig, describe_equal_losses
 from memrl.policy.model_folder import check_model_folder
 from memrl.rollout.vllm_actor import EngineOptions, VLLMEngine
 from memrl.sweep.console import SteadyConsole
@@ -42,7 +42,7 @@ def train_cell(cell: TrainConfig, options: RunOptions) -> int:
         with exit_on_bad_input():
             store = TableStore(options.results)
             stack.enter_context(store.open_for_writing(cell.cell_id))
-            for line in store.damaged:
+            for line in [*store.damaged, *describe_equal_losses([cell])]:
                 console.say(line)
             earlier = None if options.overwrite else find_finished_row(store, cell)
             if earlier is not None:

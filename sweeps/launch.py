@@ -9,7 +9,7 @@ from typing import Any
 import chz
 
 from memrl.cli import FAILED, build, read_field, read_value, read_words, repeat_command, run_command
-from memrl.config import TrainConfig, did_you_mean
+from memrl.config import TrainConfig, describe_equal_losses, did_you_mean
 from memrl.policy.model_folder import check_model_folder
 from memrl.sweep.console import SteadyConsole
 from memrl.sweep.environment import set_environment
@@ -63,7 +63,7 @@ def main(argv: Sequence[str]) -> int:
 
         command = repeat_command("sweeps/launch.py", argv)
         console = SteadyConsole()
-        for line in store.damaged:
+        for line in [*store.damaged, *describe_equal_losses(cells.values())]:
             console.say(line)
         sweep = Sweep(selection.grid, cells, execution, store, command, console)
         if sweep.left:

@@ -72,16 +72,28 @@ def credit_steps(config, rewards):
     return [sum(rewards[t:]) for t in range(len(rewards))]
 
 
-def judge_against_group(config, own, group):
+def judge_against_group(config, own, group, surprisal):
     """The advantage of one env_step's signal among those of its group, its own included."""
+    mean = sum(group) / len(group)
     if config.advantage == "constant_baseline":
         return own - config.baseline
+    if config.advantage == "rejection":
+        return own / mean if mean else 0.0
     if len(group) == 1:
         return 0.0
-    mean = sum(group) / len(group)
     if config.advantage == "leave_one_out":
         return own - (sum(group) - own) / (len(group) - 1)
-    return own - mean if config.advantage == "group_centered" else (own - mean) / (stdev(group) + 1e-4)
+    if config.advantage == "std_normalized":
+        return (own - mean) / (stdev(group) + 1e-4)
+    if config.advantage == "maxrl":
+        return (own - mean) / mean if mean else 0.0
+    if config.advantage == "exponential_weights":
+        weights = [math.exp(other / config.temperature) for other in group]
+        return math.exp(own / config.temperature) * len(group) / sum(weights) - 1
+    if config.advantage == "delightful":
+        return (own - mean) / (1 + math.exp(-(own - mean) * surprisal / config.temperature))
+    assert config.advantage == "group_centered"
+    return own - mean
 
 
 def token_loss(config, advantage, logprob, rollout):
@@ -110,11 +122,37 @@ def cell_loss(config, secret, tokenizer, groups, logprobs, rollout=None):
         signals = [credit_steps(config, rewards) for rewards, _ in read]
         for (_, steps), signal in zip(read, signals, strict=True):
             logprob, before = next(scores), next(old)
+            surprisal = [0.0] * len(signal)
+            for t, step in enumerate(steps):
+                surprisal[step] -= float(logprob[t].detach())
             for t, step in enumerate(steps):
                 present = [other[step] for other in signals if len(other) > step]
-                advantage = judge_against_group(config, signal[step], present)
+                advantage = judge_against_group(config, signal[step], present, surprisal[step])
                 loss = loss + token_loss(config, advantage, logprob[t], before[t])
     return loss / len(logprobs)
+
+
+def list_answers(config, tokenizer):
+    """All answers of a cell, in tokens."""
+    if config.env_type == "single_step":
+        texts = [f"{guess}{tokenizer.eos_token}" for guess in range(config.N)]
+    else:
+        texts = [format(guess, f"0{num_bits(config.N)}b") for guess in range(config.N)]
+    return [tokenizer.encode(text) for text in texts]
+
+
+def regularize(config, tokenizer, policy, base, prompt_ids, groups):
+    """KL penalty less entropy bonus of one cell, node by node: over the tokens that may follow each beginning."""
+    answers, episodes = list_answers(config, tokenizer), [tokens for group in groups for tokens in group]
+    loss = torch.zeros((), dtype=torch.float64)
+    for tokens in episodes:
+        for t in range(len(tokens)):
+            ids = torch.tensor([[*prompt_ids, *tokens[:t]]])
+            follow = sorted({answer[t] for answer in answers if answer[:t] == tokens[:t]})
+            own, ours = (torch.log_softmax(model(input_ids=ids).logits[0, -1, follow], 0) for model in (policy, base))
+            entropy, divergence = -(own.exp() * own).sum(), (own.exp() * (own - ours.detach())).sum()
+            loss = loss + config.kl_penalty * divergence - config.entropy_bonus * entropy
+    return loss / len(episodes)
 
 
 def supervised_loss(logprobs):

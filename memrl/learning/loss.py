@@ -46,6 +46,31 @@ def ppo(edge_logprob: Tensor, rollout_logprob: Tensor, gain: Tensor, cost: Tenso
 LOSSES: dict[Loss, LossRule] = {"importance_sampling": importance_sampling, "reinforce": reinforce, "ppo": ppo}
 
 
+def regularize(logprob: Tensor, base_logits: Tensor, entropy_bonus: Tensor, kl_penalty: Tensor) -> Tensor:
+    """-(entropy bonus) H(π) + (KL penalty) KL(π || base) of each node, exact over the letters that may follow.
+
+    Both are of the next letter alone, in nats; the sum over an episode's nodes is the estimate for its answer.
+
+    Args:
+        logprob: log π of the letters that may follow, -inf for the others; with gradient, (nodes, A).
+        base_logits: the base model's logits of the same letters, (nodes, A).
+        entropy_bonus: of each node's cell, in advantage per nat; (nodes,).
+        kl_penalty: likewise.
+
+    Returns:
+        (nodes,), in advantage.
+
+    Source: Williams and Peng 1991, Connection Science 3(3) (entropy); Jaques et al. 2017, arXiv 1611.02796 (KL).
+    """
+    may_follow = logprob.isfinite()
+    base = torch.log_softmax(base_logits.to(logprob).masked_fill(~may_follow, -torch.inf), dim=-1)
+    surprisal = -logprob.masked_fill(~may_follow, 0.0)
+    excess = (logprob - base).masked_fill(~may_follow, 0.0)
+    probability = logprob.exp()
+    entropy, divergence = (probability * surprisal).sum(-1), (probability * excess).sum(-1)
+    return kl_penalty * divergence - entropy_bonus * entropy
+
+
 def sum_on_edges(path: np.ndarray, values: np.ndarray, num_edges: int) -> np.ndarray:
     """Sums a value of each (outcome, token) onto the edge that the token is.
 

@@ -6,11 +6,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from memrl.config import Advantage, Credit, Loss, TrainConfig
-from memrl.learning.loss import LOSSES, sum_on_edges
+from memrl.config import Credit, Loss, TrainConfig
+from memrl.learning.loss import LOSSES, regularize, sum_on_edges
 from memrl.learning.numbered import Numbered
-from memrl.policy.trie_walk import Walk
-from memrl.task.advantage import assign_credit, group_advantages
+from memrl.policy.trie_walk import Nodes, Walk
+from memrl.task.advantage import AdvantageRule, assign_credit, group_advantages
 
 
 @dataclass(frozen=True)
@@ -18,25 +18,39 @@ class Objective:
     """What a cell ascends.
 
     Attributes:
-        advantage: the baseline and scale in a group; None where each example weighs 1, as under SFT.
+        advantage: how episodes are judged in their group; None where each example weighs 1, as under SFT.
         credit: which rewards an env_step answers for.
-        baseline: of constant_baseline.
         loss: of a token, given its advantage.
         clip_range: of ppo.
+        entropy_bonus: weight of the entropy of the next letter, in reward per nat.
+        kl_penalty: weight of its divergence from the base model's, likewise.
     """
 
-    advantage: Advantage | None
+    advantage: AdvantageRule | None
     credit: Credit
-    baseline: float
     loss: Loss
-    clip_range: float
+    clip_range: float = 0.0
+    entropy_bonus: float = 0.0
+    kl_penalty: float = 0.0
 
     @classmethod
     def of(cls, config: TrainConfig) -> "Objective":
         """The objective of a cell; that of SFT is the cross-entropy of its examples."""
         if config.algorithm == "sft":
-            return cls(None, "episode", 0.0, "reinforce", 0.0)
-        return cls(config.advantage, config.resolved_credit, config.baseline, config.loss, config.clip_range)
+            return cls(None, "episode", "reinforce")
+        return cls(
+            AdvantageRule.of(config),
+            config.resolved_credit,
+            config.loss,
+            config.clip_range,
+            config.entropy_bonus,
+            config.kl_penalty,
+        )
+
+    @property
+    def weighs_nodes(self) -> bool:
+        """Whether it asks for whole distributions, and not just for the tokens that were drawn."""
+        return self.entropy_bonus > 0 or self.kl_penalty > 0
 
 
 def judge_episodes(walk: Walk, rewards: np.ndarray, objectives: Numbered[Objective]) -> np.ndarray:
@@ -52,11 +66,21 @@ def judge_episodes(walk: Walk, rewards: np.ndarray, objectives: Numbered[Objecti
     """
     advantages = np.ones((len(walk.outcomes), walk.outcome_counts.shape[1], rewards.shape[1]))
     for objective, rows in objectives.split(walk.outcome_cell):
-        if objective.advantage is not None:
+        if (rule := objective.advantage) is not None:
             credited = assign_credit(rewards[rows], objective.credit)
             cells, counts = walk.outcome_cell[rows], walk.outcome_counts[rows]
-            advantages[rows] = group_advantages(credited, counts, cells, objective.advantage, objective.baseline)
+            surprisal = _surprise(walk, rows, rewards.shape[1]) if rule.kind == "delightful" else None
+            advantages[rows] = group_advantages(credited, counts, cells, rule, surprisal)
     return advantages
+
+
+def _surprise(walk: Walk, outcomes: np.ndarray, num_env_steps: int) -> np.ndarray:
+    """-log π of what some outcomes did at each env_step, nats; float64 (outcomes, env_steps)."""
+    row, token = np.nonzero(walk.outcome_path[outcomes] >= 0)
+    edge = walk.outcome_path[outcomes][row, token]
+    surprisal = np.zeros((len(outcomes), num_env_steps))
+    np.add.at(surprisal, (row, walk.edge_env_step[edge]), -walk.edge_logprob.detach().double().cpu().numpy()[edge])
+    return surprisal
 
 
 def weigh_edges(walk: Walk, advantages: np.ndarray, share: np.ndarray) -> tuple[Tensor, Tensor]:
@@ -99,3 +123,24 @@ def sum_losses(
         own = [column[edges] for column in columns]
         total = total + LOSSES[objective.loss](*own, torch.full_like(own[0], objective.clip_range)).sum()
     return total
+
+
+def sum_penalties(nodes: Nodes, base_logits: Tensor, share: np.ndarray, objectives: Numbered[Objective]) -> Tensor:
+    """The sum over cells of their KL penalty less their entropy bonus, by the nodes that their episodes reached.
+
+    Args:
+        nodes: of the cells that have either, with gradient.
+        base_logits: the base model's logits of the same letters; read where there is a KL penalty, (nodes, A).
+        share: what one episode of each cell weighs, float64 (cells,).
+        objectives: of the cells.
+    """
+    of_node = [objectives.values[number] for number in objectives.index[nodes.cell]]
+    weight, entropy_bonus, kl_penalty = (
+        torch.tensor(values, dtype=nodes.logprob.dtype, device=nodes.logprob.device)
+        for values in (
+            nodes.counts * share[nodes.cell],
+            [objective.entropy_bonus for objective in of_node],
+            [objective.kl_penalty for objective in of_node],
+        )
+    )
+    return (weight * regularize(nodes.logprob, base_logits, entropy_bonus, kl_penalty)).sum()

@@ -6,6 +6,8 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from memrl.config import TrainConfig, fields_of
@@ -13,9 +15,10 @@ from memrl.learning.numbered import Numbered
 from memrl.learning.objective import Objective
 from memrl.policy.adapter_pack import AdapterPack
 from memrl.policy.base_model import EncodedTask
+from memrl.policy.base_scores import BaseScores
 from memrl.policy.network import PackedNetwork
 from memrl.policy.packed import build_network
-from memrl.policy.trie_walk import Forest
+from memrl.policy.trie_walk import Forest, Nodes
 from memrl.task.reward import Channel, build_channel
 from memrl.task.secret import cell_secret
 
@@ -33,6 +36,7 @@ class PackPolicy:
         objectives: what each cell ascends.
         num_episodes: episodes of each group, int64 (cells, groups); an sft cell's examples are one group.
         num_env_steps: env_steps of a whole answer, int64 (cells,).
+        base_scores: what the base model itself says, for cells with a KL penalty.
     """
 
     network: PackedNetwork
@@ -43,6 +47,7 @@ class PackPolicy:
     objectives: Numbered[Objective]
     num_episodes: np.ndarray
     num_env_steps: np.ndarray
+    base_scores: BaseScores
 
     @classmethod
     def build(cls, base: PreTrainedModel, tasks: Sequence[EncodedTask], configs: Sequence[TrainConfig]) -> "PackPolicy":
@@ -58,21 +63,39 @@ class PackPolicy:
         """
         secrets = [t.answer_format.digits(cell_secret(c)) for t, c in zip(tasks, configs, strict=True)]
         network, adapters = build_network(base, [task.prompt_ids for task in tasks], configs)
+        forest = Forest([task.automaton for task in tasks], secrets)
         return cls(
             network,
             adapters,
-            Forest([task.automaton for task in tasks], secrets),
+            forest,
             list(tasks),
             Numbered.of([_share_channel(**{name: getattr(c, name) for name in _CHANNEL_FIELDS}) for c in configs]),
             Numbered.of([Objective.of(config) for config in configs]),
             _lay_out_groups(configs),
             np.array([task.num_env_steps for task in tasks]),
+            BaseScores(base, forest.states.alphabet),
         )
 
     @property
     def prompt_tokens(self) -> np.ndarray:
         """Tokens of each cell's prompt, int64 (cells,)."""
         return np.array([len(task.prompt_ids) for task in self.tasks])
+
+    @property
+    def weighs_nodes(self) -> np.ndarray:
+        """Which cells' objectives ask for whole distributions at the nodes of a walk, bool (cells,)."""
+        return np.array([objective.weighs_nodes for objective in self.objectives.values])[self.objectives.index]
+
+    def score_base(self, nodes: Nodes) -> Tensor:
+        """The base model's logits at the nodes of cells with a KL penalty, 0 at the others; (nodes, A)."""
+        logits = torch.zeros_like(nodes.logprob, requires_grad=False)
+        penalized = np.array([objective.kl_penalty > 0 for objective in self.objectives.values])
+        rows = np.flatnonzero(penalized[self.objectives.index][nodes.cell])
+        if len(rows):
+            begin = ((self.tasks[nodes.cell[row]].prompt_ids, nodes.tokens[row]) for row in rows)
+            scores = self.base_scores.score([(*ids, *tokens[tokens >= 0].tolist()) for ids, tokens in begin])
+            logits[torch.from_numpy(rows).to(logits.device)] = scores.to(logits)
+        return logits
 
     def keep(self, cells: np.ndarray) -> None:
         """Shrinks to the given cells, one at least; the adapters shrink with the state."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from memrl.learning.objective import judge_episodes, sum_losses, weigh_edges
+from memrl.learning.objective import judge_episodes, sum_losses, sum_penalties, weigh_edges
 from memrl.learning.policy import PackPolicy
 from memrl.learning.reward import reward_walk
 from memrl.learning.state import PackState
@@ -43,7 +43,7 @@ def update(policy: PackPolicy, state: PackState, splitter: Splitter) -> Update:
     """
     progress, observer, adapters = state.progress, state.observer, state.adapters
 
-    walk = walk_tries(policy.network, policy.forest, policy.num_episodes, splitter)
+    walk = walk_tries(policy.network, policy.forest, policy.num_episodes, splitter, policy.weighs_nodes)
     rollout_logprob = splitter.find_rollout_logprob(walk)
     progress.score(state.configs, walk.secret_log2, observer.observed_bits)
 
@@ -52,9 +52,13 @@ def update(policy: PackPolicy, state: PackState, splitter: Splitter) -> Update:
 
     advantages = judge_episodes(walk, rewards, policy.objectives)
     episodes = policy.num_episodes.sum(1)
-    gain, cost = weigh_edges(walk, advantages, np.where(progress.is_training, 1.0 / episodes, 0.0))
-    if gain.any() or cost.any():  # else there is nothing to backpropagate, and Adam goes on by its moments
-        policy.network.backpropagate(sum_losses(walk, rollout_logprob, gain, cost, policy.objectives))
+    share = np.where(progress.is_training, 1.0 / episodes, 0.0)
+    gain, cost = weigh_edges(walk, advantages, share)
+    loss = sum_losses(walk, rollout_logprob, gain, cost, policy.objectives)
+    if walk.nodes is not None:
+        loss = loss + sum_penalties(walk.nodes, policy.score_base(walk.nodes), share, policy.objectives)
+    if gain.any() or cost.any() or walk.nodes is not None:  # else there is no gradient, and Adam goes on by its moments
+        policy.network.backpropagate(loss)
     norms = adapters.gradient_norms()
     adapters.update()
 

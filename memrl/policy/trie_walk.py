@@ -151,6 +151,26 @@ class Splitter(Protocol):
 
 
 @dataclass
+class Nodes:
+    """Nodes of a walk that episodes reached, and what the policy says there.
+
+    Attributes:
+        root: int64 (nodes,).
+        cell: the root's cell, int64 (nodes,).
+        counts: episodes that reached each, over all groups; int64 (nodes,).
+        tokens: token ids of the beginning that each node is, padded with -1; int64 (nodes, depth).
+        logprob: log-probabilities of the letters that may follow, nats, among themselves; -inf for the others; with
+            gradient, (nodes, A).
+    """
+
+    root: np.ndarray
+    cell: np.ndarray
+    counts: np.ndarray
+    tokens: np.ndarray
+    logprob: Tensor
+
+
+@dataclass
 class Walk:
     """What one walk saw: edges (a token after a beginning), and outcomes (ways an episode ended).
 
@@ -165,6 +185,7 @@ class Walk:
         outcome_tokens: token ids along the path, padded with -1; int64 (outcomes, depth).
         outcomes: how they ended.
         secret_log2: log2 P(secret) of each root, exact, stop token included; float64 (roots,).
+        nodes: of the cells that were watched; None where none was.
     """
 
     edge_logprob: Tensor
@@ -177,13 +198,16 @@ class Walk:
     outcome_tokens: np.ndarray
     outcomes: Outcomes
     secret_log2: np.ndarray
+    nodes: Nodes | None = None
 
 
 class _Trace:
-    """Collects edges and outcomes level by level."""
+    """Collects edges, outcomes and watched nodes level by level."""
 
-    def __init__(self, num_roots: int) -> None:
+    def __init__(self, num_roots: int, watched: np.ndarray) -> None:
         self.num_edges = 0
+        self.watched = watched
+        self.node_logprobs: list[Tensor] = []
         self.logprobs: list[Tensor] = []
         self.columns: dict[str, list[np.ndarray]] = {}
         self.secret_log2 = np.zeros(num_roots)
@@ -200,11 +224,30 @@ class _Trace:
         self.num_edges += len(row)
         return np.arange(self.num_edges - len(row), self.num_edges)
 
+    def add_nodes(self, level: "Level", logprobs: Tensor, child: np.ndarray, alphabet: Tensor) -> None:
+        """Adds the nodes of a level that episodes of watched cells reached."""
+        rows = np.flatnonzero(self.watched[level.cell] & (level.counts.sum(1) > 0))
+        if len(rows):
+            row = torch.from_numpy(rows).to(logprobs.device)
+            follows_none = torch.from_numpy(child[rows] < 0).to(logprobs.device)
+            letters = logprobs[row][:, alphabet].masked_fill(follows_none, -torch.inf)
+            self.node_logprobs.append(torch.log_softmax(letters, dim=-1))
+            counts = level.counts[rows].sum(1)
+            self.add(
+                node_root=level.root[rows], node_cell=level.cell[rows], node_counts=counts, node_edge=level.edge[rows]
+            )
+
     def column(self, name: str) -> np.ndarray:
         return np.concatenate(self.columns[name])
 
 
-def walk_tries(network: PackedNetwork, forest: Forest, num_episodes: np.ndarray, splitter: Splitter) -> Walk:
+def walk_tries(
+    network: PackedNetwork,
+    forest: Forest,
+    num_episodes: np.ndarray,
+    splitter: Splitter,
+    watched: np.ndarray | None = None,
+) -> Walk:
     """Walks every root's answers: samples (or replays) episodes, and scores them and the secrets.
 
     Args:
@@ -212,11 +255,13 @@ def walk_tries(network: PackedNetwork, forest: Forest, num_episodes: np.ndarray,
         forest: the pack's roots.
         num_episodes: episodes of each group of each root, int64 (roots, groups).
         splitter: who decides how episodes split at a node.
+        watched: of which cells all letters at every node that episodes reached are kept, bool (cells,); unset: of none.
 
     Returns:
         the walk, with gradient where gradients are enabled.
     """
-    roots, trace = np.arange(forest.num_roots), _Trace(forest.num_roots)
+    roots = np.arange(forest.num_roots)
+    trace = _Trace(len(roots), np.zeros(forest.root_cell[-1] + 1, dtype=bool) if watched is None else watched)
     on_secret, unset = np.ones(len(roots), dtype=bool), np.full(len(roots), -1)
     level = Level(0, roots, forest.root_cell, forest.root_state, on_secret, num_episodes, roots, unset, unset)
     logits = network.prefill()
@@ -250,6 +295,20 @@ def _finish(forest: Forest, trace: _Trace) -> Walk:
         tokens,
         Outcomes(digits, trace.column("well_formed")[order]),
         trace.secret_log2,
+        _finish_nodes(forest, trace) if trace.node_logprobs else None,
+    )
+
+
+def _finish_nodes(forest: Forest, trace: _Trace) -> Nodes:
+    last = trace.column("node_edge")
+    path = np.full((len(last), forest.states.depth), -1, dtype=np.int64)
+    path[last >= 0] = _trace_back(trace, last[last >= 0], forest.states.depth)
+    return Nodes(
+        trace.column("node_root"),
+        trace.column("node_cell"),
+        trace.column("node_counts"),
+        np.where(path >= 0, trace.column("edge_token")[path], -1),
+        torch.cat(trace.node_logprobs),
     )
 
 
@@ -277,6 +336,7 @@ def _visit(forest: Forest, level: Level, logits: Tensor, splitter: Splitter, tra
         probabilities = logprobs.exp()
         total = probabilities.sum(-1, dtype=torch.float64).cpu().numpy()
         legal = np.where(child >= 0, probabilities.index_select(1, alphabet).double().cpu().numpy(), 0.0)
+    trace.add_nodes(level, logprobs, child, alphabet)
     counts = splitter.split(level, legal, np.maximum(total - legal.sum(1), 0.0))
     on_secret = np.zeros(child.shape, dtype=bool)
     secret_row = np.flatnonzero(level.on_secret)

@@ -12,7 +12,7 @@ import numpy as np
 from scipy.special import expit
 
 from memrl.config import TrainConfig
-from memrl.task.advantage import assign_credit, episode_advantages
+from memrl.task.advantage import AdvantageRule, assign_credit, episode_advantages
 from memrl.task.result import REACHED
 from memrl.task.reward import Channel, build_channel
 from memrl.task.secret import num_bits, to_bits
@@ -91,9 +91,10 @@ def _play(
     told = channel.rewards(guess, secrets[:, None])
     rewards = np.zeros(uniform.shape)
     rewards[..., -told.shape[-1] :] = told
-    signal = assign_credit(rewards, config.resolved_credit)
-    groups = signal.reshape(len(secrets), config.num_groups, config.group_size, policy.num_env_steps)
-    return guess, episode_advantages(groups, config.advantage, config.baseline).reshape(rewards.shape)
+    in_groups = (len(secrets), config.num_groups, config.group_size, policy.num_env_steps)
+    signal = assign_credit(rewards, config.resolved_credit).reshape(in_groups)
+    surprisal = policy.surprisal(guess).reshape(in_groups) if config.advantage == "delightful" else None
+    return guess, episode_advantages(signal, AdvantageRule.of(config), surprisal).reshape(rewards.shape)
 
 
 class _Policy(Protocol):
@@ -101,6 +102,10 @@ class _Policy(Protocol):
 
     def sample(self, uniform: np.ndarray) -> np.ndarray:
         """Answers from uniform numbers, (runs, episodes, env_steps) to (runs, episodes)."""
+        ...
+
+    def surprisal(self, guess: np.ndarray) -> np.ndarray:
+        """-log P of what was done at each env_step, nats, (runs, episodes) to (runs, episodes, env_steps)."""
         ...
 
     def ascend(self, guess: np.ndarray, weight: np.ndarray) -> None:
@@ -130,6 +135,9 @@ class _ArmLogits:
         scaled = uniform[..., 0] * self._cumulative[:, -1:]
         guess = np.array([steps.searchsorted(u, "right") for steps, u in zip(self._cumulative, scaled, strict=True)])
         return np.minimum(guess, self._logits.shape[1] - 1)
+
+    def surprisal(self, guess: np.ndarray) -> np.ndarray:
+        return -np.log(np.take_along_axis(self._probability, guess, axis=1))[..., None]
 
     def ascend(self, guess: np.ndarray, weight: np.ndarray) -> None:
         weight = weight[..., 0]
@@ -177,15 +185,18 @@ class _BitLogits:
             node = 2 * node + (uniform[..., step] < expit(self._logits[rows, node]))
         return node - (1 << self.num_env_steps)
 
+    def surprisal(self, guess: np.ndarray) -> np.ndarray:
+        node, bit = self._path(guess)
+        logits = self._logits[np.arange(len(guess))[:, None, None], node]
+        return np.logaddexp(0.0, np.where(bit == 1, -logits, logits))
+
     def ascend(self, guess: np.ndarray, weight: np.ndarray) -> None:
         node, bit = self._path(guess)
         rows = np.arange(len(guess))[:, None, None]
         np.add.at(self._logits, (rows, node), weight * (bit - expit(self._logits[rows, node])))
 
     def log2_probability(self, secrets: np.ndarray) -> np.ndarray:
-        node, bit = self._path(secrets)
-        logits = self._logits[np.arange(len(secrets))[:, None], node]
-        return -np.logaddexp(0.0, np.where(bit == 1, -logits, logits)).sum(axis=1) / np.log(2.0)
+        return -self.surprisal(secrets[:, None]).sum(axis=(1, 2)) / np.log(2.0)
 
     def keep(self, goes_on: np.ndarray) -> None:
         self._logits = self._logits[goes_on]

@@ -1,12 +1,13 @@
 """A packed cell makes the updates that PEFT and torch.optim make alone, episode by episode, in float64."""
 
 import copy
+from typing import Any
 
 import chz
 import peft
 import pytest
 import torch
-from naive_policy import cell_loss, compare_adapters, keep_norms_in_dtype, list_episodes, supervised_loss
+from naive_policy import cell_loss, compare_adapters, keep_norms_in_dtype, list_episodes, regularize, supervised_loss
 from one_cell import add_adapter, score_tokens
 
 from memrl.config import TrainConfig
@@ -32,14 +33,14 @@ THREE = [
 
 
 def list_thirty_two():
-    """The three, one that ends after four updates, and 28 more of every rank, rate, channel and size."""
-    channels = [
+    """The three, one that ends after four updates, and 28 more of every rank, rate, channel, objective and size."""
+    channels: list[dict[str, Any]] = [
         {"algorithm": "sft", "batch_size": 2},
-        {"reward_type": "distance"},
+        {"reward_type": "distance", "advantage": "exponential_weights", "temperature": 0.3, "kl_penalty": 0.05},
         {"reward_type": "binary", "malformed_reward": -1.0, "advantage": "constant_baseline", "baseline": 0.25},
-        {"env_type": "multi_step", "reward_type": "bit_count", "credit": "return_to_go"},
+        {"env_type": "multi_step", "reward_type": "bit_count", "credit": "return_to_go", "advantage": "delightful"},
         {"env_type": "multi_step", "reward_type": "per_bit", "credit": "episode", "advantage": "std_normalized"},
-        {"env_type": "multi_step", "reward_type": "binary"},
+        {"env_type": "multi_step", "reward_type": "binary", "advantage": "maxrl", "entropy_bonus": 0.02},
         {"env_type": "multi_step", "algorithm": "sft"},
     ]
     more = [
@@ -49,7 +50,7 @@ def list_thirty_two():
         for place, channel in enumerate(channels)
         for N, rank in [(8, 1), (10, 3), (32, 4), (100, 16)]
     ]
-    return [*THREE, chz.replace(THREE[0], n_steps=4, seed=9), *more]
+    return [*THREE, chz.replace(THREE[0], n_steps=4, seed=9, advantage="rejection"), *more]
 
 
 @pytest.fixture(autouse=True)
@@ -66,10 +67,10 @@ class PlainLoop:
     """One cell, trained by PEFT and torch.optim.Adam on given episodes."""
 
     def __init__(self, base, config, secret, tensors):
-        model, self.tokenizer = base
+        self.base, self.tokenizer = base
         self.config, self.secret = config, secret
         self.task = encode_task(self.tokenizer, config.N, config.env_type)
-        self.model = add_adapter(copy.deepcopy(model), config, tensors)
+        self.model = add_adapter(copy.deepcopy(self.base), config, tensors)
         trained = [p for p in self.model.parameters() if p.requires_grad]
         betas = (config.adam_beta1, config.adam_beta2)
         self.optimizer = torch.optim.Adam(trained, lr=config.learning_rate, betas=betas, eps=config.adam_epsilon)
@@ -80,6 +81,9 @@ class PlainLoop:
             loss = supervised_loss(logprobs)
         else:
             loss = cell_loss(self.config, self.secret, self.tokenizer, groups, logprobs)
+            if self.config.entropy_bonus or self.config.kl_penalty:
+                models = self.model, self.base
+                loss = loss + regularize(self.config, self.tokenizer, *models, self.task.prompt_ids, groups)
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()

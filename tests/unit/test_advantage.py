@@ -9,10 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from memrl.task.advantage import STD_EPSILON, assign_credit, group_advantages
+from memrl.config import NEEDS_NO_PEER
+from memrl.task.advantage import ADVANTAGES, STD_EPSILON, AdvantageRule, assign_credit, group_advantages
 
 NAN = math.nan
-KINDS = ["group_centered", "leave_one_out", "std_normalized", "constant_baseline"]
+KINDS = list(ADVANTAGES)
+CENTERED = sorted(set(KINDS) - {*NEEDS_NO_PEER, "delightful"})
+ZERO_OR_ONE = ("rejection", "maxrl")
+rules = st.builds(AdvantageRule, st.sampled_from(KINDS), st.floats(-2, 2, width=16), st.floats(0.125, 4, width=16))
 
 
 def test_credit_of_a_worked_episode():
@@ -38,39 +42,105 @@ def sampled_outcomes(draw):
             st.lists(st.integers(0, 4), min_size=groups, max_size=groups), min_size=len(cells), max_size=len(cells)
         )
     )
-    return np.array(cells), signal, np.array(counts)
+    surprisal = np.array(
+        [draw(st.lists(st.floats(0, 9, width=16), min_size=steps, max_size=steps)) for _ in range(len(cells))]
+    )
+    return np.array(cells), signal, np.array(counts), surprisal
 
 
-def loop_over_episodes(cells, signal, counts, kind, baseline, outcome, group, step):
+def judge(outcomes, rule):
+    """Signal and advantages; the signal is made one of 0 and 1 for rules that are for these."""
+    cells, signal, counts, surprisal = outcomes
+    if rule.kind in ZERO_OR_ONE:
+        signal = np.where(np.isnan(signal), NAN, signal > 0)
+    return signal, group_advantages(signal, counts, cells, rule, surprisal)
+
+
+def loop_over_episodes(cells, signal, counts, rule, surprisal, outcome, group, step):
     """The advantage of an episode that ended as `outcome`, by its definition."""
     own = signal[outcome, step]
-    if kind == "constant_baseline":
-        return own - baseline
+    if rule.kind == "constant_baseline":
+        return own - rule.baseline
     others = []
     for row in range(len(cells)):
         if cells[row] == cells[outcome] and not math.isnan(signal[row, step]):
             others += [signal[row, step]] * (int(counts[row, group]) - (row == outcome))
-    if not others:
+    if not others and rule.kind not in NEEDS_NO_PEER:
         return 0.0
     mean = (own + sum(others)) / (1 + len(others))
-    if kind == "group_centered":
-        return own - mean
-    if kind == "leave_one_out":
-        return own - sum(others) / len(others)
-    return (own - mean) / (stdev([own, *others]) + 1e-4)
+    sigmoid = 1 / (1 + math.exp(-(own - mean) * surprisal[outcome, step] / rule.temperature))
+    exponentials = [math.exp(x / rule.temperature) for x in (own, *others)]
+    return {
+        "group_centered": lambda: own - mean,
+        "leave_one_out": lambda: own - sum(others) / len(others),
+        "std_normalized": lambda: (own - mean) / (stdev([own, *others]) + 1e-4),
+        "rejection": lambda: own / mean if mean else 0.0,
+        "maxrl": lambda: (own - mean) / mean if mean else 0.0,
+        "exponential_weights": lambda: exponentials[0] / (sum(exponentials) / len(exponentials)) - 1,
+        "delightful": lambda: (own - mean) * sigmoid,
+    }[rule.kind]()
 
 
-@settings(max_examples=150)
-@given(outcomes=sampled_outcomes(), kind=st.sampled_from(KINDS), baseline=st.floats(-2, 2, width=16))
-def test_advantages_are_those_of_the_episodes_one_by_one(outcomes, kind, baseline):
-    cells, signal, counts = outcomes
-    got = group_advantages(signal, counts, cells, kind, baseline)
+@settings(max_examples=300)
+@given(outcomes=sampled_outcomes(), rule=rules)
+def test_advantages_are_those_of_the_episodes_one_by_one(outcomes, rule):
+    cells, _, counts, surprisal = outcomes
+    signal, got = judge(outcomes, rule)
     for outcome, group, step in np.ndindex(*got.shape):
         if math.isnan(signal[outcome, step]):
             assert got[outcome, group, step] == 0.0
         elif counts[outcome, group]:
-            expected = loop_over_episodes(cells, signal, counts, kind, baseline, outcome, group, step)
+            expected = loop_over_episodes(cells, signal, counts, rule, surprisal, outcome, group, step)
             assert got[outcome, group, step] == pytest.approx(expected, rel=1e-9, abs=1e-9)
+
+
+@given(outcomes=sampled_outcomes(), rule=rules.filter(lambda rule: rule.kind in CENTERED))
+def test_centered_advantages_of_a_group_sum_to_zero(outcomes, rule):
+    cells, _, counts, _ = outcomes
+    _, advantages = judge(outcomes, rule)
+    for cell in set(cells.tolist()):
+        sums = (counts[:, :, None] * advantages)[cells == cell].sum(0)
+        np.testing.assert_allclose(sums, 0.0, atol=1e-9 * np.abs(advantages).max())
+
+
+@given(outcomes=sampled_outcomes(), rule=rules.filter(lambda rule: rule.kind != "constant_baseline"))
+def test_where_all_episodes_fare_alike_nothing_is_known(outcomes, rule):
+    cells, signal, counts, surprisal = outcomes
+    alike = np.where(np.isnan(signal), NAN, 0.0 if rule.kind in ZERO_OR_ONE else signal[0, 0])
+    advantages = group_advantages(alike, counts, cells, rule, surprisal)
+    np.testing.assert_allclose(advantages * (counts[:, :, None] > 0), 0.0, atol=1e-9)
+
+
+@given(outcomes=sampled_outcomes())
+def test_rejection_gives_what_was_right_the_weight_of_the_whole_group(outcomes):
+    cells, _, counts, _ = outcomes
+    signal, advantages = judge(outcomes, AdvantageRule("rejection"))
+    taken = ~np.isnan(signal)
+    for cell in set(cells.tolist()):
+        own = cells == cell
+        episodes = (counts[:, :, None] * taken[:, None, :])[own].sum(0)
+        any_right = ((counts[:, :, None] > 0) & (signal == 1)[:, None, :])[own].any(0)
+        np.testing.assert_allclose((counts[:, :, None] * advantages)[own].sum(0), np.where(any_right, episodes, 0))
+
+
+@given(outcomes=sampled_outcomes(), temperature=st.floats(0.125, 4, width=16), shift=st.floats(-700, 700, width=16))
+def test_exponential_weights_know_no_origin_of_rewards_and_never_overflow(outcomes, temperature, shift):
+    cells, signal, counts, _ = outcomes
+    rule = AdvantageRule("exponential_weights", temperature=temperature)
+    present = counts[:, :, None] > 0
+    first, second = (group_advantages(signal + s, counts, cells, rule) * present for s in (0.0, shift))
+    np.testing.assert_allclose(first, second, rtol=1e-6, atol=1e-9)
+
+
+@given(outcomes=sampled_outcomes(), temperature=st.floats(0.125, 4, width=16))
+def test_a_delightful_gate_takes_from_failures_more_than_from_successes(outcomes, temperature):
+    _, centered = judge(outcomes, AdvantageRule("group_centered"))
+    _, gated = judge(outcomes, AdvantageRule("delightful", temperature=temperature))
+    up, down = centered > 0, centered < 0
+    assert (gated[up] >= centered[up] / 2).all()
+    assert (gated[up] <= centered[up]).all()
+    assert (gated[down] <= 0).all()
+    assert (gated[down] >= centered[down] / 2).all()
 
 
 def list_groups(num_arms, size):
@@ -87,11 +157,11 @@ def multinomial_probability(counts, p):
     return coefficient * float(np.prod(p**counts))
 
 
-def expect_gradient(p, rewards, size, kind, baseline=0.0):
+def expect_gradient(p, rewards, size, kind, **options):
     """E[1/G sum_i A_i grad log p(a_i)] over all groups, with respect to a softmax's logits."""
-    total = np.zeros_like(p)
+    total, rule, cell = np.zeros_like(p), AdvantageRule(kind, **options), np.zeros(len(p), int)
     for counts in list_groups(len(p), size):
-        advantage = group_advantages(rewards[:, None], counts[:, None], np.zeros(len(p), int), kind, baseline)[:, 0, 0]
+        advantage = group_advantages(rewards[:, None], counts[:, None], cell, rule, -np.log(p)[:, None])[:, 0, 0]
         weight = counts * advantage / size
         total += multinomial_probability(counts, p) * (weight - weight.sum() * p)
     return total
@@ -117,7 +187,7 @@ def test_leave_one_out_is_unbiased(size):
 
 @pytest.mark.parametrize("baseline", [0.0, 0.7])
 def test_any_constant_baseline_is_unbiased(baseline):
-    got = expect_gradient(ARMS, REWARDS, 3, "constant_baseline", baseline)
+    got = expect_gradient(ARMS, REWARDS, 3, "constant_baseline", baseline=baseline)
     np.testing.assert_allclose(got, TRUE_GRADIENT, atol=1e-14)
 
 
@@ -141,3 +211,39 @@ def test_normalized_gradient_of_large_groups_ascends_the_arcsine_of_the_root_of_
     p = np.array([0.7, 0.3])
     got = expect_gradient(p, np.array([0.0, 1.0]), 150, "std_normalized")
     np.testing.assert_allclose(got, p * ([0.0, 1.0] - p[1]) / math.sqrt(0.21), rtol=0.02)
+
+
+RIGHT = np.array([0.0, 0.0, 1.0, 1.0])
+"""Two of four arms are right: p is the chance of either."""
+
+
+@pytest.mark.parametrize(("kind", "missing"), [("rejection", 0), ("maxrl", 1)])
+@pytest.mark.parametrize("size", [2, 3, 5, 8])
+def test_rejection_and_maxrl_ascend_the_first_terms_of_log_p(kind, missing, size):
+    # log p = -sum_k (1-p)^k / k, whose first K terms have the slope (1 - (1-p)^K) / p.
+    p = ARMS @ RIGHT
+    slope = (1 - (1 - p) ** (size - missing)) / p
+    got = expect_gradient(ARMS, RIGHT, size, kind)
+    np.testing.assert_allclose(got, slope * ARMS * (RIGHT - p), atol=1e-14)
+
+
+def test_exponential_weights_of_large_groups_ascend_the_log_of_the_mean_exponential():
+    p, rewards, temperature = np.array([0.6, 0.3, 0.1]), np.array([0.0, 1.0, 0.25]), 0.5
+    weight = np.exp(rewards / temperature)
+    got = expect_gradient(p, rewards, 120, "exponential_weights", temperature=temperature)
+    np.testing.assert_allclose(got, p * (weight / (p @ weight) - 1), rtol=0.02)
+
+
+def test_delightful_gradient_of_large_groups_is_the_gated_sum_over_arms():
+    p, rewards, temperature = np.array([0.6, 0.3, 0.1]), np.array([0.0, 1.0, 0.25]), 0.5
+    advantage = rewards - p @ rewards
+    weight = p * advantage / (1 + np.exp(advantage * np.log(p) / temperature))
+    got = expect_gradient(p, rewards, 120, "delightful", temperature=temperature)
+    np.testing.assert_allclose(got, weight - weight.sum() * p, rtol=0.03)
+
+
+def test_a_constant_baseline_and_group_centering_do_nothing_for_a_policy_that_is_wrong_and_rejection_does():
+    # The well: as p falls to 0, the gradient of p has the factor p, and that of log p has not.
+    p, right = np.array([0.999, 0.001]), np.array([0.0, 1.0])
+    usual, log = (expect_gradient(p, right, 64, kind)[1] for kind in ("group_centered", "rejection"))
+    assert log > 50 * usual

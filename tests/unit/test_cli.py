@@ -140,7 +140,7 @@ def test_help_names_every_field_with_default_and_meaning(capsys):
 def test_help_fits_the_terminal(monkeypatch):
     monkeypatch.setenv("COLUMNS", "90")
     lines = format_help("", (TrainConfig, Execution), {}).splitlines()
-    assert max(map(len, lines)) <= 110  # the choices of a Literal are one word
+    assert max(map(len, lines)) <= 90
 
 
 @pytest.mark.parametrize("word", ["--help", "N=1", "model=embeded", "lerning_rate=1"])

@@ -10,12 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memrl.config import (
+    NEEDS_NO_PEER,
     NETWORK_ROLES,
     REWARD_TYPES,
     RL_ROLES,
     ROLES,
     SHARED_ROLES,
     TrainConfig,
+    describe_equal_losses,
     did_you_mean,
     fields_of,
     literal_choices,
@@ -25,6 +27,11 @@ INTEGERS = ["N", "secret", "seed", "reward_bins", "group_size", "batch_size", "l
 BINNED = {"reward_type": "binned_distance", "reward_bins": 8}
 PPO = {"loss": "ppo"}
 CONSTANT = {"advantage": "constant_baseline"}
+REJECTION = {"advantage": "rejection"}
+WEIGHTS = {"advantage": "exponential_weights"}
+NOT_ZERO_OR_ONE = (
+    "advantage must be exponential_weights or group_centered where what an env_step answers for is not 0 or 1"
+)
 MULTI_STEP = {"env_type": "multi_step"}
 SFT = {"algorithm": "sft"}
 
@@ -90,6 +97,27 @@ REFUSED = [
         "group_size must be at least 2 for advantage=leave_one_out, whose baseline is the group's"
         " (or use constant_baseline), got 1",
     ),
+    (
+        {"group_size": 1, "advantage": "maxrl"},
+        "group_size must be at least 2 for advantage=maxrl, whose baseline is the group's"
+        " (or use constant_baseline), got 1",
+    ),
+    ({"temperature": 0.0}, "temperature must be positive, got 0.0"),
+    ({"entropy_bonus": -0.1}, "entropy_bonus must be at least 0, got -0.1"),
+    ({"kl_penalty": -0.1}, "kl_penalty must be at least 0, got -0.1"),
+    *(
+        ({"advantage": kind, **fields}, f"{NOT_ZERO_OR_ONE}, got {kind}")
+        for kind in ("rejection", "maxrl")
+        for fields in (
+            {"reward_type": "distance"},
+            BINNED,
+            {"reward_type": "bit_count", **MULTI_STEP},
+            {"reward_type": "per_bit", "credit": "episode", **MULTI_STEP},
+            {"reward_type": "per_bit", "credit": "return_to_go", **MULTI_STEP},
+            {"reward_type": "package.module:function"},
+        )
+    ),
+    ({**REJECTION, "malformed_reward": -1.0}, "malformed_reward must be 0 for advantage=rejection, got -1.0"),
     ({"group_size": 8, "batch_size": 12}, "batch_size must be a multiple of group_size=8, got 12"),
     ({"N": True}, "N must be of type int, got True"),
     ({"group_size": True}, "group_size must be of type int, got True"),
@@ -153,6 +181,10 @@ def test_refuses_a_field_in_one_line(fields, message):
         {"reward_type": "per_bit", **MULTI_STEP},
         {"reward_type": "package.module:function"},
         {"group_size": 1, **CONSTANT},
+        {"group_size": 1, **REJECTION},
+        {**REJECTION, **MULTI_STEP},
+        {**REJECTION, "reward_type": "per_bit", **MULTI_STEP},
+        {**SFT, **REJECTION, "reward_type": "distance"},
         {"group_size": 8, "batch_size": 24},
         {**SFT, "batch_size": 12, "group_size": 8},
         {**SFT, "group_size": 1},
@@ -183,6 +215,9 @@ IRRELEVANT = [
     ({}, {"binning": "linear"}),
     ({}, {"baseline": 0.5}),
     ({}, {"clip_range": 0.1}),
+    ({}, {"temperature": 0.5}),
+    (SFT, {"entropy_bonus": 0.1}),
+    (SFT, {"kl_penalty": 0.1}),
     ({}, {"credit": "per_step"}),
     ({}, {"bit_separator": " "}),
     ({}, {"batch_size": 32}),
@@ -232,6 +267,10 @@ RELEVANT = [
     (BINNED, {"binning": "linear"}),
     (CONSTANT, {"baseline": 0.5}),
     (PPO, {"clip_range": 0.1}),
+    (WEIGHTS, {"temperature": 0.5}),
+    ({"advantage": "delightful"}, {"temperature": 0.5}),
+    ({}, {"entropy_bonus": 0.1}),
+    ({}, {"kl_penalty": 0.1}),
     (MULTI_STEP, {"credit": "per_step"}),
     (MULTI_STEP, {"credit": "return_to_go"}),
     (MULTI_STEP, {"bit_separator": " "}),
@@ -257,6 +296,14 @@ def test_every_field_says_what_it_is_for():
     assert sorted(fields_of(*ROLES)) == sorted(chz.chz_fields(TrainConfig))
     assert {*RL_ROLES, *NETWORK_ROLES, *SHARED_ROLES} <= set(ROLES)
     assert all(fields_of(role) for role in ROLES)
+
+
+def test_losses_that_are_one_gradient_are_said_to_be():
+    def warned(*cells):
+        return [line.partition(":")[0] for line in describe_equal_losses([TrainConfig(**cell) for cell in cells])]
+
+    assert warned({}, SFT, {**PPO, "rollout": "vllm"}, {**PPO, **SFT}) == []
+    assert warned({}, PPO, {"loss": "reinforce"}) == ["loss=ppo,reinforce"]
 
 
 def test_cell_id_is_a_stable_name():
@@ -317,7 +364,8 @@ def test_episode_counts(fields, per_update, groups, budget):
     advantage=st.sampled_from(literal_choices("advantage")),
 )
 def test_refuses_or_takes_by_the_rules(N, bins, group, batch, reward_type, env_type, advantage):
-    sound = group >= 1 and (group > 1 or advantage == "constant_baseline")
+    sound = group >= 1 and (group > 1 or advantage in NEEDS_NO_PEER)
+    sound &= advantage not in ("rejection", "maxrl") or reward_type in ("binary", "per_bit")
     sound &= batch is None or (batch >= 1 and group >= 1 and batch % group == 0)
     sound &= reward_type != "binned_distance" or 2 <= bins <= N
     sound &= reward_type != "per_bit" or env_type == "multi_step"

@@ -10,7 +10,7 @@ import pytest
 
 from memrl.cli import build, split_words
 from memrl.config import Advantage, Credit, EnvType, TrainConfig
-from memrl.task.advantage import assign_credit, group_advantages
+from memrl.task.advantage import AdvantageRule, assign_credit, group_advantages
 from memrl.task.answer_format import cell_format
 from memrl.task.automaton import build_automaton
 from memrl.task.env import step_rewards
@@ -95,6 +95,6 @@ def test_advantages_are_true():
     counts, cell = np.ones((len(rows), 1), dtype=int), np.zeros(len(rows), dtype=int)
     columns: dict[Advantage, int] = {"group_centered": 2, "leave_one_out": 3}
     for kind, column in columns.items():
-        advantages = group_advantages(rewards, counts, cell, kind)[:, 0]
+        advantages = group_advantages(rewards, counts, cell, AdvantageRule(kind))[:, 0]
         shown = np.array([read_numbers(row[column]) for row in rows])
         np.testing.assert_allclose(np.where(np.isnan(rewards), np.nan, advantages), shown, atol=5e-4)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 
 from memrl.config import TrainConfig
-from memrl.task.advantage import ADVANTAGES, episode_advantages, group_advantages
+from memrl.task.advantage import ADVANTAGES, AdvantageRule, episode_advantages, group_advantages
 from memrl.theory.gradient_flow import gradient_flow_time
 from memrl.theory.tabular import _ArmLogits, _BitLogits, train_tabular
 
@@ -90,12 +90,24 @@ def test_each_env_step_is_pushed_by_its_own_weight():
 )
 def test_advantages_are_those_of_the_trained_policies(kind, seed):
     rng = np.random.default_rng(seed)
-    signal = rng.integers(3, size=(4, 2, 5, 3)) / 2
+    rule = AdvantageRule(kind, baseline=0.3, temperature=0.7)
+    signal, surprisal = rng.integers(2, size=(4, 2, 5, 3)) / 1.0, rng.exponential(size=(4, 2, 5, 3))
     groups = np.eye(2)[np.tile(np.repeat([0, 1], 5), 4)]
-    reference = group_advantages(signal.reshape(40, 3), groups, np.repeat(np.arange(4), 10), kind, 0.3)
+    flat = (values.reshape(40, 3) for values in (signal, surprisal))
+    reference = group_advantages(next(flat), groups, np.repeat(np.arange(4), 10), rule, next(flat))
     reference = np.broadcast_to(reference, (40, 2, 3))
     own = np.take_along_axis(reference, groups.argmax(axis=1)[:, None, None], axis=1)[:, 0]
-    np.testing.assert_allclose(episode_advantages(signal, kind, 0.3).reshape(40, 3), own, atol=1e-12)
+    np.testing.assert_allclose(episode_advantages(signal, rule, surprisal).reshape(40, 3), own, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", POLICIES)
+def test_surprisal_of_the_env_steps_is_that_of_the_answer(kind):
+    policy = POLICIES[kind](11, 2)
+    rng = np.random.default_rng(1)
+    policy.ascend(rng.integers(11, size=(2, 40)), rng.normal(size=(2, 40, policy.num_env_steps)))
+    guess = rng.integers(11, size=(2, 6))
+    expected = [[-log_probabilities(policy, 11, run)[g] for g in guess[run]] for run in range(2)]
+    np.testing.assert_allclose(policy.surprisal(guess).sum(axis=2), expected, atol=1e-12)
 
 
 def test_small_supervised_steps_follow_the_flow_of_log_probability():
@@ -114,6 +126,8 @@ def test_small_supervised_steps_follow_the_flow_of_log_probability():
         ("leave_one_out", "probability", 1.0),
         ("constant_baseline", "probability", 1.0),
         ("std_normalized", "arcsin_sqrt", 2.0),
+        ("rejection", "log_probability", 1.0),
+        ("maxrl", "log_probability", 1.0),
     ],
 )
 def test_small_steps_of_large_groups_follow_the_flow(advantage, objective, speed):

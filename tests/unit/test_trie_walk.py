@@ -9,7 +9,7 @@ import numpy as np
 import peft
 import pytest
 import torch
-from naive_policy import cell_loss, keep_norms_in_dtype, list_episodes, supervised_loss
+from naive_policy import cell_loss, keep_norms_in_dtype, list_episodes, regularize, supervised_loss
 from one_cell import add_adapter, score_tokens
 from scipy import stats
 
@@ -148,27 +148,26 @@ def test_the_secret_is_scored_exactly_whether_sampled_or_not(base, request):
 
 
 def list_learning_rules():
-    """Every loss x advantage x credit, on channels and sizes in turn, beside supervised cells."""
+    """Every loss x advantage x credit, on channels and sizes in turn, beside supervised cells and penalties."""
     losses, advantages = get_args(Loss), get_args(Advantage)
+    shared: dict[str, Any] = {"lora_rank": 2, "adam_beta1": 0.0, "temperature": 0.6, "dtype": "float64"}
+    multi: dict[str, Any] = {"N": 6, "env_type": "multi_step", "group_size": 5, "batch_size": 10, "clip_range": 0.05}
+    penalties = itertools.cycle([{}, {"entropy_bonus": 0.3}, {"kl_penalty": 0.7, "entropy_bonus": 0.1}, {}, {}])
     channels = itertools.cycle(["per_bit", "bit_count", "binary"])
-    rules = itertools.product(losses, advantages, get_args(Credit))
-    shared: dict[str, Any] = {"lora_rank": 2, "adam_beta1": 0.0, "malformed_reward": -0.5, "dtype": "float64"}
-    multi = [
-        TrainConfig(
-            N=6, env_type="multi_step", reward_type=next(channels), loss=loss, advantage=advantage, credit=credit,
-            group_size=5, batch_size=10, baseline=0.4, clip_range=0.05, seed=seed, **shared,
-        )
-        for seed, (loss, advantage, credit) in enumerate(rules)
-    ]  # fmt: skip
-    single = [
-        TrainConfig(
-            N=11, reward_type="binned_distance", reward_bins=4, loss=loss, advantage=advantage, group_size=6, seed=seed,
-            **shared,
-        )
-        for seed, (loss, advantage) in enumerate(itertools.product(losses, advantages))
-    ]  # fmt: skip
-    supervised = [TrainConfig(algorithm="sft", N=N, batch_size=n, **shared) for N, n in [(11, 1), (100, 3)]]
-    return [*multi, *single, *supervised]
+    cells = []
+    for loss, advantage, credit in itertools.product(losses, advantages, get_args(Credit)):
+        channel: dict[str, Any] = {"reward_type": next(channels), "malformed_reward": -0.5}
+        if advantage in ("rejection", "maxrl"):
+            channel = {"reward_type": "per_bit" if credit == "per_step" else "binary"}
+        rule: dict[str, Any] = {"loss": loss, "advantage": advantage, "credit": credit, "baseline": 0.4}
+        cells.append(TrainConfig(**multi, **channel, **rule, **next(penalties), **shared, seed=len(cells)))
+    for loss, advantage in itertools.product(losses, advantages):
+        channel = {"reward_type": "binned_distance", "reward_bins": 4, "malformed_reward": -0.5}
+        if advantage in ("rejection", "maxrl"):
+            channel = {}
+        rule = {"loss": loss, "advantage": advantage, "group_size": 6}
+        cells.append(TrainConfig(N=11, **channel, **rule, **next(penalties), **shared, seed=len(cells)))
+    return [*cells, *(TrainConfig(algorithm="sft", N=N, batch_size=n, **shared) for N, n in [(11, 1), (100, 3)])]
 
 
 def read_gradient(bench, cell):
@@ -198,6 +197,8 @@ def differentiate_naively(bench, model, cell, walk, rollout):
         }
         old = [rollout[paths[tuple(tokens)]] for tokens in episodes]
         loss = cell_loss(config, int(bench.state.secrets[cell]), bench.tokenizer, groups, logprobs, old)
+        if config.entropy_bonus or config.kl_penalty:
+            loss = loss + regularize(config, bench.tokenizer, model, bench.model, task.prompt_ids, groups)
     model.zero_grad()
     loss.backward()
     return {
