@@ -77,6 +77,15 @@ def replace_file(filesystem: fs.FileSystem, path: str, content: bytes) -> None:
         os.fsync(descriptor)
 
 
+def remove_file(filesystem: fs.FileSystem, path: str) -> None:
+    """Removes a file; one that is gone already is no error."""
+    with suppress(FileNotFoundError):
+        if is_local(filesystem):
+            os.unlink(path)
+        else:
+            filesystem.delete_file(path)
+
+
 def remove_leftovers(folder: Path) -> None:
     """Removes the hidden files that a writer left that was killed; the caller knows that no writer is alive."""
     for hidden in folder.glob(".*.tmp"):

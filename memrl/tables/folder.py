@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import fs
 
-from memrl.tables.files import is_local, read_file, remove_leftovers, replace_file
+from memrl.tables.files import is_local, read_file, remove_file, remove_leftovers, replace_file
 from memrl.tables.parts import KEYS, DamagedPartError, decode_part, encode_part, is_current
 from memrl.tables.schema import SCHEMAS
 
@@ -123,8 +123,7 @@ class TableFolder:
     def _merge(self, parts: list[str]) -> None:
         self._put(parts[-1], _sort_newest(_concat_all([self._read_part(part) for part in parts]), self.key))
         for part in parts[:-1]:
-            with suppress(FileNotFoundError):
-                self._filesystem.delete_file(part)
+            remove_file(self._filesystem, part)
 
     def _mend_part(self, part: str, *, alone: bool) -> pa.Table:
         rows = self._read_part(part)

@@ -262,6 +262,15 @@ def test_a_place_that_can_not_be_written_is_refused(tmp_path):
         TableStore(str(tmp_path / "file" / "results")).create()
 
 
+def test_a_table_that_is_a_file_is_one_line(tmp_path):
+    (tmp_path / CURVES).write_text("")
+    store = TableStore(str(tmp_path))
+    with pytest.raises(ValueError, match="results must be a writable address"), store.open_for_writing():
+        pass
+    with pytest.raises(ValueError, match="results must be readable"):
+        store.read(CURVES)
+
+
 def test_an_unknown_scheme_is_refused():
     with pytest.raises(ValueError, match="results must be a folder or an address such as s3://"):
         TableStore("gopher://bucket/folder")
