@@ -10,7 +10,9 @@ from hypothesis import settings
 from jaxtyping import install_import_hook
 
 # Before memrl is imported: shapes that a function's annotation does not allow fail the test.
-install_import_hook(["memrl.theory", "memrl.analysis.survival", "memrl.analysis.resample"], "shapes.check")
+install_import_hook(
+    ["memrl.task", "memrl.theory", "memrl.analysis.survival", "memrl.analysis.resample"], "shapes.check"
+)
 
 # A shell's background jobs ignore SIGINT, and so would all that the tests start: those of Ctrl-C would wait for ever.
 signal.signal(signal.SIGINT, signal.default_int_handler)

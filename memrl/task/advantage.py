@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from scipy.special import expit
@@ -55,6 +55,7 @@ class AdvantageRule:
         return cls(config.advantage, config.baseline, config.temperature)
 
 
+@runtime_checkable
 class Group(Protocol):
     """What a rule may ask about an episode and the others of its group that took the env_step, beside their signal."""
 

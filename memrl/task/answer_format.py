@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Int
 
 from memrl.config import EnvType, TrainConfig
 from memrl.task.secret import num_bits
@@ -43,33 +44,34 @@ class AnswerFormat:
     def _places(self) -> list[int]:
         return [self.radix**power for power in range(self.num_env_steps - 1, -1, -1)]
 
-    def digits(self, values: int | np.ndarray) -> np.ndarray:
-        """Writes integers as digits: int64, shape (...,) to (..., num_env_steps).
+    def digits(self, values: int | Int[np.ndarray, "*shape"]) -> Int[np.ndarray, "*shape env_step"]:
+        """Writes integers as digits.
 
         >>> integer_format(8, "multi_step").digits(np.array([5, 1])).tolist()
         [[1, 0, 1], [0, 0, 1]]
         """
         return np.asarray(values)[..., None] // np.array(self._places) % self.radix
 
-    def integers(self, digits: np.ndarray) -> np.ndarray:
-        """The integers that digits write: shape (..., num_env_steps) to (...,).
+    def integers(self, digits: Int[np.ndarray, "*shape env_step"]) -> Int[np.ndarray, "*shape"]:
+        """The integers that digits write.
 
         A digit of -1 is not written; the smallest answer that begins with the written ones is meant.
 
         >>> integer_format(8, "multi_step").integers(np.array([[1, 0, 1], [1, -1, -1]])).tolist()
         [5, 4]
         """
-        return np.maximum(digits, 0) @ np.array(self._places)
+        return np.asarray(np.maximum(digits, 0) @ np.array(self._places))
 
-    def prefix_numbers(self, digits: np.ndarray) -> np.ndarray:
-        """Numbers the written beginnings of digit vectors, shorter ones first: int64, 0 .. num_prefixes - 1.
+    def prefix_numbers(self, digits: Int[np.ndarray, "*shape env_step"]) -> Int[np.ndarray, "*shape"]:
+        """Numbers the written beginnings of digit vectors, shorter ones first, from 0 to num_prefixes - 1.
 
         >>> integer_format(8, "multi_step").prefix_numbers(np.array([[-1, -1, -1], [1, -1, -1], [0, 0, 0]])).tolist()
         [0, 2, 7]
         """
         written = (digits >= 0).sum(axis=-1)
         shorter = np.cumsum([0, *(self.radix**length for length in range(self.num_env_steps))])
-        return shorter[written] + self.integers(digits) // self.radix ** (self.num_env_steps - written)
+        rest = self.radix ** (self.num_env_steps - written)
+        return np.asarray(shorter[written] + self.integers(digits) // rest)
 
     def symbol_text(self, digit: int) -> str:
         """The text of one symbol, without separator; of one width where no stop token tells symbols apart.
@@ -79,7 +81,7 @@ class AnswerFormat:
         """
         return str(digit) if self.ends_with_stop else str(digit).zfill(len(str(self.radix - 1)))
 
-    def spans(self, digits: Sequence[int] | np.ndarray) -> list[str]:
+    def spans(self, digits: Sequence[int] | Int[np.ndarray, "env_step"]) -> list[str]:
         """The text of an answer, cut into the spans of its env_steps.
 
         >>> integer_format(8, "multi_step", " ").spans([1, 0, 1])

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Bool, Int
 
 from memrl.task.automaton import AnswerAutomaton
 
@@ -12,27 +13,27 @@ class AnswerTree:
     """The distinct beginnings of answers; node 0 is the root, and answers lay their nodes in ascending order.
 
     Attributes:
-        parent: the node before, -1 at the root; int64 (nodes,).
-        letter: place in the alphabet of the token that leads to a node, -1 at the root; int64 (nodes,).
-        token: that token's id, -1 at the root; int64 (nodes,).
-        depth: tokens from the root to a node; int64 (nodes,).
-        state: the node's state in the automaton; int64 (nodes,).
-        ancestors: the node at each depth on the path to a node, itself included, -1 below it; int64 (nodes, depth + 1).
-        is_leaf: whether a node is a whole answer; bool (nodes,).
-        paths: nodes from the first token to the leaf, by answer, padded with -1; int64 (answers, longest).
+        parent: the node before, -1 at the root.
+        letter: place in the alphabet of the token that leads to a node, -1 at the root.
+        token: that token's id, -1 at the root.
+        depth: tokens from the root to a node.
+        state: the node's state in the automaton.
+        ancestors: the node at each depth on the path to a node, itself included, -1 below it.
+        is_leaf: whether a node is a whole answer.
+        paths: nodes from the first token to the leaf, by answer, padded with -1.
     """
 
-    parent: np.ndarray
-    letter: np.ndarray
-    token: np.ndarray
-    depth: np.ndarray
-    state: np.ndarray
-    ancestors: np.ndarray
-    is_leaf: np.ndarray
-    paths: np.ndarray
+    parent: Int[np.ndarray, "node"]
+    letter: Int[np.ndarray, "node"]
+    token: Int[np.ndarray, "node"]
+    depth: Int[np.ndarray, "node"]
+    state: Int[np.ndarray, "node"]
+    ancestors: Int[np.ndarray, "node ancestor"]
+    is_leaf: Bool[np.ndarray, "node"]
+    paths: Int[np.ndarray, "answer place"]
 
-    def inner_nodes(self, answers: np.ndarray) -> np.ndarray:
-        """The inner nodes on the paths of some answers, ascending, so the root first; int64 (nodes,)."""
+    def inner_nodes(self, answers: Int[np.ndarray, "answer"]) -> Int[np.ndarray, "inner_node"]:
+        """The inner nodes on the paths of some answers, ascending, so the root first."""
         nodes = np.unique(self.paths[answers])
         nodes = nodes[nodes >= 0]
         return np.concatenate([[0], nodes[~self.is_leaf[nodes]]])
@@ -58,7 +59,11 @@ def expand_automaton(automaton: AnswerAutomaton) -> AnswerTree:
 
 
 def _describe(
-    automaton: AnswerAutomaton, parent: np.ndarray, letter: np.ndarray, state: np.ndarray, paths: np.ndarray
+    automaton: AnswerAutomaton,
+    parent: Int[np.ndarray, "node"],
+    letter: Int[np.ndarray, "node"],
+    state: Int[np.ndarray, "node"],
+    paths: Int[np.ndarray, "answer place"],
 ) -> AnswerTree:
     token = np.where(letter >= 0, automaton.alphabet[letter], -1)
     depth = np.zeros(len(parent), dtype=np.int64)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Bool, Float, Int
 
 from memrl.task.answer_format import AnswerFormat
 
@@ -21,22 +22,22 @@ class AnswerAutomaton:
 
     Attributes:
         answer_format: what the tokens write.
-        alphabet: token ids that occur in answers, ascending; int64 (A,).
-        child: the state that token alphabet[a] leads to, -1 where it is not allowed; int32 (states, A).
-        digit: the digit of the symbol that this token completes, -1 where it completes none; int32 (states, A).
-        steps_done: env_steps that are complete in a state; int64 (states,).
-        log2_answers: log2 of the number of ways to go on to a whole answer; float64 (states,).
+        alphabet: token ids that occur in answers, ascending.
+        child: the state that token alphabet[a] leads to, -1 where it is not allowed.
+        digit: the digit of the symbol that this token completes, -1 where it completes none.
+        steps_done: env_steps that are complete in a state.
+        log2_answers: log2 of the number of ways to go on to a whole answer.
         depth: tokens of the longest answer.
         spans: letters (places in the alphabet) that write each digit: as the first symbol, and as any later one.
         stop: the letter of the stop token, where there is one.
     """
 
     answer_format: AnswerFormat
-    alphabet: np.ndarray
-    child: np.ndarray
-    digit: np.ndarray
-    steps_done: np.ndarray
-    log2_answers: np.ndarray
+    alphabet: Int[np.ndarray, "letter"]
+    child: Int[np.ndarray, "state letter"]
+    digit: Int[np.ndarray, "state letter"]
+    steps_done: Int[np.ndarray, "state"]
+    log2_answers: Float[np.ndarray, "state"]
     depth: int
     spans: tuple[list[list[int]], list[list[int]]]
     stop: int | None
@@ -46,25 +47,25 @@ class AnswerAutomaton:
         """States, start and end included."""
         return len(self.child)
 
-    def encode(self, digits: Sequence[int] | np.ndarray) -> np.ndarray:
-        """The answer that writes these digits, as letters (places in the alphabet), stop token included; int64."""
+    def encode(self, digits: Sequence[int] | Int[np.ndarray, "env_step"]) -> Int[np.ndarray, "place"]:
+        """The answer that writes these digits, as letters (places in the alphabet), stop token included."""
         written = [s for step, digit in enumerate(digits) for s in self.spans[step > 0][int(digit)]]
         return np.array(written if self.stop is None else [*written, self.stop])
 
-    def tokens(self, digits: Sequence[int] | np.ndarray) -> np.ndarray:
-        """The same answer as token ids, int64."""
+    def tokens(self, digits: Sequence[int] | Int[np.ndarray, "env_step"]) -> Int[np.ndarray, "place"]:
+        """The same answer as token ids."""
         return self.alphabet[self.encode(digits)]
 
-    def follow(self, letters: np.ndarray) -> np.ndarray:
-        """The states after each of an answer's letters, int64."""
+    def follow(self, letters: Int[np.ndarray, "place"]) -> Int[np.ndarray, "place"]:
+        """The states after each of an answer's letters."""
         states, state = [], 0
         for letter in letters:
             state = int(self.child[state, letter])
             states.append(state)
         return np.array(states)
 
-    def uniform_log2(self) -> np.ndarray:
-        """log2 of the exact next-token distribution of a uniform secret: (states, A), -inf where not allowed."""
+    def uniform_log2(self) -> Float[np.ndarray, "state letter"]:
+        """log2 of the exact next-token distribution of a uniform secret, -inf where not allowed."""
         return np.where(self.child >= 0, self.log2_answers[self.child] - self.log2_answers[:, None], -np.inf)
 
 
@@ -73,17 +74,17 @@ class _Symbol:
     """The tokens of one symbol as a trie; its nodes become states.
 
     Attributes:
-        inner: the node that a token leads to, -1 where it leads to none; int32 (nodes, A).
-        digit: the digit that a token completes, -1 where it completes none; int32 (nodes, A).
-        below: digits below each node, int64 (nodes,).
-        above_last: whether the last digit is below a node; bool (nodes,).
+        inner: the node that a token leads to, -1 where it leads to none.
+        digit: the digit that a token completes, -1 where it completes none.
+        below: digits below each node.
+        above_last: whether the last digit is below a node.
         lengths: tokens of each digit.
     """
 
-    inner: np.ndarray
-    digit: np.ndarray
-    below: np.ndarray
-    above_last: np.ndarray
+    inner: Int[np.ndarray, "node letter"]
+    digit: Int[np.ndarray, "node letter"]
+    below: Int[np.ndarray, "node"]
+    above_last: Bool[np.ndarray, "node"]
     lengths: list[int]
 
 
@@ -96,7 +97,7 @@ class _Place:
         symbol: the digits that are allowed.
         free: where any digit leads but the last one that is allowed; None is the end of the answer.
         tight: where that last digit leads.
-        log2_answers: log2 of the number of answers below each state; float64 (nodes,).
+        log2_answers: log2 of the number of answers below each state.
         depth: tokens of the longest way to the end.
         start: the number of the first state.
     """
@@ -105,7 +106,7 @@ class _Place:
     symbol: _Symbol
     free: "_Place | None"
     tight: "_Place | None"
-    log2_answers: np.ndarray
+    log2_answers: Float[np.ndarray, "node"]
     depth: int
     start: int = 0
 
@@ -191,8 +192,8 @@ def _open_place(env_step: int, symbol: _Symbol, free: _Place | None, tight: _Pla
     return _Place(env_step, symbol, free, tight, log2_answers, longest)
 
 
-def _connect(place: _Place, end: int) -> np.ndarray:
-    """The states that the tokens of a place lead to, -1 where there are none; int32 (nodes, A)."""
+def _connect(place: _Place, end: int) -> Int[np.ndarray, "node letter"]:
+    """The states that the tokens of a place lead to, -1 where there are none."""
     symbol = place.symbol
     free, tight = (end if following is None else following.start for following in (place.free, place.tight))
     following = np.where(symbol.digit == len(symbol.lengths) - 1, tight, free)

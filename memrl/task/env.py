@@ -7,6 +7,7 @@ no answer in range is left: such an answer is malformed, a value of its own, and
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Bool, Float, Int
 
 from memrl.task.reward import Channel
 
@@ -16,28 +17,30 @@ class Outcomes:
     """Ways in which episodes ended, one row each.
 
     Attributes:
-        digits: the digit of every env_step that was completed legally, -1 for the others; int64 (outcomes, env_steps),
-            or more columns where others' answers have more env_steps.
-        well_formed: whether the answer is a whole one; bool (outcomes,).
+        digits: the digit of every env_step that was completed legally, -1 for the others; more columns where
+            others' answers have more env_steps.
+        well_formed: whether the answer is a whole one.
     """
 
-    digits: np.ndarray
-    well_formed: np.ndarray
+    digits: Int[np.ndarray, "outcome env_step"]
+    well_formed: Bool[np.ndarray, "outcome"]
 
     def __len__(self) -> int:
         return len(self.digits)
 
     @property
-    def steps_done(self) -> np.ndarray:
-        """env_steps that were completed legally; int64 (outcomes,)."""
+    def steps_done(self) -> Int[np.ndarray, "outcome"]:
+        """env_steps that were completed legally."""
         return (self.digits >= 0).sum(axis=1)
 
-    def select(self, rows: np.ndarray) -> "Outcomes":
+    def select(self, rows: Int[np.ndarray, "row"]) -> "Outcomes":
         """These outcomes alone, in this order."""
         return Outcomes(self.digits[rows], self.well_formed[rows])
 
 
-def step_rewards(channel: Channel, outcomes: Outcomes, secret: int | np.ndarray) -> np.ndarray:
+def step_rewards(
+    channel: Channel, outcomes: Outcomes, secret: int | Int[np.ndarray, "outcome"]
+) -> Float[np.ndarray, "outcome env_step"]:
     """Rewards at every env_step; NaN at env_steps that the episode did not take.
 
     A per-step channel pays at each env_step; any other pays once, at the episode's last env_step. The env_step in which
@@ -45,11 +48,11 @@ def step_rewards(channel: Channel, outcomes: Outcomes, secret: int | np.ndarray)
 
     Args:
         channel: the reward function and the value of a malformed answer.
-        outcomes: how the episodes ended, (outcomes,).
+        outcomes: how the episodes ended.
         secret: the secret, or one per outcome.
 
     Returns:
-        float64 array of shape (outcomes, env_steps of a whole answer).
+        one column per env_step of a whole answer.
     """
     num_env_steps = channel.answer_format.num_env_steps
     guess = channel.answer_format.integers(outcomes.digits[:, :num_env_steps])

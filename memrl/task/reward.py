@@ -10,12 +10,16 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
 import numpy as np
+from jaxtyping import Bool, Float, Int
 
 from memrl.config import Binning, TrainConfig
 from memrl.task.answer_format import AnswerFormat, cell_format
 from memrl.task.secret import num_bits, to_bits
 
-RewardFunction = Callable[[np.ndarray, np.ndarray, int], np.ndarray]
+Numbers = np.ndarray | np.generic
+"""An array, or the scalar that numpy makes of one without axes."""
+
+RewardFunction = Callable[[np.ndarray, np.ndarray, int], Numbers]
 """(guess, secret, N) to rewards; arguments broadcast against each other; per-step channels add a last axis of k."""
 
 FEEDBACK_DECIMALS = 9
@@ -33,14 +37,14 @@ _BLOCK_CELLS = 1 << 16
 
 @dataclass(frozen=True)
 class Channel:
-    """What one well-formed episode tells: a reward, or a vector of one reward an env_step.
+    """What one well-formed episode tells: a reward, or a vector of one reward per env_step.
 
     Attributes:
         name: `TrainConfig.channel_name` of the cells that use it.
         answer_format: how secrets are written; it says how many there are.
-        function: pure function of (guess, secret, N), vectorised by broadcasting.
-        per_step: whether the function returns one reward an env_step (last axis k) or one an episode.
-        nominal_bits: bits an episode by the usual count (log2 B, 1, k, log2(k+1)); inf where the reward is continuous.
+        function: pure function of (guess, secret, N), vectorized by broadcasting.
+        per_step: whether the function returns one reward per env_step (last axis k) or one per episode.
+        nominal_bits: bits per episode by the usual count (log2 B, 1, k, log2(k+1)); inf where the reward is continuous.
         malformed_reward: reward of a malformed answer; it tells nothing about the secret.
         greedy_is_optimal: whether no agent needs fewer episodes on average than the greedy one, at every N.
     """
@@ -63,7 +67,7 @@ class Channel:
         """Rewards of one episode: one per env_step for a per-step channel, else 1."""
         return self.answer_format.num_env_steps if self.per_step else 1
 
-    def rewards(self, guess: np.ndarray, secret: np.ndarray) -> np.ndarray:
+    def rewards(self, guess: Int[np.ndarray, "..."], secret: Int[np.ndarray, "..."]) -> Float[np.ndarray, "... reward"]:
         """Rewards of well-formed guesses.
 
         Args:
@@ -71,13 +75,15 @@ class Channel:
             secret: integers in 0 .. N-1, of a shape that broadcasts with `guess`.
 
         Returns:
-            float64 array of the broadcast shape with one more axis of length `num_rewards`.
+            the broadcast shape with one more axis of length `num_rewards`.
         """
         guess, secret = np.asarray(guess), np.asarray(secret)
         values = np.asarray(self.function(guess, secret, self.N), dtype=np.float64)
         return values if self.per_step else values[..., None]
 
-    def feedback(self, guess: np.ndarray, secret: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def feedback(
+        self, guess: Int[np.ndarray, "..."], secret: Int[np.ndarray, "..."]
+    ) -> tuple[Float[np.ndarray, "*pair"], Float[np.ndarray, "*pair"]]:
         """What an episode tells, as one number, and what it pays.
 
         Rewards that agree to `FEEDBACK_DECIMALS` decimals are one feedback.
@@ -106,12 +112,12 @@ class Channel:
         return (_mix(values), values.sum(axis=-1)) if self.per_step else (values, values)
 
     @cached_property
-    def codes(self) -> np.ndarray:
+    def codes(self) -> Int[np.ndarray, "guess secret"]:
         """Feedback of every (guess, secret) as small integers: equal feedback, equal code.
 
         Returns:
-            int32 array of shape (N, N), rows guesses, columns secrets; codes count from 0 in order of the label of
-            `feedback`: of the reward, or lexicographic where a per-step channel pays 0 or 1 an env_step.
+            codes from 0 in order of the label of `feedback`: of the reward, or lexicographic where a per-step channel
+            pays 0 or 1 per env_step.
         """
         table = np.empty((self.N, self.N), dtype=np.int32)
         labels = []
@@ -126,7 +132,7 @@ class Channel:
         return table
 
 
-def row_blocks(N: int) -> list[np.ndarray]:
+def row_blocks(N: int) -> list[Int[np.ndarray, "row"]]:
     """The guesses 0 .. N-1 in blocks of rows, so small that a block of an (N, N) table stays in a core's cache.
 
     >>> [block.tolist() for block in row_blocks(3)]
@@ -136,8 +142,8 @@ def row_blocks(N: int) -> list[np.ndarray]:
     return [np.arange(first, min(first + rows, N)) for first in range(0, N, rows)]
 
 
-def _mix(values: np.ndarray) -> np.ndarray:
-    """One number a vector: sum of values[..., j] pi^(k-1-j), term by term, so that equal vectors give equal floats.
+def _mix(values: Float[np.ndarray, "*pair reward"]) -> Float[np.ndarray, "*pair"]:
+    """One number per vector: sum of values[..., j] pi^(k-1-j), term by term, so that equal vectors give equal floats.
 
     No two vectors of rational rewards collide, for pi is transcendental.
     """
@@ -147,49 +153,49 @@ def _mix(values: np.ndarray) -> np.ndarray:
     return mixed
 
 
-def binary_reward(guess: np.ndarray, secret: np.ndarray, N: int) -> np.ndarray:
+def binary_reward(guess: Int[np.ndarray, "..."], secret: Int[np.ndarray, "..."], N: int) -> Float[Numbers, "..."]:
     """1 where the guess is the secret, else 0."""
     return (guess == secret).astype(np.float64)
 
 
-def distance_reward(guess: np.ndarray, secret: np.ndarray, N: int) -> np.ndarray:
-    """1 - log2(1 + |guess - secret|) / log2 N, in [0, 1]; N rewards, one a distance."""
+def distance_reward(guess: Int[np.ndarray, "..."], secret: Int[np.ndarray, "..."], N: int) -> Float[Numbers, "..."]:
+    """1 - log2(1 + |guess - secret|) / log2 N, in [0, 1]; N rewards, one per distance."""
     return _reward_by_distance(N)[np.abs(guess - secret)]
 
 
 @lru_cache(maxsize=64)
-def _reward_by_distance(N: int) -> np.ndarray:
+def _reward_by_distance(N: int) -> Float[np.ndarray, "{N}"]:
     rewards = np.clip(1.0 - np.log2(1.0 + np.arange(N)) / math.log2(N), 0.0, 1.0)
     rewards.flags.writeable = False
     return rewards
 
 
-def per_bit_reward(guess: np.ndarray, secret: np.ndarray, N: int) -> np.ndarray:
+def per_bit_reward(guess: Int[np.ndarray, "..."], secret: Int[np.ndarray, "..."], N: int) -> Bool[Numbers, "... k"]:
     """True (1) for each of the k bits that is right, at its own env_step; last axis k."""
     return _right_bits(num_bits(N)).take(np.bitwise_xor(guess, secret), axis=0)
 
 
 @lru_cache(maxsize=8)
-def _right_bits(k: int) -> np.ndarray:
+def _right_bits(k: int) -> Bool[np.ndarray, "wrong {k}"]:
     """Which bits are right, by guess xor secret: bool (2^k, k), most significant first."""
     right = to_bits(np.arange(1 << k), k) == 0
     right.flags.writeable = False
     return right
 
 
-def bit_count_reward(guess: np.ndarray, secret: np.ndarray, N: int) -> np.ndarray:
+def bit_count_reward(guess: Int[np.ndarray, "..."], secret: Int[np.ndarray, "..."], N: int) -> Float[Numbers, "..."]:
     """The number of right bits, once, at the end: k minus the Hamming distance."""
     wrong = np.bitwise_count(np.bitwise_xor(guess, secret))
     return (num_bits(N) - wrong.astype(np.int64)).astype(np.float64)
 
 
-def secret_itself(guess: np.ndarray, secret: np.ndarray, N: int) -> np.ndarray:
+def secret_itself(guess: Int[np.ndarray, "..."], secret: Int[np.ndarray, "..."], N: int) -> Float[Numbers, "..."]:
     """The feedback of supervised learning: whatever the guess, the secret."""
     return np.broadcast_arrays(guess, secret)[1].astype(np.float64)
 
 
 @lru_cache(maxsize=64)
-def distance_bins(N: int, B: int, binning: Binning) -> np.ndarray:
+def distance_bins(N: int, B: int, binning: Binning) -> Int[np.ndarray, "{N}"]:
     """The bin of every distance d = 0 .. N-1, 0 the nearest, B-1 the farthest.
 
     log: round((B-1) log2(1+d) / log2 N), so that the nearest bin holds d = 0 alone iff N <= 4^(B-1).
@@ -199,7 +205,7 @@ def distance_bins(N: int, B: int, binning: Binning) -> np.ndarray:
     [0, 1, 1, 1, 2, 2, 2, 2]
 
     Returns:
-        int64 array of shape (N,), read-only.
+        a read-only array.
     """
     d = np.arange(N)
     if binning == "log":
@@ -216,9 +222,9 @@ def distance_bins(N: int, B: int, binning: Binning) -> np.ndarray:
 
 @lru_cache(maxsize=64)
 def binned_distance_reward(B: int, binning: Binning) -> RewardFunction:
-    """The reward 1 - bin / (B-1), for |guess - secret| quantised into B bins; one function a (B, binning)."""
+    """The reward 1 - bin / (B-1), for |guess - secret| quantized into B bins; one function per (B, binning)."""
 
-    def reward(guess: np.ndarray, secret: np.ndarray, N: int) -> np.ndarray:
+    def reward(guess: Int[np.ndarray, "..."], secret: Int[np.ndarray, "..."], N: int) -> Float[Numbers, "..."]:
         return 1.0 - distance_bins(N, B, binning)[np.abs(guess - secret)] / (B - 1)
 
     return reward

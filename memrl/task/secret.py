@@ -1,6 +1,7 @@
 """Secrets: uniform, and independent across N and seed."""
 
 import numpy as np
+from jaxtyping import Int
 
 from memrl.config import TrainConfig
 
@@ -17,7 +18,7 @@ def num_bits(N: int) -> int:
     return max(1, (N - 1).bit_length())
 
 
-def draw_secret(N: int, seed: int, length: int = 1) -> np.ndarray:
+def draw_secret(N: int, seed: int, length: int = 1) -> Int[np.ndarray, "{length}"]:
     """Draws a secret, a vector of symbols uniform on {0, …, N-1}.
 
     Every (N, seed) has a stream of its own (numpy's SeedSequence), so that secrets are independent across both.
@@ -26,9 +27,6 @@ def draw_secret(N: int, seed: int, length: int = 1) -> np.ndarray:
         N: number of values of a symbol, at least 2.
         seed: any integer from 0.
         length: symbols of the secret.
-
-    Returns:
-        int64 array of shape (length,).
     """
     stream = np.random.default_rng(np.random.SeedSequence([_SECRET_STREAM, N, seed]))
     return stream.integers(N, size=length)
@@ -43,8 +41,8 @@ def cell_secret(cell: TrainConfig) -> int:
     return int(draw_secret(cell.N, cell.seed)[0]) if cell.secret is None else cell.secret
 
 
-def to_bits(values: np.ndarray, k: int) -> np.ndarray:
-    """Writes integers as k bits, most significant first: shape (...,) to (..., k).
+def to_bits(values: Int[np.ndarray, "*shape"], k: int) -> Int[np.ndarray, "*shape {k}"]:
+    """Writes integers as k bits, most significant first.
 
     >>> to_bits(np.array([5]), 4).tolist()
     [[0, 1, 0, 1]]

@@ -6,7 +6,7 @@ advantages as a trained policy; what a trained policy needs beyond it is the net
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from scipy.special import expit
@@ -97,6 +97,7 @@ def _play(
     return guess, episode_advantages(signal, AdvantageRule.of(config), surprisal).reshape(rewards.shape)
 
 
+@runtime_checkable
 class _Policy(Protocol):
     num_env_steps: int
 
