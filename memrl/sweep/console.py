@@ -2,12 +2,23 @@
 
 import os
 import sys
+from typing import Any
 
 from rich.console import Console
 
+_WIDEST = 1000
+
 
 class SteadyConsole(Console):
-    """A console whose reader may go away (`| head -1`): from then on it is silent, and the work goes on."""
+    """A console whose reader may go away (`| head -1`): from then on it is silent, and the work goes on.
+
+    Where there is no terminal, lines and tables are as wide as they are.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        if not self.is_terminal and "width" not in options:
+            self.width = _WIDEST
 
     def say(self, text: str) -> None:
         """Prints text that may be copied or searched for: unwrapped, and with its brackets as they are."""

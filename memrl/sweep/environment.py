@@ -12,6 +12,8 @@ _EVERYWHERE = {
     "RAY_prestart_worker_first_driver": "0",
     "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
+    # Relative paths, such as model=./model, mean the same in a trial as in the launcher.
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
     # `uv run` would make Ray pack the checkout and start every worker through uv.
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",

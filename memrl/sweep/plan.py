@@ -1,12 +1,11 @@
 """What a sweep will do: in which packs, on how many trials at once, and where."""
 
-import glob
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from memrl.config import TrainConfig
 from memrl.sweep.execution import Execution
+from memrl.sweep.machine import count_local_cpus, count_local_gpus
 from memrl.sweep.packing import choose_pack_size, estimate_pack_updates, pack_cells
 from memrl.tables.schema import CURVES, EPISODES_TO_MEMORIZE
 from memrl.tables.store import TableStore
@@ -102,16 +101,3 @@ def check_device(execution: Execution) -> None:
     """
     if execution.device == "cuda" and execution.address is None and not count_local_gpus():
         raise ValueError("device must be cpu or auto where there is no GPU, got cuda")
-
-
-def count_local_cpus() -> int:
-    """CPUs that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def count_local_gpus() -> int:
-    """NVIDIA GPUs of this machine that this process may use, counted without loading a driver."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return len([name for name in visible.split(",") if name.strip() not in ("", "-1")])
-    return len(glob.glob("/dev/nvidia[0-9]*"))

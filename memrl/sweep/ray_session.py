@@ -12,7 +12,7 @@ import ray
 
 from memrl.errors import StartError
 from memrl.sweep.execution import Execution
-from memrl.sweep.plan import count_local_cpus, count_local_gpus
+from memrl.sweep.machine import count_local_cpus, count_local_gpus
 from memrl.sweep.scratch import scratch_folder
 
 _OBJECT_STORE_BYTES = 512 * 1024**2

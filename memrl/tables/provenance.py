@@ -1,6 +1,7 @@
 """What ran: versions of the packages, and the revision of the code."""
 
 import json
+import os
 import platform
 import subprocess
 from functools import cache
@@ -38,4 +39,6 @@ def find_revision() -> str | None:
 
 def _git(folder: Path, *arguments: str) -> str:
     command = ["git", "-C", str(folder), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    # GIT_DIR and its like, as hooks set them, name another repository.
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.strip()

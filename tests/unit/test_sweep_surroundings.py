@@ -1,16 +1,20 @@
 """What a sweep needs of the machine around it: folders, signals, a console, and what its processes printed."""
 
+import io
 import os
 import signal
 import subprocess
 import sys
 
 import pytest
+from rich.table import Table
 
 from memrl.errors import StartError
 from memrl.sweep.actor_logs import read_logs
+from memrl.sweep.console import SteadyConsole
 from memrl.sweep.environment import set_environment
 from memrl.sweep.execution import Execution
+from memrl.sweep.machine import count_local_cpus, count_local_gpus
 from memrl.sweep.scratch import scratch_folder
 from memrl.sweep.stopping import StopRequest, catch_signals
 
@@ -107,3 +111,60 @@ def test_ray_gets_a_token_of_its_own_and_the_user_s_settings_come_first(monkeypa
     set_environment(Execution(num_threads=3))
     assert len(os.environ["RAY_AUTH_TOKEN"]) == 64
     assert (os.environ["RAY_AIR_NEW_OUTPUT"], os.environ["OMP_NUM_THREADS"]) == ("1", "3")
+
+
+@pytest.mark.parametrize(
+    ("groups", "files", "expected"),
+    [
+        ("0::/job", {"job/cpu.max": "max 100000"}, None),
+        ("0::/", {"cpu.max": "150000 100000"}, 1),
+        ("0::/user/job", {"user/cpu.max": "100000 100000", "user/job/cpu.max": "max 100000"}, 1),
+        ("0::/user/job", {"user/job/cpu.max": "20000 100000"}, 1),
+        ("4:cpu,cpuacct:/job", {"cpu,cpuacct/job/cpu.cfs_quota_us": "100000"}, None),
+        (
+            "4:cpu,cpuacct:/job",
+            {"cpu,cpuacct/job/cpu.cfs_quota_us": "100000", "cpu,cpuacct/job/cpu.cfs_period_us": "100000"},
+            1,
+        ),
+        ("4:memory:/job", {"memory/job/cpu.cfs_quota_us": "100000"}, None),
+    ],
+)
+def test_cpus_are_no_more_than_a_container_s_quota(tmp_path, monkeypatch, groups, files, expected):
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(64)))
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/cgroup").write_text(f"{groups}\n")
+    for name, text in files.items():
+        path = tmp_path / "sys/fs/cgroup" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{text}\n")
+    assert count_local_cpus(tmp_path) == (expected or 64)
+
+
+@pytest.mark.parametrize(
+    ("visible", "devices", "expected"),
+    [
+        (None, 0, 0),
+        (None, 4, 4),
+        ("0", 0, 0),
+        ("", 4, 0),
+        ("1,3", 4, 2),
+        ("0,7,1", 4, 1),
+        ("-1", 4, 0),
+        ("MIG-a,MIG-b", 1, 2),
+    ],
+)
+def test_gpus_are_those_that_are_there_and_visible(tmp_path, monkeypatch, visible, devices, expected):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    for name in ("nvidiactl", "nvidia-uvm", *(f"nvidia{number}" for number in range(devices))):
+        (tmp_path / name).touch()
+    assert count_local_gpus(tmp_path) == expected
+
+
+def test_a_table_is_whole_where_there_is_no_terminal():
+    table = Table("channel", "N", box=None)
+    table.add_row("a_channel_of_ones_own." * 8, "64")
+    output = io.StringIO()
+    SteadyConsole(file=output).print(table)
+    assert output.getvalue().split() == ["channel", "N", "a_channel_of_ones_own." * 8, "64"]
