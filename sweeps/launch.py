@@ -66,7 +66,7 @@ def main(argv: Sequence[str]) -> int:
         for line in [*store.damaged, *describe_equal_losses(cells.values())]:
             console.say(line)
         sweep = Sweep(selection.grid, cells, execution, store, command, console)
-        if sweep.left:
+        if sweep.left or sweep.unplayed:
             sweep.run()
         all_sound = sweep.finish()
         return sweep.stop.exit_code or (0 if all_sound else FAILED)

@@ -1,49 +1,103 @@
-"""The baseline agents of a sweep, played in this process while its trials keep it waiting."""
+"""The baseline agents of a sweep, played in a process of their own while its trials keep the launcher waiting.
 
+Of their own, since a reward function of the user's may end the process that calls it.
+"""
+
+import multiprocessing
+import os
+import signal
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from memrl.config import TrainConfig
-from memrl.tables.rows import agent_row
-from memrl.theory.agents import play_agents
+from memrl.tables.rows import agent_id, agent_row
+from memrl.theory.agents import TABULAR_LEARNING_RATES, play_agents, tabular_fields
+
+_SPAWN = multiprocessing.get_context("spawn")
 
 
-class AgentPlay(threading.Thread):
-    """Lets the agents play the cells' channels and secrets, beside the trials.
+class AgentsFailedError(Exception):
+    """The agents can't play to the end; one line."""
 
-    A daemon: an interrupted sweep does not wait for it.
+
+class AgentPlay:
+    """Lets the agents play the cells' channels and secrets. Who is interrupted need not wait for it.
 
     Args:
-        cells: all cells of the sweep.
-
-    Attributes:
-        done: set when the play has ended, one way or another.
+        cells: whose channels and secrets they play.
     """
 
     def __init__(self, cells: Sequence[TrainConfig]) -> None:
-        super().__init__(name="agents", daemon=True)
-        self.done = threading.Event()
         self._cells = cells
-        self._rows: list[dict[str, Any]] = []
-        self._error: Exception | None = None
+        self._receiver: Connection | None = None
+        self._process: Any = None
 
-    def run(self) -> None:
-        """Plays, in the thread."""
-        try:
-            self._rows = [agent_row(run) for run in play_agents(self._cells)]
-        except Exception as error:  # raised where the rows are asked for
-            self._error = error
-        finally:
-            self.done.set()
+    def start(self) -> None:
+        """Starts the play, once."""
+        if self._receiver is not None:
+            return
+        self._receiver, sender = _SPAWN.Pipe(duplex=False)
+        self._process = _SPAWN.Process(target=_play, args=(self._cells, sender), name="agents", daemon=True)
+        self._process.start()
+        sender.close()
+
+    def wait(self, seconds: float) -> bool:
+        """Waits for the end of the play, but no longer than this; returns whether it has ended."""
+        assert self._receiver is not None, "started before"
+        return self._receiver.poll(seconds)
 
     def rows(self) -> list[dict[str, Any]]:
         """Waits for the agents' rows of episodes_to_memorize.
 
         Raises:
-            Exception: whatever ended the play.
+            AgentsFailedError: something ended the play.
         """
-        self.done.wait()
-        if self._error is not None:
-            raise self._error
-        return self._rows
+        assert self._receiver is not None, "started before"
+        try:
+            rows, error = self._receiver.recv()
+        except EOFError:
+            self._process.join()
+            code = self._process.exitcode
+            raise AgentsFailedError(f"the process in which the agents play ended with exit code {code}") from None
+        self._process.join()
+        if error:
+            raise AgentsFailedError(error)
+        return rows
+
+    def stop(self) -> None:
+        """Ends the play where it is."""
+        if self._process is not None and self._process.is_alive():
+            self._process.kill()
+
+
+def find_unplayed(cells: Iterable[TrainConfig], played: set[str]) -> list[TrainConfig]:
+    """The cells that the agents have left no rows for.
+
+    All rows of a play are written at once, and tabular_pg plays every channel, so that its rows tell.
+
+    Args:
+        cells: of the sweep.
+        played: the cell_id of every agent's row.
+    """
+    rate = TABULAR_LEARNING_RATES[0]
+    return [cell for cell in cells if agent_id("tabular_pg", cell, tabular_fields(cell, rate)) not in played]
+
+
+def _play(cells: Sequence[TrainConfig], sender: Connection) -> None:
+    """Plays, in the process."""
+    # The launcher decides what a Ctrl-C means.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_launcher, daemon=True).start()
+    try:
+        sender.send(([agent_row(run) for run in play_agents(cells)], ""))
+    except Exception as error:
+        sender.send(([], f"{type(error).__name__}: {' '.join(str(error).split())}"))
+
+
+def _end_with_launcher() -> None:
+    launcher = multiprocessing.parent_process()
+    assert launcher is not None, "runs in the agents' process"
+    wait([launcher.sentinel])
+    os._exit(1)

@@ -105,12 +105,6 @@ class Recorder:
         if self._traces:
             self._store.write_text(f"timeline/pack-{pack:05d}.json", trace)
 
-    def add_agents(self, rows: Sequence[dict[str, Any]]) -> None:
-        """Writes the baseline agents' rows that an earlier launch has not written."""
-        written = self._store.read(EPISODES_TO_MEMORIZE, ["cell_id", "agent"]).to_pylist()
-        known = {(row["cell_id"], row["agent"]) for row in written}
-        self._store.append(EPISODES_TO_MEMORIZE, [row for row in rows if (row["cell_id"], row["agent"]) not in known])
-
     def fail(self, pack: int, error: str) -> None:
         """Writes a failed row for each cell of a pack whose trial died."""
         left = [cell for cell in self._packs[pack] if cell.cell_id not in self._ended[pack]]

@@ -1,16 +1,16 @@
 """A sweep: which of a grid's cells are left, training them, and what came of it."""
 
 import importlib
-import logging
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 from memrl.config import TrainConfig
 from memrl.rollout.actor_pool import EngineRecord
 from memrl.sweep.actor_logs import collect_logs
-from memrl.sweep.agent_play import AgentPlay
+from memrl.sweep.agent_play import AgentPlay, AgentsFailedError, find_unplayed
 from memrl.sweep.console import SteadyConsole
 from memrl.sweep.engines import place_trials, start_engines
 from memrl.sweep.execution import Execution
@@ -22,6 +22,8 @@ from memrl.sweep.rollouts import POOL, count_places, uses_engines
 from memrl.sweep.stopping import StopRequest, catch_signals
 from memrl.sweep.stretch import Stretch
 from memrl.tables.places import local_folder
+from memrl.tables.rows import LORA
+from memrl.tables.schema import EPISODES_TO_MEMORIZE
 from memrl.tables.store import TableStore
 
 _TICK_SECONDS = 0.25
@@ -41,6 +43,7 @@ class Sweep:
 
     Attributes:
         left: the cells that have not finished, by cell_id.
+        unplayed: the cells for which the baseline agents have not played.
         stop: whether somebody wants the sweep to stop.
     """
 
@@ -56,9 +59,13 @@ class Sweep:
         self._name, self._cells, self._execution = name, cells, execution
         self._store, self._command, self._console = store, command, console
         self.left = find_left(store, cells)
+        rows = store.read(EPISODES_TO_MEMORIZE, ["cell_id", "agent"]).to_pylist()
+        self._played = {row["cell_id"] for row in rows if row["agent"] != LORA}
+        self.unplayed = find_unplayed(cells.values(), self._played)
         self.stop = StopRequest()
         self._recorder = Recorder(store, len(cells), len(cells) - len(self.left), traces=execution.timeline)
-        self._agents = AgentPlay(list(cells.values()))
+        self._agents = AgentPlay(self.unplayed)
+        self._unwritable = self._agents_problem = ""
         self._phase = ""
         self._packs_left: set[int] = set()
         self._num_trials = 0
@@ -78,7 +85,7 @@ class Sweep:
         )
 
     def run(self) -> None:
-        """Trains the cells that are left and writes their rows as they end.
+        """Trains the cells that are left and writes their rows as they end; then writes those of the agents.
 
         The first Ctrl-C or SIGTERM stops the trials and keeps what has ended; the second one stops at once.
 
@@ -90,10 +97,17 @@ class Sweep:
         self._store.drop_cells(self.left)
         with self._line, catch_signals(self.stop):
             try:
-                self._train()
+                if self.left:
+                    self._train()
+                with self._writing():
+                    self._recorder.flush()
+                if self.unplayed and not self.should_stop():
+                    self._add_agents()
             finally:
-                self._recorder.flush()
-        self._store.compact()
+                self._agents.stop()
+                with self._writing():
+                    self._recorder.flush()
+                    self._store.compact()
         self._seconds = time.monotonic() - start
 
     def _train(self) -> None:
@@ -118,45 +132,63 @@ class Sweep:
                 self._recorder.begin(plan.packs)
                 self._packs_left, self._num_trials = set(range(len(plan.packs))), plan.num_trials
                 self._phase = "loading the model"
-                logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-                tune_packs(plan, self)
-                self._recorder.flush()
-                self._add_agents()
+                if not self.should_stop():
+                    tune_packs(plan, self)
 
     def _add_agents(self) -> None:
         """Waits for the agents, which have played beside the last trials, and writes their rows."""
         self._phase = "playing the baseline agents"
-        while not (self._agents.done.wait(_TICK_SECONDS) or self.stop):
+        self._agents.start()
+        while not (self._agents.wait(_TICK_SECONDS) or self.stop):
             self._line.tick()
-        if not self.stop:
-            self._recorder.add_agents(self._agents.rows())
+        if self.stop:
+            return
+        try:
+            with self._writing():
+                # Cells that an earlier launch has played for may share some of their agents' rows with these.
+                rows = [row for row in self._agents.rows() if row["cell_id"] not in self._played]
+                self._store.append(EPISODES_TO_MEMORIZE, rows)
+        except AgentsFailedError as error:
+            self._agents_problem = f"the baseline agents can't play: {error}"
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Takes note that the tables can't be written; the trials then stop."""
+        try:
+            yield
+        except OSError as error:
+            reason = error.strerror or error
+            self._unwritable = f"results must be a writable address, got {self._store.address} ({reason})"
 
     def take(self, pack: int, stretch: Stretch) -> None:
         """Takes what a stretch of a pack brought."""
-        self._recorder.take(pack, stretch)
+        with self._writing():
+            self._recorder.take(pack, stretch)
         self._phase = ""
         if not stretch.live:
             self._end(pack)
 
     def take_trace(self, pack: int, trace: str) -> None:
         """Takes a pack's timeline."""
-        self._recorder.take_trace(pack, trace)
+        with self._writing():
+            self._recorder.take_trace(pack, trace)
 
     def fail(self, pack: int, error: str) -> None:
         """Takes note of a trial that died; where the whole sweep is being stopped, that is no failure of its cells."""
         if not self.stop:
-            self._recorder.fail(pack, error)
+            with self._writing():
+                self._recorder.fail(pack, error)
         self._end(pack)
 
     def should_stop(self) -> bool:
         """Whether all trials are to end now."""
         self._line.tick()
-        return bool(self.stop)
+        return bool(self.stop or self._unwritable)
 
     def _end(self, pack: int) -> None:
         self._packs_left.discard(pack)
         # Not earlier: until no pack is left for a trial's place, its core has better things to do.
-        if len(self._packs_left) < self._num_trials and self._agents.ident is None:
+        if len(self._packs_left) < self._num_trials and self.unplayed:
             self._agents.start()
 
     def _describe(self) -> str:
@@ -166,19 +198,22 @@ class Sweep:
         """Prints the table of all cells and writes the report; returns whether all of it is sound."""
         from memrl.sweep.closing import compare_with_reference, log_to_wandb, print_table, write_report
 
-        if self._execution.wandb_project is not None:
-            log_to_wandb(self._execution.wandb_project, self._store, self.left, self._console)
         if not self.left:
             self._console.say(f"{self._name}: all {len(self._cells):,} cells were finished already")
         print_table(self._store, self._cells, self._console)
         if self.left:
             self._say_counts()
-        if self.stop:
+        for problem in filter(None, (self._unwritable, self._agents_problem)):
+            self._console.say(f"error: {problem}")
+        if self.should_stop():
             self._console.say(f"Stopped; what has finished is kept. To go on: {self._command}")
             return False
+        if self._execution.wandb_project is not None:
+            log_to_wandb(self._execution.wandb_project, self._store, self._cells, self._console)
         report_written = write_report(self._store, self._name, len(self._cells), self._command, self._console)
         compare_with_reference(self._store, self._name, self._console)
-        return report_written and not self._recorder.statuses["failed"] and not self._store.damaged
+        failed = self._recorder.statuses["failed"] or self._agents_problem or self._store.damaged
+        return report_written and not failed
 
     def _say_counts(self) -> None:
         recorder, took = self._recorder, format_seconds(self._seconds)

@@ -1,5 +1,6 @@
 """PackTrial: Ray Tune's execution of one pack. The only module that imports ray.tune."""
 
+import logging
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -105,6 +106,7 @@ def tune_packs(plan: Plan, listener: Listener, scheduler: TrialScheduler | None 
         scheduler: one of Tune's own, which may stop trials early. With packs of one cell it judges cells, such as
             ASHAScheduler(time_attr="episodes", metric="absorbed_bits", mode="max"). A cell that it stops leaves no row.
     """
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     groups = [tune.PlacementGroupFactory(bundles) for bundles in plan.placements or [[plan.resources]]]
     place: Any = groups[0] if len(groups) == 1 else lambda config: groups[config["pack"] % len(groups)]
     with scratch_folder() as storage:

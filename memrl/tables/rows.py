@@ -49,15 +49,25 @@ def failed_row(config: TrainConfig, error: str) -> Row:
 def agent_row(run: AgentRun) -> Row:
     """The row of an agent that played a cell's channel and secret, from an exactly uniform prior."""
     config = run.config
-    channel = config.channel_name
     return {
         **_describe(run.agent, config, run.fields),
         **_describe_channel(build_channel(config)),
         **_describe_result(run.result),
-        "cell_id": hash_fields({"agent": run.agent, "channel": channel, **run.fields, "secret": cell_secret(config)}),
+        "cell_id": agent_id(run.agent, config, run.fields),
         "prior_kl_bits": 0.0,
         "prior_well_formed": 1.0,
     }
+
+
+def agent_id(agent: str, config: TrainConfig, fields: Mapping[str, Any]) -> str:
+    """The name of an agent's row.
+
+    Args:
+        agent: who played.
+        config: the cell whose channel and secret it played.
+        fields: the cell's, as far as the agent has a use for them.
+    """
+    return hash_fields({"agent": agent, "channel": config.channel_name, **fields, "secret": cell_secret(config)})
 
 
 def _describe_cell(config: TrainConfig) -> Row:

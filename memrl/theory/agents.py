@@ -148,6 +148,11 @@ def _come_to_know(
     return runs
 
 
+def tabular_fields(config: TrainConfig, learning_rate: float) -> dict[str, Any]:
+    """The fields of a cell as far as tabular_pg has a use for them."""
+    return config.identity() | dict.fromkeys(_UNUSED["tabular_pg"]) | {"learning_rate": float(learning_rate)}
+
+
 def _play_tabular(cells: list[TrainConfig], learning_rates: Sequence[float]) -> list[AgentRun]:
     start = time.perf_counter()
     tries = [(config, rate) for rate in learning_rates for config in cells]
@@ -156,7 +161,7 @@ def _play_tabular(cells: list[TrainConfig], learning_rates: Sequence[float]) -> 
     seconds = (time.perf_counter() - start) / len(tries)
     runs = []
     for i, (config, rate) in enumerate(tries):
-        fields = config.identity() | dict.fromkeys(_UNUSED["tabular_pg"]) | {"learning_rate": float(rate)}
+        fields = tabular_fields(config, rate)
         episodes, log2 = int(done.episodes[i]), float(done.secret_log2[i])
         result = RunResult(
             {probability: int(first[i]) for probability, first in done.first_reach.items() if first[i] >= 0},

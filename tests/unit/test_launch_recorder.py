@@ -1,12 +1,10 @@
 import io
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from memrl.config import TrainConfig
 from memrl.sweep import recorder as recorder_module
-from memrl.sweep.agent_play import AgentPlay
 from memrl.sweep.console import SteadyConsole
 from memrl.sweep.execution import Execution
 from memrl.sweep.plan import plan_packs
@@ -158,22 +156,3 @@ def test_a_plan_gives_each_core_a_pack_and_each_gpu_a_trial():
         .describe()
         .startswith("40 cells in 40 packs of up to 1, on 2 cpu trials at once")
     )
-
-
-def test_agents_rows_are_written_once_however_often_a_sweep_is_launched(store, tmp_path):
-    play = AgentPlay(CELLS)
-    play.start()
-    rows = play.rows()
-    assert {"optimal", "tabular_pg"} <= {row["agent"] for row in rows}
-    for launch in (store, TableStore(str(tmp_path))):
-        Recorder(launch, num_cells=6).add_agents(rows)
-        written = [path for path in (tmp_path / EPISODES_TO_MEMORIZE).iterdir() if path.suffix == ".parquet"]
-        assert sum(pq.read_metadata(path).num_rows for path in written) == len(rows)
-    assert store.finished_cell_ids() == set()
-
-
-def test_what_ends_the_agents_play_is_raised_where_their_rows_are_asked_for():
-    play = AgentPlay([TrainConfig(reward_type="no_such_module:reward")])
-    play.start()
-    with pytest.raises(ValueError, match="reward_type must name an importable function"):
-        play.rows()

@@ -1,0 +1,66 @@
+"""The baseline agents beside a sweep: in a process of their own, once for every cell, whatever a reward does to it."""
+
+import time
+
+import pytest
+
+from memrl.config import TrainConfig
+from memrl.sweep.agent_play import AgentPlay, AgentsFailedError, find_unplayed
+
+CELLS = [TrainConfig(N=4, seed=seed, learning_rate=rate) for seed in range(2) for rate in (1e-3, 1e-2)]
+
+
+FRAGILE = """
+import os
+import numpy as np
+
+def raise_late(guess, secret, N):
+    if guess.max() > 1:
+        raise RuntimeError("the reward service\\nis gone")
+    return (guess == secret).astype(float)
+
+def end_process(guess, secret, N):
+    if guess.max() > 1:
+        os._exit(7)
+    return (guess == secret).astype(float)
+"""
+
+
+def test_every_cell_is_played_for_and_none_again():
+    play = AgentPlay(CELLS)
+    play.start()
+    rows = play.rows()
+    assert {row["agent"] for row in rows} == {"optimal", "greedy", "uniform", "tabular_pg"}
+    played = {row["cell_id"] for row in rows}
+    assert find_unplayed(CELLS, played) == []
+    assert find_unplayed(CELLS, set()) == CELLS
+    more = TrainConfig(N=4, seed=5)
+    assert find_unplayed([*CELLS, more], played) == [more]
+
+
+@pytest.mark.parametrize(
+    ("function", "problem"),
+    [
+        ("raise_late", "RuntimeError: the reward service is gone"),
+        ("end_process", "the process in which the agents play ended with exit code 7"),
+        ("no_such", "reward_type must name an importable function"),
+    ],
+)
+def test_what_ends_the_play_is_told_where_its_rows_are_asked_for(tmp_path, monkeypatch, function, problem):
+    (tmp_path / "fragile_rewards_of_agents.py").write_text(FRAGILE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    play = AgentPlay([TrainConfig(N=4, reward_type=f"fragile_rewards_of_agents:{function}")])
+    play.start()
+    assert play.wait(60)
+    with pytest.raises(AgentsFailedError, match=problem):
+        play.rows()
+
+
+def test_a_play_can_be_ended_where_it_is():
+    play = AgentPlay([TrainConfig(N=4096, seed=seed) for seed in range(50)])
+    play.start()
+    start = time.monotonic()
+    play.stop()
+    with pytest.raises(AgentsFailedError, match="exit code -9"):
+        play.rows()
+    assert time.monotonic() - start < 5
