@@ -1,6 +1,7 @@
 """Writes the report of a sweep: `python -m memrl.report grid=bitrate`."""
 
 from collections.abc import Sequence
+from itertools import zip_longest
 from math import prod
 from pathlib import Path
 
@@ -17,9 +18,11 @@ _MOST_COUNTED = 20_000
 
 USAGE = """\
 usage: python -m memrl.report grid=NAME [results=ADDRESS] [findings=FILE]
+       python -m memrl.report grid=NAME,OTHER [results=ADDRESS,ADDRESS]
 
 Reads the tables of a sweep, finished or not, and writes report.html and figures/ beside them. Where nothing has been
-run yet, it reads the reference that comes with the code, results/<grid>/reference.
+run yet, it reads the reference that comes with the code, results/<grid>/reference. Of two sweeps it writes
+versus-<OTHER>.html beside the first: the same conditions, and how far they differ.
 """
 
 
@@ -27,10 +30,10 @@ run yet, it reads the reference that comes with the code, results/<grid>/referen
 class ReportRequest:
     """Which sweep to report on, and where."""
 
-    grid: str = chz.field(default="", doc="name of the sweep")
+    grid: str = chz.field(default="", doc="name of the sweep, or two names with a comma between")
     results: str | None = chz.field(
         default=None,
-        doc="address of the tables (folder, s3://, gs://); unset: results/<grid>, or else its reference",
+        doc="address of the tables (folder, s3://, gs://), or two; unset: results/<grid>, or else its reference",
     )
     findings: str | None = chz.field(default=None, doc="also writes the findings as Markdown to this file")
 
@@ -44,6 +47,9 @@ def main(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit code."""
     (request,) = parse_arguments(argv, ReportRequest, usage=USAGE)
     with exit_on_bad_input():
+        sweeps = split_sweeps(request)
+        if len(sweeps) == 2:
+            return compare(sweeps, repeat_command("-m memrl.report", argv))
         address = find_tables(request)
         from memrl.analysis import figure_data, findings, page, summary
 
@@ -59,6 +65,34 @@ def main(argv: Sequence[str]) -> int:
     for verdict in measured.verdicts:
         print(f"{verdict.name} {verdict.outcome}{measured.provisional}: {verdict.sentence}")
     print(f"report: {written}")
+    return 0
+
+
+def split_sweeps(request: ReportRequest) -> list[ReportRequest]:
+    """One request per sweep, of one sweep or two.
+
+    Raises:
+        ValueError: more than two sweeps, or not as many addresses as sweeps.
+    """
+    grids, addresses = request.grid.split(","), request.results.split(",") if request.results is not None else []
+    if len(grids) == 1 and len(addresses) == 2:
+        grids *= 2
+    if len(grids) > 2:
+        raise ValueError(f"grid must name one sweep or two, got {request.grid}")
+    if addresses and len(addresses) != len(grids):
+        raise ValueError(f"results must hold one address for each sweep, got {request.results}")
+    return [ReportRequest(grid=grid, results=address) for grid, address in zip_longest(grids, addresses)]
+
+
+def compare(sweeps: Sequence[ReportRequest], command: str) -> int:
+    """Writes the page of two sweeps side by side; returns the exit code."""
+    first, second = (find_tables(sweep) for sweep in sweeps)
+    from memrl.analysis.comparison_page import write_comparison
+
+    names = (first, second) if sweeps[0].grid == sweeps[1].grid else (sweeps[0].grid, sweeps[1].grid)
+    page, answer = write_comparison((first, second), names, local_folder(first), command)
+    print(answer)
+    print(f"report: {page}")
     return 0
 
 

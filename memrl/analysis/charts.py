@@ -56,6 +56,22 @@ def chart_rate(data: pd.DataFrame, width: Width) -> alt.TopLevelMixin:
     return layers.properties(width=beside_rows(rows, width), height=alt.Step(max(5.5, 14.0 / len(N))))
 
 
+def chart_versus(data: pd.DataFrame, width: Width) -> alt.TopLevelMixin:
+    """Ratios as dots with intervals, one row per channel, N by shade, a line where nothing differs."""
+    ends = log_ends(data.assign(one=1.0), ["rate_ratio", "rate_ratio_lower", "rate_ratio_upper", "one"], shrink=0.8)
+    ends = max(ends[0], 1e-2), min(ends[1], 1e2)
+    data, rows, N = bound_interval(data, "rate_ratio", ends), name_rows(data), list_sizes(data)
+    x = LogAxis("X", "ratio of bits per episode", ends)
+    base = alt.Chart(data).encode(
+        y=row_axis(rows), yOffset=alt.YOffset("N:O", sort=N), color=shade_by_N(N), description="said:N"
+    )
+    even = alt.Chart(pd.DataFrame({"one": [1.0]})).mark_rule(color=SOFT, strokeWidth=1).encode(x=x.of("one"))
+    dots = base.transform_filter("isFinite(datum.rate_ratio) && datum.rate_ratio > 0")
+    dots = dots.mark_circle(size=24, opacity=1).encode(x=x.of("rate_ratio"))
+    layers = alt.layer(even, *draw_spans(base, x), dots)
+    return layers.properties(width=beside_rows(rows, width), height=alt.Step(max(5.5, 14.0 / len(N))))
+
+
 def chart_ledger(data: pd.DataFrame, width: Width) -> alt.TopLevelMixin:
     """Absorbed, observed and capacity on one axis, the two losses as bars between them, the numbers at the right."""
     data = data.sort_values("absorbed_rate", ascending=False)
@@ -252,6 +268,7 @@ _CHARTS: dict[str, Drawer] = {
     "collapse": chart_collapse,
     "maps": chart_maps,
     "agents": chart_agents,
+    "versus": chart_versus,
 }
 
 

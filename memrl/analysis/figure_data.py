@@ -187,14 +187,15 @@ def _tell(data: pd.DataFrame, say: Callable[[dict[Any, Any]], str], with_N: bool
     return data.assign(said=[start + say(row) for start, row in zip(said, rows, strict=True)])
 
 
-def _say_estimate(row: dict[Any, Any], name: str) -> str:
+def say_estimate(row: dict[Any, Any], name: str) -> str:
+    """The column NAME of a row with its interval."""
     return format_estimate(row[name], row[f"{name}_lower"], row[f"{name}_upper"])
 
 
 def _say_rate(row: dict[Any, Any]) -> str:
     reached = row["bits_per_episode"] > 0
     found = (
-        _say_estimate(row, "bits_per_episode")
+        say_estimate(row, "bits_per_episode")
         if reached
         else f"less than {format_number(row['bits_per_episode_upper'])}"
     )
@@ -202,7 +203,7 @@ def _say_rate(row: dict[Any, Any]) -> str:
 
 
 def _say_ledger(row: dict[Any, Any]) -> str:
-    absorbed, observed = (_say_estimate(row, f"{name}_rate") for name in ("absorbed", "observed"))
+    absorbed, observed = (say_estimate(row, f"{name}_rate") for name in ("absorbed", "observed"))
     return f"absorbed {absorbed}, observed {observed}, capacity {format_number(row['capacity_bits'])} bits per episode"
 
 
@@ -215,9 +216,7 @@ def _say_episodes(row: dict[Any, Any]) -> str:
     agent = "published" if row["agent"] == "published" else agent_label(row["agent"])
     if row["agent"] == "published":
         return f"published, {format_number(row['e50'])}"
-    text = (
-        f"{agent}, E50 {_say_estimate(row, 'e50')}, {row['num_reached']:.0f} of {row['num_cells']:.0f} runs got there"
-    )
+    text = f"{agent}, E50 {say_estimate(row, 'e50')}, {row['num_reached']:.0f} of {row['num_cells']:.0f} runs got there"
     return f"{text}, learning rate {row['learning_rates']}" if row["learning_rates"] else text
 
 
@@ -226,4 +225,4 @@ def _say_collapse(row: dict[Any, Any]) -> str:
 
 
 def _say_map(row: dict[Any, Any]) -> str:
-    return f"rank {row['lora_rank']:g}, learning rate {row['learning_rate']:g}: E50 {_say_estimate(row, 'e50')}"
+    return f"rank {row['lora_rank']:g}, learning rate {row['learning_rate']:g}: E50 {say_estimate(row, 'e50')}"

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -127,17 +126,11 @@ def render_page(
     question: str,
 ) -> str:
     """The page's HTML, with styles, script, drawings and all data inside."""
-    templates = resources.files("memrl.analysis") / "templates"
-    # The template is HTML, and everything that is not Markup is escaped.
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined)
-    template = environment.from_string((templates / "report.html.j2").read_text("utf-8"))
     settings = tabulate_settings(summary.conditions)
-    described = {name: _describe_figure(figure, drawings[name], main_N(summary)) for name, figure in figures.items()}
-    return template.render(
+    described = {name: describe_figure(figure, drawings[name], main_N(summary)) for name, figure in figures.items()}
+    return read_template("report.html.j2").render(
         grid=grid,
         question=question,
-        css=Markup((templates / "report.css").read_text("utf-8")),
-        js=Markup((templates / "report.js").read_text("utf-8")),
         lede=describe_scope(summary),
         notices=list_notices(summary),
         signs=_SIGNS,
@@ -163,14 +156,23 @@ def render_page(
     )
 
 
+def read_template(name: str) -> jinja2.Template:
+    """A template of the package; it is HTML, and everything that is not Markup is escaped."""
+    loader = jinja2.PackageLoader("memrl.analysis")
+    environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined)
+    return environment.get_template(name)
+
+
 def _to_script(value: Any) -> Markup:
     """JSON that may stand inside a script element."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return Markup(text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029"))
 
 
-def _describe_figure(figure: Figure, drawings: Sequence[Drawing], N: int) -> dict[str, Any]:
-    """What the template needs of a figure."""
+def describe_figure(
+    figure: Figure, drawings: Sequence[Drawing], N: int | None = None, folder: str = "figures"
+) -> dict[str, Any]:
+    """What a template needs of a figure: the drawing of this N is shown, others are folded."""
     columns = [name for name in _TABLE_COLUMNS.get(figure.name, ()) if name in figure.data]
     short = bool(columns) and len(figure.data) <= _MOST_TABLE_ROWS
     shown = [
@@ -184,6 +186,7 @@ def _describe_figure(figure: Figure, drawings: Sequence[Drawing], N: int) -> dic
     ]
     return {
         "name": figure.name,
+        "folder": folder,
         "title": figure.title,
         "caption": figure.caption,
         "drawings": shown,

@@ -17,8 +17,10 @@ hypothesis that the sweep has no data for gets no verdict.
   over all channels and N, lies in [2/3, 3/2]; each rank at a learning rate chosen on other secrets.
 - H5: the best learning rate does not depend on the rank. The best rate at the lowest rank over the best at the highest,
   by a common power of the rank, lies in [1/2, 2].
+- H6, per_bit with a credit for each bit: episodes do not depend on the number of bits k of the secret. The exponent p
+  of E50 ~ k^p over three or more N lies in [-1/4, 1/4].
 
-Intervals of H1b to H5 are percentiles over resampled secrets, the same secrets for all conditions of one N.
+Intervals of H1b to H6 are percentiles over resampled secrets, the same secrets for all conditions of one N.
 """
 
 from dataclasses import dataclass
@@ -43,6 +45,7 @@ HYPOTHESES = {
     "H3": "Per-step reward reaches the sample efficiency of SFT, within a factor of 2",
     "H4": "Low rank is enough: E does not depend on the LoRA rank in RL, within a factor of 1.5",
     "H5": "The best learning rate does not depend on the rank, within a factor of 2",
+    "H6": "With one reward per bit, episodes do not depend on the number of bits",
 }
 FAR_BELOW_A_BIT = (0.0, 0.1)
 MOSTLY_EXPLORATION = (0.5, 1.0)
@@ -50,10 +53,12 @@ LINEAR = (0.75, 1.25)
 AS_EFFICIENT = (0.0, 2.0)
 SAME_EPISODES = (2 / 3, 3 / 2)
 SAME_RATE = (1 / 2, 2.0)
+INDEPENDENT = (-1 / 4, 1 / 4)
 FEWEST_SECRETS = 8
 """No verdict rests on a condition with fewer."""
 
 _FEWEST_BINS = 3
+_FEWEST_N = 3
 _MOST_LEFT_OUT = 0.5
 """No verdict where more than this share of the groups can't be used."""
 
@@ -63,7 +68,7 @@ class Verdict:
     """What the intervals say of one hypothesis.
 
     Attributes:
-        name: H1a … H5.
+        name: H1a … H6.
         outcome: supported, refuted or undecided.
         sentence: one sentence with the figures that decided.
         value: the number that decided, NaN where there is none.
@@ -131,6 +136,7 @@ def judge_hypotheses(cells: pd.DataFrame, chosen: pd.DataFrame, known: tuple[np.
         judge_per_step(chosen),
         judge_rank(cells),
         judge_learning_rate(cells),
+        judge_number_of_bits(chosen),
     ]
     return [verdict for verdict in verdicts if verdict is not None]
 
@@ -300,6 +306,27 @@ def judge_learning_rate(cells: pd.DataFrame) -> Verdict | None:
         f"{at_edge[tried].sum()} of them it is the smallest or largest that was tried)."
     )
     return _settle("H5", (value, lower, upper), SAME_RATE, sentence, np.bincount(condition)[tried[block]])
+
+
+def judge_number_of_bits(chosen: pd.DataFrame) -> Verdict | None:
+    """H6, from E50 of per_bit with credit per step at three or more N."""
+    usable = ((chosen["reward_type"] == "per_bit") & (chosen["credit"] == "per_step")).to_numpy()
+    cells = chosen[usable].reset_index(drop=True)
+    condition, keys = number_groups(cells, ["model", "N"])
+    if keys["N"].nunique() < _FEWEST_N:
+        return None
+    series, _ = number_groups(keys, ["model"])
+    bits = np.log2(keys["N"].to_numpy(dtype=float))
+    point, resampled = group_medians(cells, condition, len(keys))
+    with np.errstate(divide="ignore"):
+        logs = np.log(np.column_stack([point, resampled]))
+    power = _value_and_interval(pooled_slope(np.log(bits), logs, series))
+    listed = [f"{format_number(median)} at {k:g}" for k, median in zip(bits, point, strict=True)]
+    sentence = (
+        f"E50 with one reward per bit is {', '.join(listed)} bits: it goes as their number to the power "
+        f"{format_estimate(*power)}."
+    )
+    return _settle("H6", power, INDEPENDENT, sentence, np.bincount(condition))
 
 
 def _best_rates(

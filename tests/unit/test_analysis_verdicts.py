@@ -17,6 +17,7 @@ from memrl.analysis.verdicts import (
     judge_exploration,
     judge_hypotheses,
     judge_learning_rate,
+    judge_number_of_bits,
     judge_per_step,
     judge_rank,
     pooled_slope,
@@ -192,6 +193,18 @@ def test_best_rates_at_the_edge_leave_h5_open():
     verdict = judge_learning_rate(cells)
     assert verdict.outcome == "undecided"
     assert "smallest or largest that was tried in 3 of 3" in verdict.sentence
+
+
+@pytest.mark.parametrize(("power", "outcome"), [(0.0, "supported"), (1.0, "refuted")])
+def test_number_of_bits(power, outcome):
+    _, chosen, _ = measure(Ns=(16, 64, 256), processes=("per_bit",), ranks=(8,), rates=(3e-3,), num_seeds=64)
+    bits = np.log2(chosen["N"]) / 4
+    verdict = judge_number_of_bits(chosen.assign(e50=chosen["e50"] * bits**power))
+    assert verdict.outcome == outcome
+    assert verdict.value == pytest.approx(power, abs=0.15)
+    summed = chosen.assign(credit="episode")
+    assert judge_number_of_bits(summed) is None
+    assert judge_number_of_bits(chosen[(chosen["N"] > 16).to_numpy()].reset_index(drop=True)) is None
 
 
 def test_pooled_slope_leaves_out_a_series_that_is_not_finite():

@@ -31,6 +31,7 @@ function unfold() {
 /* The table of settings: filter, sort, and as many rows as were asked for. */
 function setUpTable() {
   const table = document.getElementById("settings");
+  if (!table) return;
   const { columns, rows } = JSON.parse(document.getElementById("settings-data").textContent);
   const words = document.getElementById("filter-text"), status = document.getElementById("settings-status");
   const choices = [...document.querySelectorAll("select[data-column]")], more = document.getElementById("settings-more");
