@@ -142,7 +142,7 @@ def peak_memory_gib(who: int = resource.RUSAGE_SELF) -> float:
     status = Path("/proc/self/status")
     if who == resource.RUSAGE_SELF and status.exists():
         # Linux counts in ru_maxrss what the process was before exec, which is its parent's memory.
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        line = next(line for line in status.read_text(encoding="utf-8").splitlines() if line.startswith("VmHWM"))
         return int(line.split()[1]) / 2**20
     peak = resource.getrusage(who).ru_maxrss
     return peak / (2**30 if sys.platform == "darwin" else 2**20)
@@ -165,7 +165,7 @@ def describe_machine(num_threads: int) -> Row:
 
 def _processor_name() -> str:
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return platform.processor()
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
@@ -203,7 +203,7 @@ class Report:
         Console(width=None if sys.stdout.isatty() else 160).print(table)
         self._content["tables"][name] = {"rows": list(rows), "note": note}
         if self._output:
-            Path(self._output).write_text(json.dumps(self._content, indent=2, default=str) + "\n")
+            Path(self._output).write_text(json.dumps(self._content, indent=2, default=str) + "\n", encoding="utf-8")
 
 
 def _format(value: object) -> str:

@@ -65,7 +65,7 @@ def main(argv: Sequence[str]) -> int:
         f"{numbers['peak_gib']:.2f} GiB at most; report.html has {numbers['page_mb']:.1f} MB"
     )
     if request.output is not None:
-        Path(request.output).write_text(json.dumps(numbers))
+        Path(request.output).write_text(json.dumps(numbers), encoding="utf-8")
     return 0
 
 

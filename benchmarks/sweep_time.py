@@ -43,7 +43,7 @@ def main() -> None:
     report = Report("sweep_time", chz.asdict(sweep), describe_machine(1), sweep.output)
     with tempfile.TemporaryDirectory(prefix="memrl-sweep-") as folder:
         began, wall = run_grid(sweep, folder)
-        traces = [path.read_text() for path in (Path(folder) / "timeline").iterdir()]
+        traces = [path.read_text("utf-8") for path in (Path(folder) / "timeline").iterdir()]
         # The report is written when all tables are.
         tables = max(path.stat().st_mtime for path in Path(folder).rglob("*.parquet"))
     swept = tables - began

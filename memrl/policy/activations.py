@@ -169,6 +169,6 @@ def measure_free_bytes(device: torch.device) -> float:
     if device.type == "cuda":
         return float(torch.cuda.mem_get_info(device)[0])
     report = Path("/proc/meminfo")
-    lines = report.read_text().splitlines() if report.exists() else []
+    lines = report.read_text(encoding="utf-8").splitlines() if report.exists() else []
     available = [int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
     return 1024.0 * available[0] if available else math.inf

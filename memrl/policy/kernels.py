@@ -200,5 +200,5 @@ def _identify(compiler: str | None, flags: tuple[str, ...]) -> str:
 def _describe_processor() -> str:
     """What the processor can do, in the system's words."""
     described = Path("/proc/cpuinfo")
-    lines = described.read_text().splitlines() if described.exists() else []
+    lines = described.read_text(encoding="utf-8").splitlines() if described.exists() else []
     return next((line for line in lines if line.lower().startswith(("flags", "features"))), platform.processor())

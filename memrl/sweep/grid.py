@@ -205,8 +205,10 @@ def _check_count(what: str, factors: Mapping[str, int]) -> None:
     """Refuses a product of too many, which is still to be expanded."""
     count = math.prod(factors.values())
     if count > MOST_CELLS:
-        told = " × ".join(f"{name} {number:,}" for name, number in factors.items())
-        raise ValueError(f"{what} must be at most {MOST_CELLS:,} in all, got {count:,} ({told})")
+        told = " × ".join(f"{number:,} {name}" for name, number in factors.items())
+        raise ValueError(
+            f"{what} must be at most {MOST_CELLS:,} in all, got {told}" + f" = {count:,}" * (len(factors) > 1)
+        )
 
 
 def _spread(axis: str, entry: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

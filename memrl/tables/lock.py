@@ -56,7 +56,7 @@ def _hold(path: Path, how: int) -> Iterator[None]:
         except BlockingIOError:
             raise ValueError(f"results must be free, got {path.parent}, which a running sweep or run writes") from None
         except OSError as error:
-            text = "%s can't be locked (%s): start no second writer of this folder"
+            text = "%s can't be locked (%s): start no second writer here"
             logging.getLogger(__name__).warning(text, path, error.strerror)
         yield
     finally:

@@ -1,5 +1,7 @@
 """Who may write a results folder, and when."""
 
+import errno
+import fcntl
 import os
 import signal
 import subprocess
@@ -88,3 +90,16 @@ def test_a_lock_is_free_after_its_block_failed(tmp_path):
     with pytest.raises(KeyError), TableStore(str(tmp_path)).open_for_writing():
         raise KeyError
     assert opens(tmp_path)
+
+
+def test_a_disk_without_locks_is_written_with_a_warning(tmp_path, monkeypatch, caplog):
+    # Such a disk can't be mounted here: the system's answer stands in for one.
+    def refuse(descriptor: int, how: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    assert opens(tmp_path)
+    (record,) = caplog.records
+    assert (
+        record.getMessage() == f"{tmp_path / '.lock'} can't be locked (No locks available): start no second writer here"
+    )
