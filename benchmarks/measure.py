@@ -70,7 +70,7 @@ def run_for(
 def time_by_turns(
     arms: Mapping[str, Callable[[], object]], rounds: int, block_s: float, *, clock: str = "wall", warm_up: int = 2
 ) -> dict[str, list[float]]:
-    """Seconds a call of each arm, one number a round; the arms take turns, so that all see the same machine.
+    """Seconds per call of each arm, one number per round; the arms take turns, so that all see the same machine.
 
     Args:
         arms: what to call, by name.
@@ -102,7 +102,7 @@ def spread(values: Sequence[float]) -> str:
 def matmul_flops_per_s(
     dtype: str = "float32", device: str = "cpu", *, clock: str = "wall", sizes: Sequence[int] = MATMUL_SIZES
 ) -> float:
-    """The rate of torch.mm on square matrices: floating-point operations a second, the best size's median of three."""
+    """torch.mm's rate on square matrices: floating-point operations per second, the best size's median of three."""
     import torch
 
     best = 0.0

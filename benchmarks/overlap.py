@@ -100,8 +100,8 @@ def measure_pack(job: Overlap, rollout: Any, size: int) -> Row:
     by_halves, updating, both = (list(column) for column in zip(*halves, strict=True))
     return {
         "cells": size,
-        "whole pack, s a round": spread(seconds),
-        "half-packs, s a round": spread(by_halves),
+        "whole pack, s per round": spread(seconds),
+        "half-packs, s per round": spread(by_halves),
         "time saved, %": 100 * (1 - median(by_halves) / median(seconds)),
         "updating, % of time": 100 * median(updating),
         "both at once, % of time": 100 * median(both),
@@ -109,7 +109,7 @@ def measure_pack(job: Overlap, rollout: Any, size: int) -> Row:
 
 
 def time_halves(job: Overlap, rollout: Any, cells: Sequence[TrainConfig]) -> tuple[float, float, float]:
-    """Half-packs for one turn: seconds a round, and the shares of the time that they update, and do both at once."""
+    """Half-packs for one turn: seconds per round, and the shares of the time that they update, and do both at once."""
     from memrl.learning.half_packs import HalfPacks
     from memrl.learning.timeline import Span, measure_overlap
 

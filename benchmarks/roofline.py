@@ -69,7 +69,7 @@ def main() -> None:
             rows.append(row)
             shares.append(profile)
     note = (
-        "needed = benchmarks/flops.py's count; share of mm = needed operations a second over torch.mm's, turn by turn"
+        "needed = benchmarks/flops.py's count; share of mm = needed operations per second over torch.mm's, turn by turn"
     )
     report.add("matrix-multiply rate reached", rows, note)
     if roofline.profile_s > 0:

@@ -61,7 +61,7 @@ class Scaling:
     models: str = chz.field(default="0.2m,1m,10m,30m,100m", doc="of part=model: names in benchmarks/model_sizes.py")
     model_pack_sizes: str = chz.field(default="1,8", doc="of part=model")
     launch_cells: int = chz.field(default=10_000, doc="cells of part=launcher")
-    curve_rows: int = chz.field(default=20, doc="curve rows a cell that part=launcher writes")
+    curve_rows: int = chz.field(default=20, doc="curve rows per cell that part=launcher writes")
     threads: int = chz.field(default=2, doc="CPU threads")
     clock: Literal["wall", "cpu"] = chz.field(default="wall", doc="cpu: for one thread on a busy machine")
     rounds: int = chz.field(default=5, doc="turns of every arm")
@@ -251,7 +251,7 @@ def _run_json(words: list[str]) -> Row:
 
 
 def measure_launcher(scaling: Scaling) -> tuple[list[Row], str]:
-    """Seconds and microseconds a cell of each thing that a sweep does besides training."""
+    """Seconds and microseconds per cell of each thing that a sweep does besides training."""
     from memrl.sweep.grid import parse_grid
     from memrl.sweep.packing import MOST_CELLS, pack_cells
     from memrl.tables.schema import CURVES, EPISODES_TO_MEMORIZE
@@ -275,7 +275,7 @@ def measure_launcher(scaling: Scaling) -> tuple[list[Row], str]:
         store.create()
         finished, curves = _make_rows(scaling, packs)
         clock(
-            f"write {len(curves)} appends of curves, {scaling.curve_rows} rows a cell",
+            f"write {len(curves)} appends of curves, {scaling.curve_rows} rows per cell",
             lambda: [store.append(CURVES, t) for t in curves],
         )
         clock(

@@ -223,7 +223,7 @@ class BlockTimer:
         clock: a key of CLOCKS.
 
     Attributes:
-        seconds: seconds an update, one number a block.
+        seconds: seconds per update, one number per block.
     """
 
     rounds: int

@@ -62,9 +62,9 @@ class Versus:
     num_seeds: int = chz.field(default=128, doc="secrets (learn)")
     n_steps: int = chz.field(default=300, doc="most updates of a run (learn, sweep)")
     sweep_cells: int = chz.field(default=2000, doc="cells of the packed sweep (sweep)")
-    sample_cells: int = chz.field(default=16, doc="cells that arms of a process a cell are timed on (sweep)")
+    sample_cells: int = chz.field(default=16, doc="cells that arms with one process per cell are timed on (sweep)")
     trial_cells: int = chz.field(
-        default=250, doc="cells that one cell a trial is timed on, a fifth of them first (sweep)"
+        default=250, doc="cells that one cell per trial is timed on, a fifth of them first (sweep)"
     )
     processes: int = chz.field(default=2, doc="processes at once, one thread each (sweep)")
     seed: int = chz.field(default=0, doc="the cell (cell)")
@@ -117,7 +117,7 @@ def main() -> None:
 
 
 def compare_steady(versus: Versus, group_size: int) -> tuple[list[Row], str]:
-    """Episodes a second of TRL and of every pack, by turns; the ratio is taken turn by turn."""
+    """Episodes per second of TRL and of every pack, by turns; the ratio is taken turn by turn."""
     from trl_run import BlockTimer, TrlCell
 
     fields = {"group_size": group_size, "learning_rate": versus.steady_learning_rate, "n_steps": FOREVER}
@@ -259,10 +259,10 @@ def tune_cells(versus: Versus) -> Row:
 
 
 def compare_sweeps(versus: Versus) -> tuple[list[Row], str]:
-    """Seconds a cell, every process start included, of one TRL process per cell and of memrl's sweeps."""
+    """Seconds per cell, every process start included, of one TRL process per cell and of memrl's sweeps."""
     cells, sample = versus.sweep_cells, versus.sample_cells
     trl = _time_trl(versus)
-    # Ray starts once a sweep, so two samples tell that start from what a cell costs.
+    # Ray starts once per sweep, so two samples tell that start from what a cell costs.
     processes, trials = (
         [(size, time_it(size)) for size in sizes]
         for time_it, sizes in (
@@ -273,9 +273,9 @@ def compare_sweeps(versus: Versus) -> tuple[list[Row], str]:
     packed = _time_launch(versus, cells, pack_size=None)
     found = {
         "memrl under Ray Tune, packed": (packed, "measured"),
-        "memrl under Ray Tune, one cell a trial, processes reused": _extend_line(trials, cells),
-        "memrl under Ray Tune, one process a cell": _extend_line(processes, cells),
-        "TRL, one process a cell": (trl / sample * cells, f"{sample} cells in {trl:.1f} s, in proportion"),
+        "memrl under Ray Tune, one cell per trial, processes reused": _extend_line(trials, cells),
+        "memrl under Ray Tune, one process per cell": _extend_line(processes, cells),
+        "TRL, one process per cell": (trl / sample * cells, f"{sample} cells in {trl:.1f} s, in proportion"),
     }
     rows: list[Row] = [
         {"who": name, f"s for {cells} cells": whole, "times slower than packed": whole / packed, "how": how}

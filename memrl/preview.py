@@ -95,7 +95,7 @@ def sample_answers(
 
 
 def format_rewards(rewards: Sequence[float]) -> str:
-    """Writes the rewards of one episode, one an env_step; a dot where the episode took no env_step.
+    """Writes the rewards of one episode, one per env_step; a dot where the episode took no env_step.
 
     >>> format_rewards([1.0, 0.0, float("nan")]), format_rewards([0.8333333])
     ('1 0 ·', '0.833')
@@ -128,7 +128,7 @@ def build_answer_table(
     tokenizer: PreTrainedTokenizerBase,
     answers: Sequence[SampledAnswer],
 ) -> Table:
-    """Lays sampled answers out, one a row: tokens, guess, rewards against the secret, and surprise."""
+    """Lays sampled answers out, one per row: tokens, guess, rewards against the secret, and surprise."""
     rewards = step_rewards(channel, collect_outcomes([a.parsed for a in answers]), secret)
     title = "answers" if task.num_env_steps == 1 else f"answers, {task.num_env_steps} env_steps each"
     table = Table(box=box.SIMPLE, title=title, title_justify="left")

@@ -156,7 +156,7 @@ def regularize(config, tokenizer, policy, base, prompt_ids, groups):
 
 
 def supervised_loss(logprobs):
-    """Cross-entropy of the answers, in nats an example."""
+    """Cross-entropy of the answers, in nats per example."""
     return -torch.stack([score.sum() for score in logprobs]).mean()
 
 

@@ -81,7 +81,7 @@ def number_groups(cells: pd.DataFrame, by: Sequence[str]) -> tuple[np.ndarray, p
     ([1, 0, 1], [2, 4])
 
     Returns:
-        The number of each row's combination, int64 (rows,); and one row a combination, with the columns `by`.
+        The number of each row's combination, int64 (rows,); and one row per combination, with the columns `by`.
     """
     varying = [name for name in by if cells[name].nunique(dropna=False) > 1]
     if not varying:

@@ -31,7 +31,7 @@ def compare_conditions(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFram
         second: the same, of the other sweep.
 
     Returns:
-        One row a condition (the columns IDENTITY, channels as readers call them), in reading order: num_cells, e50,
+        One row per condition (the columns IDENTITY, channels as readers call them), in reading order: num_cells, e50,
         e90 and bits_per_episode with _lower and _upper, the same of the second sweep with _other after the name;
         rate_ratio, bits per episode of the second over those of the first; overlap: whether the intervals of E50 share
         a point.

@@ -155,11 +155,11 @@ def quartile_curves(curves: Curves, group: np.ndarray, keys: pd.DataFrame, num_p
     Args:
         curves: rows of the cells that `group` numbers.
         group: the group of each cell; int (cells,).
-        keys: one row a group, copied into the result.
+        keys: one row per group, copied into the result.
         num_points: most points of a curve, spread evenly over the logarithm of episodes.
 
     Returns:
-        One row a group and point: the columns of `keys`, num_secrets, episodes, observed_median, absorbed_low,
+        One row per group and point: the columns of `keys`, num_secrets, episodes, observed_median, absorbed_low,
         absorbed_median, absorbed_high.
     """
     pieces = []

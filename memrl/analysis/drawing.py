@@ -19,7 +19,7 @@ _FONT = "Arial, Liberation Sans, Helvetica, sans-serif"
 _POINTS_PER_INCH = 72
 _SVG = "http://www.w3.org/2000/svg"
 _PNG_SCALE = 3.0
-"""Times 96 pixels an inch."""
+"""Times 96 pixels per inch."""
 
 
 @dataclass(frozen=True)
@@ -137,6 +137,6 @@ def save_drawing(svg: str, stem: Path) -> None:
 
 
 def save_png(svg: str, path: Path) -> None:
-    """Writes a drawing as PNG on white paper, 288 pixels an inch."""
+    """Writes a drawing as PNG on white paper, 288 pixels per inch."""
     on_paper = svg.replace(">", f'><rect width="100%" height="100%" fill="{PAPER}"/>', 1)
     path.write_bytes(vl_convert.svg_to_png(on_paper, scale=_PNG_SCALE))

@@ -41,7 +41,7 @@ def estimate_groups(cells: pd.DataFrame, by: Sequence[str] = IDENTITY) -> pd.Dat
         by: the columns.
 
     Returns:
-        One row a combination: the columns `by`; num_cells, num_reached (P(secret) reached 1/2), num_memorized (0.9);
+        One row per combination: the columns `by`; num_cells, num_reached (P(secret) reached 1/2), num_memorized (0.9);
         most_episodes of a run;
         e50 and e90, Kaplan-Meier medians in episodes; bits_per_episode, what the median run has absorbed when
         P(secret) reaches 0.9, over its episodes, 0 where the median is not reached; each with _lower and _upper;
@@ -71,7 +71,7 @@ def describe_choices(chosen: pd.DataFrame, by: Sequence[str] = IDENTITY) -> pd.D
     """The learning rates and ranks that were chosen, as text, and whether on other secrets.
 
     Returns:
-        One row a combination of `by`, in the order of `estimate_groups`: learning_rates, lora_ranks, held_out.
+        One row per combination of `by`, in the order of `estimate_groups`: learning_rates, lora_ranks, held_out.
     """
     group, _ = number_groups(chosen, by)
     grouped = chosen.groupby(group, sort=True)
@@ -126,7 +126,7 @@ def count_collapses(cells: pd.DataFrame, by: Sequence[str] = ("channel", "learni
         by: columns that make a group.
 
     Returns:
-        One row a group: the columns `by`, num_cells, num_reached, num_lost, and share_lost, NaN where none got there.
+        One row per group: the columns `by`, num_cells, num_reached, num_lost, and share_lost, NaN where none got there.
     """
     group, table = number_groups(cells, by)
     reached = ~cells["e50_censored"].to_numpy()
@@ -156,7 +156,7 @@ def build_ledger(
         by: columns that make a group.
 
     Returns:
-        One row a group: the columns `by`, num_cells, capacity_bits, nominal_bits, known_episodes (median),
+        One row per group: the columns `by`, num_cells, capacity_bits, nominal_bits, known_episodes (median),
         observed_rate, absorbed_rate, exploration_loss, absorption_loss, each rate and loss with _lower and _upper.
     """
     cells = cells.assign(known_episodes=known_episodes, known_bits=known_bits)

@@ -22,7 +22,7 @@ def published_episodes() -> pd.DataFrame:
     [19, 129, 599]
 
     Returns:
-        One row a channel and N: channel, N, episodes (the budget where it was not reached), reached, source.
+        One row per channel and N: channel, N, episodes (the budget where it was not reached), reached, source.
 
     Source: the memorization study that docs/sources.md lists.
     """

@@ -65,7 +65,7 @@ def group_medians(cells: pd.DataFrame, group: np.ndarray, num_groups: int, quant
     """Kaplan-Meier medians of groups, and of the same groups in bootstrap resamples of the seeds.
 
     Args:
-        cells: measured cells, at most one a group and seed.
+        cells: measured cells, at most one per group and seed.
         group: int (cells,).
         num_groups: number of groups.
         quantity: e50 or e90.
@@ -190,7 +190,7 @@ def estimate_scaling(cells: pd.DataFrame, by: tuple[str, ...] = ("agent", "chann
         by: columns that make a group.
 
     Returns:
-        One row a group with at least two usable N: the columns `by`, num_N, num_left_out, smallest_N, largest_N,
+        One row per group with at least two usable N: the columns `by`, num_N, num_left_out, smallest_N, largest_N,
         exponent with _lower and _upper; with three or more N also the fields of ModelComparison, where the
         conclusion is `flat` if the exponent's interval holds 0 (then neither model has anything to explain).
     """

@@ -40,7 +40,7 @@ def describe_channels(cells: pd.DataFrame) -> pd.DataFrame:
         cells: rows of trained policies, with their fields and capacity_best_bits.
 
     Returns:
-        One row a channel: name (as in the tables), label (for a reader), kind of reward, and color, one for each kind.
+        One row per channel: name (as in the tables), label (for a reader), kind of reward, and color, one per kind.
     """
     channels = cells[list(_CHANNEL_COLUMNS)].drop_duplicates("channel")
     rows = channels.to_dict("records")

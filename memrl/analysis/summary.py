@@ -60,7 +60,7 @@ class Summary:
         channels: describe_channels of trained policies.
         estimates: one row an (agent, channel, N, model), at settings chosen on other secrets: estimate_groups,
             compare_with_agents and describe_choices side by side.
-        conditions: one row a setting of every agent: estimate_groups.
+        conditions: one row per setting of every agent: estimate_groups.
         maps: one row a (channel, N, model, rank, learning rate) of trained policies: estimate_groups.
         ledger: build_ledger of trained policies at chosen settings.
         learning: quartile_curves of the same.

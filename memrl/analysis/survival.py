@@ -36,7 +36,7 @@ class Estimates:
 def pad_rows(
     values: ArrayLike, rows: Int[np.ndarray, "cell"], num_rows: int, fill: float
 ) -> Float[np.ndarray, "{num_rows} column"]:
-    """Lays values out as one row a condition, in order of appearance, padded with `fill`.
+    """Lays values out as one row per condition, in order of appearance, padded with `fill`.
 
     >>> pad_rows(np.array([3.0, 5.0, 4.0]), np.array([0, 1, 0]), 2, fill=-1.0).tolist()
     [[3.0, 4.0], [5.0, -1.0]]

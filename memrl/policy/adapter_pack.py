@@ -136,7 +136,7 @@ class AdapterPack:
 
     Args:
         groups: the linear layers, and experts, by path, in groups of layers that read the same input.
-        configs: one a cell: rank, alpha, learning rate, Adam's constants, and the stream of A's start.
+        configs: one per cell: rank, alpha, learning rate, Adam's constants, and the stream of A's start.
         dtype: of the adapters.
         device: where they live.
 

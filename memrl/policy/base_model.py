@@ -155,7 +155,7 @@ def encode_task(
 ) -> EncodedTask:
     """Encodes the prompt and all N answers of a task; the same arguments give the same object.
 
-    Prompt and answers are tokenised apart and their ids concatenated, so that a prompt's tokens never depend on the
+    Prompt and answers are tokenized apart and their ids concatenated, so that a prompt's tokens never depend on the
     answer. A single_step answer ends with the tokenizer's end-of-sequence token; a multi_step answer is k env_steps.
 
     Raises:

@@ -20,7 +20,7 @@ from memrl.policy.token_tree import TokenTree
 
 
 class _Buffers:
-    """Tensors with one row a token, by name; they grow together and keep what is in them."""
+    """Tensors with one row per token, by name; they grow together and keep what is in them."""
 
     def __init__(self, dtype: torch.dtype, widths: dict[str, int]) -> None:
         self._dtype, self._capacity = dtype, 0

@@ -1,7 +1,7 @@
 """The experts of a mixture with room for one adapter a cell and expert.
 
 Each token goes to a few experts, so a layer's work is a list of token-slots, one for each token and expert. Sorted by
-expert and then by cell, the slots of an expert lie side by side, so that a base product runs once an expert over all
+expert and then by cell, the slots of an expert lie side by side, so that a base product runs once per expert over all
 cells; those of an expert and cell lie side by side too, and share one pair of A and B. Such groups are padded to the
 width of others of about their size, and a batched product takes all of these at once. An expert without tokens costs
 nothing and gets no gradient.

@@ -44,7 +44,7 @@ typedef struct {
     const REAL *weight; /* (vectors, d) */
 } Norm;
 
-/* One decoder layer and its activations, a row a token. */
+/* One decoder layer and its activations, a row per token. */
 typedef struct {
     Linear qkv, o, gate_up, down;
     Norm norm1, norm2, norm_qk; /* norm_qk.weight is null where there is none */

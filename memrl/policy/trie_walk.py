@@ -142,7 +142,7 @@ class Splitter(Protocol):
         ...
 
     def pick_illegal(self, cell: int, probabilities: np.ndarray, count: int) -> np.ndarray:
-        """Token ids of `count` episodes that left the answers, given the unnormalised probabilities of all tokens."""
+        """Token ids of `count` episodes that left the answers, given the unnormalized probabilities of all tokens."""
         ...
 
     def find_rollout_logprob(self, walk: "Walk") -> Tensor:

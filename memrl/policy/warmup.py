@@ -73,7 +73,7 @@ class WarmupProgress:
     Attributes:
         step: optimizer steps so far.
         loss: of the last step, nats.
-        priors: one a prompt, in the order of the tasks, after steps at which all were measured; else None.
+        priors: one per prompt, in the order of the tasks, after steps at which all were measured; else None.
     """
 
     step: int

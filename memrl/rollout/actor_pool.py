@@ -25,7 +25,7 @@ COLOCATED_LEARNER_GPUS = 0.49
 """Shares of a GPU in colocated mode: two engines never fit one, so each has its own and leaves room for one learner."""
 
 _PATIENCE_S = 30.0
-"""Engines that have not tidied up after so many seconds are ended as they are."""
+"""Seconds to wait for an engine to shut down before killing it."""
 
 _PARTS = 10_000
 """Ray counts resources in ten-thousandths."""

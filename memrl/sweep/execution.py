@@ -23,9 +23,9 @@ class Execution:
     )
     dry_run: bool = chz.field(default=False, doc="print what would run, and where its tables would lie; run nothing")
     pack_size: int | None = chz.field(
-        default=None, doc="most cells of a pack; 1: one cell a trial; unset: fills the trials, up to 128"
+        default=None, doc="most cells of a pack; 1: one cell per trial; unset: fills the trials, up to 128"
     )
-    num_trials: int | None = chz.field(default=None, doc="trials at once; unset: one a GPU, or else one a core")
+    num_trials: int | None = chz.field(default=None, doc="trials at once; unset: one per GPU, or else one per core")
     num_threads: int = chz.field(default=1, doc="CPU threads of a trial")
     device: Device = chz.field(default="auto", doc="what trials train on; auto: GPUs that Ray sees, or the CPU")
     address: str | None = chz.field(default=None, doc="Ray cluster to run on, or auto; unset: Ray starts here")

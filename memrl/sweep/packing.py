@@ -10,11 +10,11 @@ MOST_CELLS = 128
 """The largest pack that is made unless `pack_size` asks for more: beyond it, a pass costs as much a cell as before."""
 
 _ABSORPTION = 0.15
-"""Adam moves a weight by about learning_rate an update, so absorbing takes about this / learning_rate updates."""
+"""Adam moves a weight by about learning_rate per update, so absorbing takes about this / learning_rate updates."""
 
 
 def estimate_updates(cell: TrainConfig) -> int:
-    """A rough guess of how many updates a cell will need; it orders packs, and never changes a result.
+    """A rough guess of how many updates a cell will need; used only to order packs: results do not depend on it.
 
     >>> estimate_updates(TrainConfig(N=1024, learning_rate=3e-3)), estimate_updates(TrainConfig(algorithm="sft"))
     (82, 50)

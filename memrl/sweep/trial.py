@@ -93,7 +93,7 @@ class Listener(Protocol):
         ...
 
     def should_stop(self) -> bool:
-        """Whether all trials are to end now; asked several times a second."""
+        """Whether all trials are to end now; asked several times per second."""
         ...
 
 

@@ -104,14 +104,14 @@ class TableFolder:
                 self._put(part, rows.filter(pa.array(~gone)))
 
     def compact(self) -> None:
-        """Merges neighbouring small parts if there are many; no other writer may be alive."""
+        """Merges neighboring small parts if there are many; no other writer may be alive."""
         parts = self.list_parts()
         if len(parts) <= MOST_SMALL_PARTS:
             return
         small = {part: self._read_part(part, self.key).num_rows < PART_ROWS // 2 for part in parts}
         if sum(small.values()) <= MOST_SMALL_PARTS:
             return
-        # Neighbours alone are merged, so that newer rows stay in newer parts.
+        # Neighbors alone are merged, so that newer rows stay in newer parts.
         for is_small, run in groupby(parts, key=small.__getitem__):
             if is_small:
                 self._merge(list(run))

@@ -39,7 +39,7 @@ CURVES_SCHEMA = pa.schema(
         _column("logprob_gap", pa.float32(), "mean |learner - rollout| logprob of a sampled token, nats; 0 in_process"),
     ]
 )
-"""One row a cell and update: the state before the update, and the update's own episodes."""
+"""One row per cell and update: the state before the update, and the update's own episodes."""
 
 EPISODES_TO_MEMORIZE_SCHEMA = pa.schema(
     [
@@ -53,10 +53,10 @@ EPISODES_TO_MEMORIZE_SCHEMA = pa.schema(
         ),
         _column("secret", pa.int64(), "the integer that was hidden"),
         _column("signal_bits", pa.float64(), "H(S) = log2 N"),
-        _column("capacity_nominal_bits", pa.float64(), "bits an episode by the usual count; inf if continuous"),
+        _column("capacity_nominal_bits", pa.float64(), "bits per episode by the usual count; inf if continuous"),
         _column("capacity_uniform_bits", pa.float64(), "I(S; feedback) of one episode at a uniform guess"),
         _column("capacity_best_bits", pa.float64(), "I(S; feedback) of one episode at the best single guess"),
-        _column("identifiable", pa.bool_(), "whether maximising the reward means saying the secret, for every secret"),
+        _column("identifiable", pa.bool_(), "whether maximizing the reward means saying the secret, for every secret"),
         _column("prior_kl_bits", pa.float64(), "KL(uniform || policy) before the first update"),
         _column("prior_well_formed", pa.float64(), "mass on answers in range before the first update"),
         _column("e50", pa.int64(), "episodes before P(secret) first reached 0.5; if censored: episodes used in all"),
@@ -77,6 +77,6 @@ EPISODES_TO_MEMORIZE_SCHEMA = pa.schema(
         _column("revision", pa.string(), "git revision of the code; null outside a checkout"),
     ]
 )
-"""One row a finished cell."""
+"""One row per finished cell."""
 
 SCHEMAS = {CURVES: CURVES_SCHEMA, EPISODES_TO_MEMORIZE: EPISODES_TO_MEMORIZE_SCHEMA}

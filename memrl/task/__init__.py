@@ -1,1 +1,1 @@
-"""What is memorised: secrets, prompts, answers, channels and episodes, in numpy alone."""
+"""What is memorized: secrets, prompts, answers, channels and episodes, using only numpy."""

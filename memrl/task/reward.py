@@ -84,7 +84,7 @@ class Channel:
     def feedback(
         self, guess: Int[np.ndarray, "..."], secret: Int[np.ndarray, "..."]
     ) -> tuple[Float[np.ndarray, "*pair"], Float[np.ndarray, "*pair"]]:
-        """What an episode tells, as one number, and what it pays.
+        """An episode's feedback as a single label, and its total reward.
 
         Rewards that agree to `FEEDBACK_DECIMALS` decimals are one feedback.
 

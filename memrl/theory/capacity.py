@@ -2,7 +2,7 @@
 
 A channel is a deterministic function of (guess, secret), and the learner picks the guess and knows it. So one episode
 tells I(S; R | guess) = H(R | guess), which is linear in the distribution of the guess: its maximum is at the best
-single guess, and mixing guesses gains nothing. What is left to maximise over is the distribution of the secret, which
+single guess, and mixing guesses gains nothing. What is left to maximize over is the distribution of the secret, which
 an adaptive learner does shape, by what it saw before: over it the maximum is log2 of the number of distinct feedbacks
 of one guess.
 """
@@ -33,7 +33,7 @@ class Capacity:
         best_guess: the smallest guess that reaches it.
         max_feedback_bits: the most over guesses and over distributions of the secret: log2 of the largest number of
             distinct feedbacks of one guess. No episode of an adaptive learner tells more on average.
-        identifiable: whether maximising the reward means saying the secret, for every secret.
+        identifiable: whether maximizing the reward means saying the secret, for every secret.
     """
 
     nominal_bits: float
@@ -60,7 +60,7 @@ class _Enumeration:
 
 
 def channel_capacity(channel: Channel) -> Capacity:
-    """Enumerates a channel, once a process, and returns its capacities in bits.
+    """Enumerates a channel, once per process, and returns its capacities in bits.
 
     Raises:
         ValueError: a reward is not finite.
@@ -86,10 +86,10 @@ def guess_information_bits(channel: Channel) -> Float[np.ndarray, "N"]:
 
 
 def identifiability_warning(channel: Channel) -> str | None:
-    """Says in one line why maximising the reward does not mean saying the secret; None where it does.
+    """Says in one line why maximizing the reward does not mean saying the secret; None where it does.
 
     Two things break it: another guess pays as much as the secret (log bins with N > 4^(B-1), equal_mass bins with
-    B < N), or a malformed answer does. SFT maximises no reward and always passes.
+    B < N), or a malformed answer does. SFT maximizes no reward and always passes.
     """
     if channel.function is secret_itself:
         return None
@@ -97,12 +97,12 @@ def identifiability_warning(channel: Channel) -> str | None:
     if rivals:
         return (
             f"{channel.name} at N={channel.N}: up to {rivals + 1} guesses pay as much as the secret, "
-            f"so maximising the reward cannot teach all log2 N = {math.log2(channel.N):.2f} bits"
+            f"so maximizing the reward cannot teach all log2 N = {math.log2(channel.N):.2f} bits"
         )
     if _malformed_pays(channel):
         return (
             f"{channel.name} at N={channel.N}: a malformed answer pays malformed_reward={channel.malformed_reward}, "
-            "no less than the secret, so maximising the reward does not mean saying the secret"
+            "no less than the secret, so maximizing the reward does not mean saying the secret"
         )
     return None
 

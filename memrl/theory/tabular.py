@@ -1,4 +1,4 @@
-"""Policy gradient without a network: one logit an answer (single_step), or one a prefix of bits (multi_step).
+"""Policy gradient without a network: one logit per answer (single_step), or one per prefix of bits (multi_step).
 
 It starts exactly uniform, samples on-policy and ascends the gradient plainly, with the same credit assignment and
 advantages as a trained policy; what a trained policy needs beyond it is the network's, the adapter's and Adam's doing.
@@ -123,7 +123,7 @@ class _Policy(Protocol):
 
 
 class _ArmLogits:
-    """One softmax over N answers a run."""
+    """One softmax over N answers per run."""
 
     num_env_steps = 1
 
@@ -218,7 +218,7 @@ class _Draws:
         self._taken = 0
 
     def take(self, live: np.ndarray) -> np.ndarray:
-        """The numbers of the next update of these runs, (runs, episodes, env_steps); call once an update."""
+        """The numbers of the next update of these runs, (runs, episodes, env_steps); call once per update."""
         place = self._taken % _DRAWN_AHEAD
         self._taken += 1
         if place == 0:

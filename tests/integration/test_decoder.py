@@ -62,7 +62,7 @@ def build_model(kind, config_kind, dtype=torch.float64, **more):
 
 
 def move_adapters(adapters):
-    """Gives every B some weight, so that all adapters show in the logits and A's have gradients."""
+    """Makes every B non-zero so that adapters affect the logits and A's have gradients."""
     for cell in range(adapters.num_cells):
         generator = torch.Generator().manual_seed(cell)
         tensors = adapters.export_peft(cell)
@@ -162,7 +162,7 @@ def merge(model, adapters, cell):
 
 
 def compute_plainly(model, adapters):
-    """The same log-probabilities and gradients, one row a node, without a cache or shared prompts."""
+    """The same log-probabilities and gradients, one row per node, without a cache or shared prompts."""
     nodes = [(cell, []) for cell in range(3)] + list_paths()
     rows, leaves = [], {}
     policies = [merge(model, adapters, cell) for cell in range(3)]

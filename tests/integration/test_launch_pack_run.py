@@ -78,7 +78,7 @@ def test_a_model_that_can_not_be_read_fails_every_cell_of_its_pack(tmp_path):
     assert all(row["status"] == "failed" and row["error"] and "\n" not in row["error"] for row in report.rows)
 
 
-def test_a_cell_that_can_not_start_leaves_its_neighbours_alone():
+def test_a_cell_that_can_not_start_leaves_its_neighbors_alone():
     broken = TrainConfig(N=9, learning_rate=1e-2)  # no prompt that the embedded model is calibrated for
     rows = [row for report in run_to_the_end(start_run([broken, CELLS[0]])) for row in report.rows]
     statuses = {row["cell_id"]: row["status"] for row in rows}

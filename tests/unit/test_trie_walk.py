@@ -1,4 +1,4 @@
-"""Walks down the answers: the law of the draws, P(secret), and gradients against one row an episode."""
+"""Walks down the answers: the law of the draws, P(secret), and gradients against one row per episode."""
 
 import copy
 import itertools
