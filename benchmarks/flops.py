@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 
 from memrl.policy.autograd_network import AutogradNetwork
 from memrl.policy.compiled_decoder import CompiledDecoderNetwork
+from memrl.policy.next_tokens import NextTokens
 
 
 @dataclass(frozen=True)
@@ -145,13 +146,13 @@ def watch_walks() -> Iterator[list[Fed]]:
             """Tokens that chunks of so many rows, (chunks, cells), cost."""
             return int(sizes.max(1).sum()) * sizes.shape[1] if pads else int(sizes.sum())
 
-        def prefill_watched(self: Any) -> Tensor:
-            logits, sizes = prefill(self), np.diff(self._tree.bounds())
+        def prefill_watched(self: Any) -> NextTokens:
+            next_tokens, sizes = prefill(self), np.diff(self._tree.bounds())
             # None has a gradient unless one is computed: the learner leaves the backward pass out where all are zero.
             walks.append(Fed(sizes.sum(0), [], count_computed(sizes), np.zeros(sizes.shape[1], dtype=bool)))
-            return logits
+            return next_tokens
 
-        def extend_watched(self: Any, tokens: np.ndarray, parents: np.ndarray, cell: np.ndarray) -> Tensor:
+        def extend_watched(self: Any, tokens: np.ndarray, parents: np.ndarray, cell: np.ndarray) -> NextTokens:
             walk, nodes = walks[-1], np.bincount(cell, minlength=len(walks[-1].prompts))
             walk.levels.append(nodes)
             walk.num_computed += count_computed(nodes[None])

@@ -3,6 +3,7 @@
 import math
 from statistics import stdev
 
+import numpy as np
 import torch
 
 from memrl.task.secret import num_bits
@@ -164,3 +165,10 @@ def compare_adapters(got, expected):
     """The largest difference of two adapters' tensors under PEFT's names."""
     assert got.keys() == expected.keys()
     return max(float((got[name] - expected[name]).abs().max()) for name in got)
+
+
+def read_logprobs(next_tokens, vocabulary):
+    """Log-probabilities of all tokens after all rows, (rows, vocabulary), with gradient."""
+    rows = len(next_tokens.score(np.arange(vocabulary))[0])
+    picked = next_tokens.pick(np.repeat(np.arange(rows), vocabulary), np.tile(np.arange(vocabulary), rows))
+    return picked.unflatten(0, (rows, vocabulary))

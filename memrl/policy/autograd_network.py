@@ -11,6 +11,8 @@ from transformers import DynamicCache, PreTrainedModel
 from memrl.policy.activations import Activations, replace_modules
 from memrl.policy.adapter_pack import AdapterPack
 from memrl.policy.experts import PackedExperts
+from memrl.policy.next_tokens import NextTokens, read_next_tokens
+from memrl.policy.output_head import build_head, find_body
 from memrl.policy.token_tree import TokenTree
 
 
@@ -26,7 +28,7 @@ class _Adapted(torch.autograd.Function):
         low = torch.bmm(x.to(layer.A.dtype), layer.A.transpose(1, 2)).mul_(layer.scale)
         ctx.save_for_backward(x, low)
         ctx.layer = layer
-        return out + torch.bmm(low, layer.B).to(out.dtype)
+        return (out.to(low.dtype) + torch.bmm(low, layer.B)).to(out.dtype)
 
     @staticmethod
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -37,7 +39,8 @@ class _Adapted(torch.autograd.Function):
         layer.grad_A.add_(torch.bmm(grad_low.transpose(1, 2), x.to(low.dtype)))
         if not ctx.needs_input_grad[0]:
             return None, None, None
-        return grad_out @ layer.base.weight + torch.bmm(grad_low, layer.A).to(grad_out.dtype), None, None
+        grad_x = (grad_out @ layer.base.weight).to(low.dtype) + torch.bmm(grad_low, layer.A)
+        return grad_x.to(grad_out.dtype), None, None
 
 
 class PackedLinear(nn.Module):
@@ -99,22 +102,24 @@ class AutogradNetwork:
         self._model: Any = model
         self._adapters, self._activations = adapters, activations
         self._tree = TokenTree(prompts, root_cell)
+        self._body = find_body(model)
+        self._head = build_head(model, self._body)
         self._layers = pack_layers(model, adapters)
         self._keys_values = DynamicCache()
 
-    def prefill(self) -> Tensor:
+    def prefill(self) -> NextTokens:
         """See PackedNetwork.prefill."""
         for layer in self._layers.values():
             layer.attach(self._adapters)
         self._tree.start()
         self._activations.start()
         self._keys_values = DynamicCache()
-        return self._activations.feed(lambda: self._compute(0, self._keys_values))
+        return self._feed(0)
 
-    def extend(self, tokens: np.ndarray, parents: np.ndarray, cell: np.ndarray) -> Tensor:
+    def extend(self, tokens: np.ndarray, parents: np.ndarray, cell: np.ndarray) -> NextTokens:
         """See PackedNetwork.extend."""
         self._tree.add(tokens, parents, cell)
-        return self._activations.feed(lambda: self._compute(self._tree.num_chunks - 1, self._keys_values))
+        return self._feed(self._tree.num_chunks - 1)
 
     def backpropagate(self, loss: Tensor) -> None:
         """See PackedNetwork.backpropagate."""
@@ -126,22 +131,24 @@ class AutogradNetwork:
         """See PackedNetwork.keep."""
         self._tree.keep(cells)
 
+    def _feed(self, first_chunk: int) -> NextTokens:
+        states = self._activations.feed(lambda: self._compute(first_chunk, self._keys_values))
+        return read_next_tokens(states, self._head)
+
     def _compute(self, first_chunk: int, keys_values: DynamicCache | None) -> Tensor:
-        """Feeds the chunks from the first on; returns the logits after those of their rows that are read."""
+        """Feeds the chunks from the first on; returns the last states of those of their rows that are read."""
         rows, device = self._tree.pad(first_chunk), self._model.device
-        unread = 0 if first_chunk else self._tree.num_unread
-        first_read = int(rows.place[unread:].min())
         with replace_modules(self._model, self._layers):
-            logits = self._model(
+            states = self._model.get_submodule(self._body.path)(
                 input_ids=torch.from_numpy(rows.token).to(device),
                 attention_mask=torch.from_numpy(rows.mask).to(device, self._model.dtype),
                 position_ids=torch.from_numpy(rows.position).to(device),
                 past_key_values=keys_values,
                 use_cache=keys_values is not None,
-                logits_to_keep=rows.token.shape[1] - first_read,
-            ).logits
+            ).last_hidden_state
+        unread = 0 if first_chunk else self._tree.num_unread
         cell, place = (torch.from_numpy(index[unread:]).to(device) for index in (rows.cell, rows.place))
-        return logits[cell, place - first_read]
+        return states[cell, place]
 
 
 def pack_layers(model: nn.Module, adapters: AdapterPack) -> dict[str, PackedLinear | PackedExperts]:

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from memrl.policy import kernels
 from memrl.policy.adapter_pack import AdapterPack
 from memrl.policy.llama import group_linears
+from memrl.policy.next_tokens import Head, NextTokens, read_next_tokens
 from memrl.policy.token_tree import TokenTree
 
 
@@ -150,7 +151,8 @@ class CompiledDecoderNetwork:
         self._norm = _Norm.read(body.norm)
         self._embedding = body.embed_tokens.weight.detach()
         head: Any = model.get_output_embeddings()
-        self._head = head.weight.detach()
+        weight = head.weight.detach()
+        self._head = Head(lambda states: torch.matmul(states, weight.T), len(weight))
         positions = torch.arange(model.config.max_position_embeddings)[None]
         self._turns = [t[0].contiguous() for t in body.rotary_emb(self._embedding, positions)]
         self._tree = TokenTree(prompts, root_cell)
@@ -162,7 +164,7 @@ class CompiledDecoderNetwork:
         """See PackedNetwork.keep."""
         self._tree.keep(cells)
 
-    def prefill(self) -> Tensor:
+    def prefill(self) -> NextTokens:
         """See PackedNetwork.prefill."""
         if self._attached is not self._adapters.parameters:
             # The pack has shrunk, or it is the first walk.
@@ -171,7 +173,7 @@ class CompiledDecoderNetwork:
         self._tree.start()
         return self._forward(first_chunk=0, num_unread=1)
 
-    def extend(self, tokens: np.ndarray, parents: np.ndarray, cell: np.ndarray) -> Tensor:
+    def extend(self, tokens: np.ndarray, parents: np.ndarray, cell: np.ndarray) -> NextTokens:
         """See PackedNetwork.extend."""
         self._tree.add(tokens, parents, cell)
         return self._forward(self._tree.num_chunks - 1, num_unread=0)
@@ -200,8 +202,8 @@ class CompiledDecoderNetwork:
         addresses = (*(t.data_ptr() for t in self._turns), None, None, *self._kept.addresses(kernels.OUTPUTS))
         return kernels.Decoder(*shape, self._structures, ctypes.pointer(self._pack), self._norm.describe(), *addresses)
 
-    def _forward(self, first_chunk: int, num_unread: int) -> Tensor:
-        """Feeds the chunks from the first on; returns the logits after their rows, but for the unread chunks'."""
+    def _forward(self, first_chunk: int, num_unread: int) -> NextTokens:
+        """Feeds the chunks from the first on; returns what may follow their rows, but for the unread chunks'."""
         ids, bounds, kept = self._tree.tokens(first_chunk), self._tree.bounds(first_chunk), self._kept
         start, first_read, end = int(bounds[0, 0]), int(bounds[num_unread, 0]), int(bounds[-1, -1])
         grown = [buffers.reserve(end, used=start) for buffers in (kept, *(layer.kept for layer in self._layers))]
@@ -212,7 +214,7 @@ class CompiledDecoderNetwork:
         self._library.forward(self._decoder, len(bounds), num_unread, bounds)
         leaf = kept["final"][first_read:end].requires_grad_()
         self._leaves.append(leaf)
-        return torch.matmul(leaf, self._head.T)
+        return read_next_tokens(leaf, self._head)
 
     def _point(self) -> None:
         """Shows the rows that there are now to kernels.c."""
@@ -224,7 +226,7 @@ class CompiledDecoderNetwork:
         """See PackedNetwork.backpropagate."""
         loss.backward()
         slopes = [leaf.grad for leaf in self._leaves if leaf.grad is not None]
-        assert len(slopes) == len(self._leaves), "every level's logits are part of the loss"
+        assert len(slopes) == len(self._leaves), "every level is part of the loss"
         grad, bounds, unread = self._kept["grad"], self._tree.bounds(), self._tree.num_unread
         grad[:unread] = 0.0
         torch.cat(slopes, out=grad[unread : int(bounds[-1, -1])])

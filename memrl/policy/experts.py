@@ -211,20 +211,22 @@ class _Adapted(torch.autograd.Function):
         out = multiply_by_experts(x, layer.weight, routing)
         if layer.bias is not None:
             out += layer.bias.repeat_interleave(routing.sizes.sum(1), dim=0)
-        lows = []
+        lows, wide = [], out.to(layer.A.dtype)
         for bucket in routing.buckets:
             at = bucket.cell, bucket.expert
-            low = torch.bmm(bucket.gather(x, layer.A.dtype), layer.A[at].mT).mul_(layer.scale[bucket.cell])
-            bucket.scatter(torch.bmm(low, layer.B[at]), out)
+            low = torch.bmm(bucket.gather(x, wide.dtype), layer.A[at].mT).mul_(layer.scale[bucket.cell])
+            bucket.scatter(torch.bmm(low, layer.B[at]), wide)
             lows.append(low)
         ctx.save_for_backward(x, *lows)
         ctx.layer, ctx.routing = layer, routing
-        return out
+        return wide.to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, None, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         (x, *lows), layer, routing = ctx.saved_tensors, ctx.layer, ctx.routing
-        grad_x = multiply_by_experts(grad_out, layer.weight.mT, routing) if ctx.needs_input_grad[0] else None
+        grad_x = None
+        if ctx.needs_input_grad[0]:
+            grad_x = multiply_by_experts(grad_out, layer.weight.mT, routing).to(layer.A.dtype)
         for bucket, low in zip(routing.buckets, lows, strict=True):
             at = bucket.cell, bucket.expert
             wide = bucket.gather(grad_out, low.dtype)
@@ -233,7 +235,7 @@ class _Adapted(torch.autograd.Function):
             layer.grad_A.index_put_(at, torch.bmm(grad_low.mT, bucket.gather(x, low.dtype)), accumulate=True)
             if grad_x is not None:
                 bucket.scatter(torch.bmm(grad_low, layer.A[at]), grad_x)
-        return grad_x, None, None, None
+        return None if grad_x is None else grad_x.to(x.dtype), None, None, None
 
 
 class PackedExperts(nn.Module):

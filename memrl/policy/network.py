@@ -10,15 +10,17 @@ from typing import Protocol
 import numpy as np
 from torch import Tensor
 
+from memrl.policy.next_tokens import NextTokens
+
 
 class PackedNetwork(Protocol):
     """The policies of K cells: one base model, one adapter per cell, and one prompt per root of a cell's tree."""
 
-    def prefill(self) -> Tensor:
-        """Begins a walk: computes every prompt; returns the logits after each, (roots, vocabulary)."""
+    def prefill(self) -> NextTokens:
+        """Begins a walk: computes every prompt; returns what may follow each root."""
         ...
 
-    def extend(self, tokens: np.ndarray, parents: np.ndarray, cell: np.ndarray) -> Tensor:
+    def extend(self, tokens: np.ndarray, parents: np.ndarray, cell: np.ndarray) -> NextTokens:
         """Feeds one level of the tree.
 
         Args:
@@ -28,12 +30,12 @@ class PackedNetwork(Protocol):
             cell: the cell of each node, ascending; int64 (nodes,).
 
         Returns:
-            logits after each node, (nodes, vocabulary).
+            what may follow each node.
         """
         ...
 
     def backpropagate(self, loss: Tensor) -> None:
-        """Adds the gradient of a loss on the logits of this walk to the adapters' gradient; ends the walk."""
+        """Adds the gradient of a loss on what was picked from this walk to the adapters' gradient; ends the walk."""
         ...
 
     def keep(self, cells: np.ndarray) -> None:

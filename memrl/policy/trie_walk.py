@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from memrl.policy.network import PackedNetwork
+from memrl.policy.next_tokens import NextTokens
 from memrl.task.automaton import AnswerAutomaton
 from memrl.task.env import Outcomes
 
@@ -210,32 +211,40 @@ class _Trace:
         self.node_logprobs: list[Tensor] = []
         self.logprobs: list[Tensor] = []
         self.columns: dict[str, list[np.ndarray]] = {}
+        self._unscored: list[tuple[np.ndarray, np.ndarray]] = []
         self.secret_log2 = np.zeros(num_roots)
 
     def add(self, **columns: np.ndarray) -> None:
         for name, column in columns.items():
             self.columns.setdefault(name, []).append(column)
 
-    def add_edges(self, level: "Level", row: np.ndarray, logprobs: Tensor, **columns: np.ndarray) -> np.ndarray:
-        """Adds edges that leave these rows of a level; returns their numbers."""
-        self.logprobs.append(logprobs)
+    def add_edges(self, level: "Level", row: np.ndarray, token: np.ndarray, **columns: np.ndarray) -> np.ndarray:
+        """Adds edges that leave these rows of a level, not scored yet; returns their numbers."""
+        self._unscored.append((row, token))
         depth = np.full(len(row), level.depth)
-        self.add(edge_cell=level.cell[row], edge_parent=level.edge[row], edge_depth=depth, **columns)
+        self.add(edge_cell=level.cell[row], edge_parent=level.edge[row], edge_depth=depth, edge_token=token, **columns)
         self.num_edges += len(row)
         return np.arange(self.num_edges - len(row), self.num_edges)
 
-    def add_nodes(self, level: "Level", logprobs: Tensor, child: np.ndarray, alphabet: Tensor) -> None:
+    def add_nodes(self, level: "Level", next_tokens: NextTokens, child: np.ndarray, alphabet: np.ndarray) -> None:
         """Adds the nodes of a level that episodes of watched cells reached."""
         rows = np.flatnonzero(self.watched[level.cell] & (level.counts.sum(1) > 0))
         if len(rows):
-            row = torch.from_numpy(rows).to(logprobs.device)
-            follows_none = torch.from_numpy(child[rows] < 0).to(logprobs.device)
-            letters = logprobs[row][:, alphabet].masked_fill(follows_none, -torch.inf)
+            letters = next_tokens.pick(rows.repeat(len(alphabet)), np.tile(alphabet, len(rows)))
+            follows_none = torch.from_numpy(child[rows] < 0).to(letters.device)
+            letters = letters.unflatten(0, follows_none.shape).masked_fill(follows_none, -torch.inf)
             self.node_logprobs.append(torch.log_softmax(letters, dim=-1))
             counts = level.counts[rows].sum(1)
             self.add(
                 node_root=level.root[rows], node_cell=level.cell[rows], node_counts=counts, node_edge=level.edge[rows]
             )
+
+    def score_edges(self, next_tokens: NextTokens) -> Tensor:
+        """Adds the log-probabilities of a level's edges, in one piece; returns them."""
+        row, token = map(np.concatenate, zip(*self._unscored, strict=True))
+        self.logprobs.append(next_tokens.pick(row, token))
+        self._unscored = []
+        return self.logprobs[-1].detach()
 
     def column(self, name: str) -> np.ndarray:
         return np.concatenate(self.columns[name])
@@ -264,12 +273,12 @@ def walk_tries(
     trace = _Trace(len(roots), np.zeros(forest.root_cell[-1] + 1, dtype=bool) if watched is None else watched)
     on_secret, unset = np.ones(len(roots), dtype=bool), np.full(len(roots), -1)
     level = Level(0, roots, forest.root_cell, forest.root_state, on_secret, num_episodes, roots, unset, unset)
-    logits = network.prefill()
+    next_tokens = network.prefill()
     while True:
-        level = _visit(forest, level, logits, splitter, trace)
+        level = _visit(forest, level, next_tokens, splitter, trace)
         if not len(level.root):
             break
-        logits = network.extend(forest.states.alphabet[level.letter], level.parent, level.cell)
+        next_tokens = network.extend(forest.states.alphabet[level.letter], level.parent, level.cell)
     return _finish(forest, trace)
 
 
@@ -324,36 +333,26 @@ def _trace_back(trace: _Trace, last: np.ndarray, longest: int) -> np.ndarray:
     return path
 
 
-def _visit(forest: Forest, level: Level, logits: Tensor, splitter: Splitter, trace: _Trace) -> Level:
+def _visit(forest: Forest, level: Level, next_tokens: NextTokens, splitter: Splitter, trace: _Trace) -> Level:
     """Splits one level's episodes, records edges and outcomes; returns the next level."""
     states = forest.states
-    dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
-    device = logits.device
-    logprobs = torch.log_softmax(logits.to(dtype), dim=-1)
     child = states.child[level.state]
-    alphabet = torch.from_numpy(states.alphabet).to(device)
-    with torch.no_grad():
-        probabilities = logprobs.exp()
-        total = probabilities.sum(-1, dtype=torch.float64).cpu().numpy()
-        legal = np.where(child >= 0, probabilities.index_select(1, alphabet).double().cpu().numpy(), 0.0)
-    trace.add_nodes(level, logprobs, child, alphabet)
+    probabilities, total = next_tokens.score(states.alphabet)
+    legal = np.where(child >= 0, probabilities, 0.0)
+    trace.add_nodes(level, next_tokens, child, states.alphabet)
     counts = splitter.split(level, legal, np.maximum(total - legal.sum(1), 0.0))
     on_secret = np.zeros(child.shape, dtype=bool)
     secret_row = np.flatnonzero(level.on_secret)
     on_secret[secret_row, forest.secret_letters[level.root[secret_row], level.depth]] = True
     row, letter = np.nonzero((counts[:, :, :-1].sum(1) > 0) | on_secret)
     following, is_secret = child[row, letter].astype(np.int64), on_secret[row, letter]
-    token = states.alphabet[letter]
     edges = trace.add_edges(
         level,
         row,
-        logprobs[torch.from_numpy(row).to(device), torch.from_numpy(token).to(device)],
+        states.alphabet[letter],
         edge_env_step=states.steps_done[level.state[row]],
-        edge_token=token,
         edge_digit=states.digit[level.state[row], letter],
     )
-    on_path = trace.logprobs[-1].detach().double().cpu().numpy()[is_secret]
-    trace.secret_log2[level.root[row[is_secret]]] += on_path / np.log(2.0)
     reached = counts[row, :, letter]
     ended = states.is_end[following] & (reached.sum(1) > 0)
     trace.add(
@@ -362,7 +361,9 @@ def _visit(forest: Forest, level: Level, logits: Tensor, splitter: Splitter, tra
         outcome_edge=edges[ended],
         well_formed=np.ones(ended.sum(), dtype=bool),
     )
-    _record_malformed(forest, level, logprobs, child, counts[:, :, -1], splitter, trace)
+    _record_malformed(forest, level, next_tokens, child, counts[:, :, -1], splitter, trace)
+    on_path = trace.score_edges(next_tokens)[: len(row)].double().cpu().numpy()[is_secret]
+    trace.secret_log2[level.root[row[is_secret]]] += on_path / np.log(2.0)
     onward = ~states.is_end[following]
     row = row[onward]
     return Level(
@@ -381,7 +382,7 @@ def _visit(forest: Forest, level: Level, logits: Tensor, splitter: Splitter, tra
 def _record_malformed(
     forest: Forest,
     level: Level,
-    logprobs: Tensor,
+    next_tokens: NextTokens,
     child: np.ndarray,
     left: np.ndarray,
     splitter: Splitter,
@@ -389,8 +390,7 @@ def _record_malformed(
 ) -> None:
     """Records the episodes whose next token no answer has: rare, so one row at a time."""
     for row in np.nonzero(left.sum(1))[0]:
-        with torch.no_grad():
-            probabilities = logprobs[row].double().exp().cpu().numpy()
+        probabilities = next_tokens.describe_row(int(row))
         probabilities[forest.states.alphabet[child[row] >= 0]] = 0.0
         tokens = splitter.pick_illegal(int(level.cell[row]), probabilities, int(left[row].sum()))
         group = np.repeat(np.arange(left.shape[1]), left[row])
@@ -398,9 +398,8 @@ def _record_malformed(
             edges = trace.add_edges(
                 level,
                 np.array([row]),
-                logprobs[row, int(token)][None],
+                np.array([token]),
                 edge_env_step=forest.states.steps_done[level.state[[row]]],
-                edge_token=np.array([token]),
                 edge_digit=np.array([-1]),
             )
             trace.add(

@@ -5,7 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from naive_policy import keep_norms_in_dtype
+from naive_policy import keep_norms_in_dtype, read_logprobs
 from transformers import (
     Gemma2Config,
     Gemma2ForCausalLM,
@@ -109,14 +109,14 @@ def list_paths():
 
 def walk_tree(network):
     """Log-probabilities after every prompt and every node: (3 + nodes, vocabulary), with gradient."""
-    logits, before = [network.prefill()], np.arange(3)
+    logprobs, before = [read_logprobs(network.prefill(), 40)], np.arange(3)
     for level in LEVELS:
         cell, tokens, slots = np.array(level).T
         # Places in the level before; at the first level, where the level before is the prompts, the cell's own.
         parents = np.searchsorted(before, cell) + slots
-        logits.append(network.extend(tokens, parents, cell))
+        logprobs.append(read_logprobs(network.extend(tokens, parents, cell), 40))
         before = cell
-    return torch.log_softmax(torch.cat(logits), dim=-1)
+    return torch.cat(logprobs)
 
 
 def draw_weights(logprobs):
@@ -287,8 +287,7 @@ def test_threads_change_no_bit_of_a_cells_gradient():
     def compute_gradient(kernels):
         adapters = AdapterPack(llama.group_linears(model), MANY, dtype=torch.float32)
         network = CompiledDecoderNetwork(model, LONG, np.arange(len(LONG)), move_adapters(adapters), kernels)
-        # One token of each row: the gradient that enters the network is a row of the head, however torch sums.
-        network.backpropagate(network.prefill()[:, 11].sum())
+        network.backpropagate(network.prefill().pick(np.arange(12), np.full(12, 11)).sum())
         return adapters.gradient
 
     expected = compute_gradient(library)
@@ -310,11 +309,11 @@ NODES = [
 
 def walk_roots(network):
     """Log-probabilities after every root and every node, with gradient."""
-    logits = [network.prefill()]
+    logprobs = [read_logprobs(network.prefill(), 40)]
     for nodes, cell in NODES:
         parents, tokens = np.array(nodes).T
-        logits.append(network.extend(tokens, parents, np.array(cell)))
-    return torch.log_softmax(torch.cat(logits), dim=-1)
+        logprobs.append(read_logprobs(network.extend(tokens, parents, np.array(cell)), 40))
+    return torch.cat(logprobs)
 
 
 def list_root_paths():
@@ -354,10 +353,10 @@ def test_a_cell_that_stays_keeps_all_of_its_roots(monkeypatch, build):
     keep_norms_in_dtype(monkeypatch)
     model = build_model(LlamaForCausalLM, LlamaConfig)
     network, adapters = build(model, CELLS[:2], ROOTS, OF_ROOTS)
-    before = network.prefill().detach()
+    before = read_logprobs(network.prefill(), 40).detach()
     for part in (network, adapters):
         part.keep(np.array([0]))
-    torch.testing.assert_close(network.prefill().detach(), before[:3], rtol=0, atol=1e-12)
+    torch.testing.assert_close(read_logprobs(network.prefill(), 40).detach(), before[:3], rtol=0, atol=1e-12)
 
 
 OTHERS = [
@@ -397,12 +396,12 @@ def test_cells_that_stay_are_not_touched_by_those_that_leave(monkeypatch, build)
     keep_norms_in_dtype(monkeypatch)
     model = build_model(LlamaForCausalLM, LlamaConfig)
     network, adapters = build(model)
-    before = network.prefill().detach()
+    before = read_logprobs(network.prefill(), 40).detach()
     # Without the longest prompt and the largest rank, padding goes too.
     for part in (network, adapters):
         part.keep(np.array([1]))
     assert adapters.rank == 4
-    torch.testing.assert_close(network.prefill().detach(), before[[1]], rtol=0, atol=1e-12)
+    torch.testing.assert_close(read_logprobs(network.prefill(), 40).detach(), before[[1]], rtol=0, atol=1e-12)
 
 
 def test_what_the_decoder_does_not_know_is_left_to_autograd():

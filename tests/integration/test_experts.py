@@ -8,7 +8,7 @@ import peft
 import pytest
 import torch
 import transformers
-from naive_policy import compare_adapters, list_episodes
+from naive_policy import compare_adapters, list_episodes, read_logprobs
 from one_cell import score_tokens
 from test_base_model_architectures import COMMON, TOKENIZER, build_model
 from torch import nn
@@ -269,7 +269,7 @@ def test_peft_reads_the_files_of_a_cell_and_computes_its_logits(name, tmp_path, 
     }
     pack.adapters.import_peft(1, tensors)
     assert compare_adapters(pack.adapters.export_peft(1), tensors) == 0
-    got = pack.network.prefill()[1]
+    got = read_logprobs(pack.network.prefill(), model.config.vocab_size)[1]
     prompt = torch.tensor([TASKS[1].prompt_ids])
     described = describe_adapter(CELLS[1], list(pack.adapters.slots))
     arrays = {n: t.numpy() for n, t in tensors.items()}
@@ -277,10 +277,10 @@ def test_peft_reads_the_files_of_a_cell_and_computes_its_logits(name, tmp_path, 
         files = publish_adapter(tmp_path, reader, named, described)
         loaded = peft.PeftModel.from_pretrained(copy.deepcopy(model), files)
         with torch.no_grad():
-            expected = loaded(input_ids=prompt).logits[0, -1]
+            expected = torch.log_softmax(loaded(input_ids=prompt).logits[0, -1], dim=-1)
         torch.testing.assert_close(got, expected, rtol=0, atol=1e-9)
     with torch.no_grad():
-        plain = model(input_ids=prompt).logits[0, -1]
+        plain = torch.log_softmax(model(input_ids=prompt).logits[0, -1], dim=-1)
     assert (got - plain).abs().max() > 1e-2
 
 
@@ -318,11 +318,13 @@ def test_peft_computes_the_logits_of_other_mixtures(name):
         tensors = adapters.export_peft(cell)
         adapters.import_peft(cell, {n: 0.1 * torch.randn(t.shape, generator=generator) for n, t in tensors.items()})
     prompts = [task.prompt_ids for task in TASKS[:2]]
-    got = AutogradNetwork(model, prompts, np.arange(2), adapters, KeptActivations()).prefill()
+    network = AutogradNetwork(model, prompts, np.arange(2), adapters, KeptActivations())
+    got = read_logprobs(network.prefill(), model.config.vocab_size)
     for cell in range(2):
         loaded = PlainCell(model, CELLS[cell], adapters, adapters.export_peft(cell))
         with torch.no_grad():
-            expected = loaded.model(input_ids=torch.tensor([TASKS[cell].prompt_ids])).logits[0, -1]
+            logits = loaded.model(input_ids=torch.tensor([TASKS[cell].prompt_ids])).logits[0, -1]
+            expected = torch.log_softmax(logits, dim=-1)
         torch.testing.assert_close(got[cell], expected, rtol=0, atol=1e-4)
     assert (got[0] - got[1]).abs().max() > 1e-2
 

@@ -20,6 +20,7 @@ from memrl.learning.update import update
 from memrl.policy.base_model import encode_task, load_base_model
 from memrl.policy.calibration import compute_answer_log2
 from memrl.policy.embedded import build_embedded_model, build_embedded_tokenizer
+from memrl.policy.next_tokens import KeptDistributions
 from memrl.policy.trie_walk import Forest, walk_tries
 from memrl.rollout.in_process import InProcessSampler, start_generators
 from memrl.task.answer_format import AnswerFormat, integer_format
@@ -255,15 +256,15 @@ class TablePolicies:
     """Policies without a network: the next token depends on the root and the last token, by a table."""
 
     def __init__(self, tables):
-        self.tables, self.vocabulary = tables, tables.shape[-1]
+        self.logprobs = torch.log_softmax(tables, dim=-1)
 
     def prefill(self):
-        self.root = np.arange(len(self.tables))
-        return self.tables[:, -1]
+        self.root = np.arange(len(self.logprobs))
+        return KeptDistributions(self.logprobs[:, -1])
 
     def extend(self, tokens, parents, cell):
         self.root = self.root[parents]
-        return self.tables[self.root, tokens]
+        return KeptDistributions(self.logprobs[self.root, tokens])
 
     def backpropagate(self, loss):
         raise AssertionError("tables do not learn")

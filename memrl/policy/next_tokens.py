@@ -1,0 +1,177 @@
+"""What may follow each row of a walk: log-probabilities of a few tokens, out of a distribution over a whole vocabulary.
+
+A vocabulary is often a thousand times as wide as the alphabet of the answers. Where a level's logits are many, they are
+computed some rows at a time, the alphabet's columns and the sums are read off, and the rest is let go; the backward
+pass computes those rows again that have a gradient.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_MOST_NUMBERS = 2**24
+"""Log-probabilities that are computed at once: 64 MiB of float32, of which a few copies live at a time."""
+
+
+@dataclass(frozen=True)
+class Head:
+    """The end of a network, which scores hidden states.
+
+    Attributes:
+        score: hidden states (rows, d) to logits (rows, vocabulary), with gradient.
+        vocabulary: how many tokens it scores.
+    """
+
+    score: Callable[[Tensor], Tensor]
+    vocabulary: int
+
+
+class NextTokens(Protocol):
+    """The distributions after some rows; `score` comes first and says which tokens matter."""
+
+    def score(self, alphabet: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Reads some tokens' probabilities.
+
+        Args:
+            alphabet: token ids, ascending; int64 (A,).
+
+        Returns:
+            the probability of each of them after each row, float64 (rows, A), and that of all tokens together,
+            which is 1 up to rounding, float64 (rows,).
+        """
+        ...
+
+    def describe_row(self, row: int) -> np.ndarray:
+        """The probability of every token after one row, float64 (vocabulary,)."""
+        ...
+
+    def pick(self, row: np.ndarray, token: np.ndarray) -> Tensor:
+        """Log-probabilities of some tokens, nats, with gradient.
+
+        Args:
+            row: after which each stands, int64 (tokens,).
+            token: token ids, each of the alphabet or after a row that `describe_row` has read; int64 (tokens,).
+        """
+        ...
+
+
+def read_next_tokens(states: Tensor, head: Head) -> NextTokens:
+    """The distributions after rows whose last hidden states are given, (rows, d), in a graph."""
+    if len(states) * head.vocabulary <= _MOST_NUMBERS:
+        return KeptDistributions(_compute_logprobs(states, head))
+    return PassingDistributions(states, head)
+
+
+def _compute_logprobs(states: Tensor, head: Head) -> Tensor:
+    logits = head.score(states)
+    return torch.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), dim=-1)
+
+
+def _read_columns(logprobs: Tensor, columns: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    probabilities = logprobs.exp()
+    total = probabilities.sum(-1, dtype=torch.float64).cpu().numpy()
+    return probabilities.index_select(1, columns).double().cpu().numpy(), total
+
+
+class KeptDistributions:
+    """Distributions that stay as they are.
+
+    Args:
+        logprobs: (rows, vocabulary), in a graph.
+    """
+
+    def __init__(self, logprobs: Tensor) -> None:
+        self._logprobs = logprobs
+
+    def score(self, alphabet: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """See NextTokens.score."""
+        return _read_columns(self._logprobs.detach(), torch.from_numpy(alphabet).to(self._logprobs.device))
+
+    def describe_row(self, row: int) -> np.ndarray:
+        """See NextTokens.describe_row."""
+        return self._logprobs[row].detach().double().exp().cpu().numpy()
+
+    def pick(self, row: np.ndarray, token: np.ndarray) -> Tensor:
+        """See NextTokens.pick."""
+        device = self._logprobs.device
+        return self._logprobs[torch.from_numpy(row).to(device), torch.from_numpy(token).to(device)]
+
+
+class PassingDistributions:
+    """Distributions that are computed some rows at a time and let go.
+
+    Args:
+        states: the last hidden states, (rows, d), in a graph.
+        head: scores them.
+    """
+
+    def __init__(self, states: Tensor, head: Head) -> None:
+        self._states, self._head = states, head
+        self._most_rows = max(1, _MOST_NUMBERS // head.vocabulary)
+        self._rare: dict[int, Tensor] = {}
+
+    def _compute(self, rows: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Yields some of the rows, a leaf of their states, and the log-probabilities after them."""
+        for some in rows.split(self._most_rows):
+            leaf = self._states.detach()[some].requires_grad_()
+            yield some, leaf, _compute_logprobs(leaf, self._head)
+
+    @torch.no_grad()
+    def score(self, alphabet: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """See NextTokens.score."""
+        columns = torch.from_numpy(alphabet).to(self._states.device)
+        self._alphabet, scored, read = alphabet, [], []
+        for _, _, logprobs in self._compute(torch.arange(len(self._states), device=columns.device)):
+            scored.append(logprobs.index_select(1, columns))
+            read.append(_read_columns(logprobs, columns))
+        self._scored = torch.cat(scored)
+        probabilities, total = map(np.concatenate, zip(*read, strict=True))
+        return probabilities, total
+
+    @torch.no_grad()
+    def describe_row(self, row: int) -> np.ndarray:
+        """See NextTokens.describe_row."""
+        ((_, _, logprobs),) = self._compute(torch.tensor([row], device=self._states.device))
+        self._rare[row] = logprobs[0]
+        return logprobs[0].double().exp().cpu().numpy()
+
+    def pick(self, row: np.ndarray, token: np.ndarray) -> Tensor:
+        """See NextTokens.pick."""
+        device = self._states.device
+        column = np.minimum(np.searchsorted(self._alphabet, token), len(self._alphabet) - 1)
+        values = self._scored[torch.from_numpy(row).to(device), torch.from_numpy(column).to(device)]
+        for place in np.nonzero(self._alphabet[column] != token)[0]:
+            values[place] = self._rare[int(row[place])][int(token[place])]
+        picked: Any = _Pick.apply(self._states, self, row, token, values)
+        return picked
+
+    def pull_back(self, row: Tensor, token: Tensor, slopes: Tensor) -> Tensor:
+        """The gradient of the states, given that of log-probabilities that were picked."""
+        grad = torch.zeros_like(self._states)
+        with torch.enable_grad():
+            for rows, leaf, logprobs in self._compute(torch.unique(row[slopes != 0])):
+                place = torch.searchsorted(rows, row).clamp(max=len(rows) - 1)
+                inside = rows[place] == row
+                wanted = torch.zeros_like(logprobs)
+                wanted[place[inside], token[inside]] = slopes[inside]
+                (grad[rows],) = torch.autograd.grad(logprobs, leaf, wanted)
+        return grad
+
+
+class _Pick(torch.autograd.Function):
+    """Values that were read before; the backward pass goes through the head to the states."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, states: Tensor, source: PassingDistributions, row: np.ndarray, token: np.ndarray, values: Tensor
+    ) -> Tensor:
+        ctx.source, ctx.picked = source, [torch.from_numpy(each).to(states.device) for each in (row, token)]
+        return values
+
+    @staticmethod
+    def backward(ctx: Any, slopes: Tensor) -> tuple[Tensor, None, None, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return ctx.source.pull_back(*ctx.picked, slopes), None, None, None, None
