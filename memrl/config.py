@@ -7,12 +7,14 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from functools import cache
+from string import Formatter
 from typing import Any, Literal, get_args
 
 import chz
 from chz.tiepin import is_subtype_instance
 
 from memrl.channels import REWARDS, ChannelKind, channel_kind
+from memrl.model_files import name_files
 from memrl.reward_code import name_code
 
 EnvType = Literal["single_step", "multi_step"]
@@ -47,7 +49,7 @@ _ABBREVIATIONS = {
 }
 """What other tools call our fields."""
 
-_LATER_FIELDS = ("reward_code", "temperature", "entropy_bonus", "kl_penalty")
+_LATER_FIELDS = ("reward_code", "temperature", "entropy_bonus", "kl_penalty", "model_files", "prompt")
 """Fields that came when there were cells already: where they are unset they are no part of a cell_id."""
 
 NEEDS_NO_PEER = ("constant_baseline", "rejection")
@@ -55,6 +57,9 @@ NEEDS_NO_PEER = ("constant_baseline", "rejection")
 
 _FOR_ZERO_OR_ONE = ("rejection", "maxrl")
 _WITH_TEMPERATURE = ("exponential_weights", "delightful")
+
+MOST_PROMPT = 20_000
+"""The most characters of a prompt's template."""
 
 _CUSTOM_REWARD = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
@@ -187,8 +192,17 @@ class TrainConfig:
     max_episodes: int | None = _field("budget", None, "the most episodes of the run; unset: as n_steps allows")
     stop_probability: float = _field("budget", 0.9, "the run ends when P(secret) reaches this")
 
-    model: str = _field("base", "embedded", "embedded, a folder, or a Hugging Face name")
+    model: str = _field("base", "embedded", "embedded, smollm2-135m, a folder, a .gguf file, or a Hugging Face name")
+    model_files: str | None = _field(
+        "base",
+        None,
+        "name of the content of a model folder; unset: that of the folder as it is now",
+        munger=lambda self, name: name_files(self.model) if name is None and isinstance(self.model, str) else name,
+    )
     prompt_format: PromptFormat = _field("base", "plain", "plain, or the model's chat template")
+    prompt: str = _field(
+        "base", "", "the prompt, with {N} and {last} (N - 1) filled in; unset: 0-{last}: or bits 0-{last}:"
+    )
     bit_separator: str = _field("base", "", "text between bits, for tokenizers that merge them")
     dtype: Dtype = _field("base", "float32", "of the base model; adapters are float32, or float64 with it")
     rollout: Rollout = _field("sampler", "in_process", "who samples the episodes")
@@ -222,6 +236,26 @@ class TrainConfig:
         rule = f"be at most {MOST_RANK:,} (a rank above a layer's width adds nothing but memory)"
         _require(self.lora_rank <= MOST_RANK, "lora_rank", rule, self.lora_rank)
         _require(self.n_steps <= MOST_UPDATES, "n_steps", f"be at most {MOST_UPDATES:,}", self.n_steps)
+
+    @chz.validate
+    def _check_model(self) -> None:
+        if self.model_files is None:
+            return
+        now = name_files(self.model)
+        _require(
+            now in (None, self.model_files), "model_files", f"be {now}, what {self.model} holds now", self.model_files
+        )
+
+    @chz.validate
+    def _check_prompt(self) -> None:
+        length = len(self.prompt)
+        _require(length <= MOST_PROMPT, "prompt", f"have at most {MOST_PROMPT:,} characters", length)
+        try:
+            blanks = [blank for _, *blank in Formatter().parse(self.prompt) if blank[0] is not None]
+        except ValueError as error:
+            raise ValueError(f"prompt must have its braces in pairs, got {self.prompt[:80]!r} ({error})") from None
+        wrong = [blank[0] for blank in blanks if blank not in (["N", "", None], ["last", "", None])]
+        _require(not wrong, "prompt", "leave only {N} and {last} to be filled in", f"{{{', '.join(map(str, wrong))}}}")
 
     @chz.validate
     def _check_task(self) -> None:
@@ -353,6 +387,7 @@ class TrainConfig:
         )
         fields["batch_size"] = self.episodes_per_update
         fields["credit"] = self.resolved_credit
+        fields["prompt"] = self.prompt or None
         if self.env_type == "single_step":
             fields.update(credit=None, bit_separator=None)
         if self.algorithm == "sft":
@@ -372,7 +407,9 @@ class TrainConfig:
     @chz.init_property
     def cell_id(self) -> str:
         """The cell's name in every table: 16 hex digits, a hash of `identity()`."""
-        return hash_fields({"result_version": RESULT_VERSION, **self.identity()})
+        # A folder is known by what it holds, whatever path leads to it.
+        model = self.model if self.model_files is None else None
+        return hash_fields({"result_version": RESULT_VERSION, **self.identity(), "model": model})
 
 
 def hash_fields(fields: Mapping[str, Any]) -> str:

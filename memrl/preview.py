@@ -36,7 +36,8 @@ def show_preview(config: TrainConfig, num_answers: int, temperature: float) -> N
     """
     channel = build_channel(config)
     model, tokenizer = load_base_model(config.model, config.dtype)
-    task = encode_task(tokenizer, config.N, config.env_type, config.prompt_format, config.bit_separator)
+    question = (config.N, config.env_type, config.prompt_format, config.bit_separator, config.prompt)
+    task = encode_task(tokenizer, *question)
     answers = sample_answers(model, task, num_answers, temperature, config.seed)
     console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
     print_preview(console, config, channel, task, tokenizer, answers, measure_prior(model, task))

@@ -10,7 +10,7 @@ import torch
 
 from memrl.cli import FAILED, exit_on_bad_input
 from memrl.config import TrainConfig, describe_equal_losses
-from memrl.policy.model_folder import check_model_folder
+from memrl.policy.base_model import bring_model
 from memrl.rollout.vllm_actor import EngineOptions, VLLMEngine
 from memrl.sweep.console import SteadyConsole
 from memrl.sweep.execution import RunOptions
@@ -104,7 +104,7 @@ def start_engine(cell: TrainConfig, device: str) -> VLLMEngine:
     """An engine in this very process; on a GPU it shares it with the learner, and sleeps while that updates."""
     return VLLMEngine(
         EngineOptions(
-            model=check_model_folder(cell.model),
+            model=bring_model(cell.model),
             dtype=cell.dtype,
             max_loras=1,
             max_lora_rank=cell.lora_rank,

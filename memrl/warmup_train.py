@@ -3,12 +3,11 @@
 The result is a plain folder (safetensors, tokenizer, `warmup.json`) that `model=FOLDER` of every command reads.
 """
 
-import json
+import math
+import os
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,29 +15,26 @@ import chz
 
 from memrl.cli import BAD_INPUT, parse_arguments, read_value
 from memrl.config import MOST_SECRETS, Dtype, EnvType, PromptFormat
-from memrl.policy.base_model import EncodedTask, encode_task, load_base_model, save_base_model
+from memrl.policy.base_model import encode_task, load_base_model
 from memrl.policy.model_folder import check_model_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from memrl.policy.calibration import Prior
-    from memrl.policy.warmup import WarmupProgress, WarmupRecipe
+    from memrl.policy.calibrator import CalibratedPrompt, Calibration, Question
+    from memrl.policy.head import HeadRecipe
+    from memrl.policy.warmup import WarmupRecipe
 
 USAGE = """\
 Calibrates a base model: after it, every prompt asked for is answered uniformly.
 
   python -m memrl.warmup_train model=scratch seed=0 output=FOLDER    rebuilds the embedded model from its seed
   python -m memrl.warmup_train model=FOLDER N=64,128 output=OTHER    calibrates any model for other N
+
+A large model keeps its body: its head alone is fitted, and the body only where that does not do.
 """
-RECORD = "warmup.json"
-"""The file beside the weights that says what they are calibrated for, and how they were made."""
-
-FULL_LIMIT = 5_000_000
-"""Parameters up to which every weight is trained by default; beyond it a LoRA is, and merged."""
-
-Method = Literal["full", "lora"]
-Key = tuple[int, EnvType, PromptFormat, str]
+_PLAIN_SECONDS = 10.0
+"""Without a terminal, progress is printed this often."""
 
 
 @chz.chz(typecheck=True)
@@ -50,14 +46,19 @@ class WarmupConfig:
     """
 
     output: str = chz.field(default="", doc="the folder to write; to be given")
-    model: str = chz.field(default="embedded", doc="scratch, embedded, a folder, or a Hugging Face name")
+    model: str = chz.field(
+        default="embedded", doc="scratch, embedded, smollm2-135m, a folder, a .gguf file, or a hub name"
+    )
     N: str = chz.field(
         default="2,4,8,16,32,64,128,256,512,1024,2048,4096,10,100,500,1000", doc="sizes to calibrate for, by commas"
     )
     env_type: str = chz.field(default="single_step,multi_step", doc="single_step, multi_step, or both by a comma")
     prompt_format: PromptFormat = chz.field(default="plain", doc="plain, or the model's chat template")
     bit_separator: str = chz.field(default="", doc="text between bits, for tokenizers that merge them")
-    method: Method | None = chz.field(default=None, doc="full, or lora (merged at the end); unset: by size")
+    prompt: str = chz.field(default="", doc="the prompt, as cells set it; unset: the shortest there is")
+    method: Literal["full", "head", "lora"] | None = chz.field(
+        default=None, doc="full, head (the head's rows of the answers' tokens), or lora (merged); unset: as it fits"
+    )
     steps: int | None = chz.field(default=None, doc="the most optimizer steps; unset: the method's own")
     learning_rate: float | None = chz.field(default=None, doc="AdamW's peak; unset: the method's own")
     prompts_per_step: int = chz.field(default=16, doc="prompts of a batch")
@@ -101,34 +102,45 @@ def _require(holds: bool, name: str, rule: str, value: object) -> None:
         raise ValueError(f"{name} must {rule}, got {value}")
 
 
-def calibrate(config: WarmupConfig) -> "list[tuple[EncodedTask, Prior]]":
-    """Trains as `config` says, writes the folder, and returns the prior of what was written, prompt by prompt.
+def calibrate(config: WarmupConfig) -> "Calibration":
+    """Calibrates as `config` says, and writes the folder.
 
-    Prompts that the model's own record lists are trained along, so that a model keeps what it was calibrated for.
+    Prompts that the model's own record lists are calibrated along, so that a model keeps what it was calibrated for.
+
+    Raises:
+        ValueError: the model can't be read, has no layers for adapters, or its tokenizer can't write the answers.
     """
-    from memrl.policy.calibration import measure_prior
-    from memrl.policy.warmup import attach_lora, merge_lora, warm_up
+    from memrl.policy.adapter_pack import find_linears
+    from memrl.policy.calibrator import calibrate_model, save_calibration
 
-    model, tokenizer = _start_model(config)
-    keys = _list_prompts(config)
-    tasks = [encode_task(tokenizer, *key) for key in keys]
-    method = config.method or ("full" if model.num_parameters() <= FULL_LIMIT else "lora")
-    recipe = make_recipe(config, method)
-    start = time.perf_counter()
-    with _ProgressLine(tasks, recipe.steps) as line:
-        if method == "lora":
-            adapted = attach_lora(model, config.lora_rank, config.seed)
-            losses = warm_up(adapted, tasks, recipe, line.show)
-            model = merge_lora(adapted)
-        else:
-            losses = warm_up(model, tasks, recipe, line.show)
-    priors = [measure_prior(model, task) for task in tasks]
     output = Path(config.output)
-    save_base_model(model, tokenizer, output)
-    record = describe_warmup(config, method, recipe, losses, list(zip(keys, priors, strict=True)))
-    record["seconds"] = round(time.perf_counter() - start)
-    (output / RECORD).write_text(json.dumps(record, indent=1) + "\n", "utf-8")
-    return list(zip(tasks, priors, strict=True))
+    _prepare_folder(output)
+    model, tokenizer = _start_model(config)
+    if not find_linears(model):
+        raise ValueError(f"model must have linear layers (torch.nn.Linear) beside its head, got {type(model).__name__}")
+    tasks = [encode_task(tokenizer, *question) for question in _list_prompts(config)]
+    with ProgressLine() as line:
+        calibration = calibrate_model(
+            model,
+            tasks,
+            make_recipe(config),
+            method=config.method,
+            head_recipe=make_head_recipe(config),
+            lora_rank=config.lora_rank,
+            report=line.show,
+        )
+    save_calibration(calibration, tokenizer, output, config.model)
+    return calibration
+
+
+def _prepare_folder(folder: Path) -> None:
+    """Makes the folder, so that what can't be written is refused before the work."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"output must be a folder that can be written, got {folder} ({error.strerror})") from None
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ValueError(f"output must be a folder that can be written, got {folder}")
 
 
 def _start_model(config: WarmupConfig) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
@@ -142,20 +154,17 @@ def _start_model(config: WarmupConfig) -> "tuple[PreTrainedModel, PreTrainedToke
     return model.to(device=config.device, dtype=getattr(torch, config.dtype)), build_embedded_tokenizer()
 
 
-def _list_prompts(config: WarmupConfig) -> list[Key]:
+def _list_prompts(config: WarmupConfig) -> "list[Question]":
     """The prompts asked for, then those that the model is calibrated for already."""
-    ending = (config.prompt_format, config.bit_separator)
-    asked: list[Key] = [(N, env_type, *ending) for N in config.sizes for env_type in config.env_types]
-    known: list[Key] = []
-    if config.model != "scratch":
-        record = Path(check_model_folder(config.model)) / RECORD
-        if record.is_file():
-            rows = json.loads(record.read_text("utf-8"))["prompts"]
-            known = [(row["N"], row["env_type"], row["prompt_format"], row["bit_separator"]) for row in rows]
+    from memrl.policy.calibrator import read_questions
+
+    ending = (config.prompt_format, config.bit_separator, config.prompt)
+    asked: list[Question] = [(N, env_type, *ending) for N in config.sizes for env_type in config.env_types]
+    known = [] if config.model == "scratch" else read_questions(Path(check_model_folder(config.model)))
     return list(dict.fromkeys([*asked, *known]))
 
 
-def make_recipe(config: WarmupConfig, method: Method) -> "WarmupRecipe":
+def make_recipe(config: WarmupConfig) -> "WarmupRecipe":
     """The recipe in force: the embedded model's own for model=scratch, else short runs that stop at the targets."""
     from memrl.policy.warmup import WarmupRecipe
 
@@ -173,71 +182,59 @@ def make_recipe(config: WarmupConfig, method: Method) -> "WarmupRecipe":
     )
 
 
-def describe_warmup(
-    config: WarmupConfig,
-    method: Method,
-    recipe: "WarmupRecipe",
-    losses: Sequence[float],
-    priors: "Sequence[tuple[Key, Prior]]",
-) -> dict[str, Any]:
-    """The record that lies beside the weights: what made them, and the prior at every prompt."""
-    names = ("N", "env_type", "prompt_format", "bit_separator")
-    return {
-        "model": config.model,
-        "method": method,
-        "recipe": asdict(recipe),
-        "steps_taken": len(losses),
-        "first_losses": list(losses[:20]),
-        "versions": {package: version(package) for package in ("torch", "transformers", "tokenizers", "numpy")},
-        "prompts": [dict(zip(names, key, strict=True)) | asdict(prior) for key, prior in priors],
-    }
+def make_head_recipe(config: WarmupConfig) -> "HeadRecipe":
+    """The recipe of the head: its own, with steps and learning rate as given for method=head."""
+    from memrl.policy.head import HeadRecipe
+
+    given = {"steps": config.steps, "learning_rate": config.learning_rate} if config.method == "head" else {}
+    return HeadRecipe(**{name: value for name, value in given.items() if value is not None})
 
 
-class _ProgressLine:
-    """One live line: steps done, and the worst prompt so far."""
+class ProgressLine:
+    """One live line: what is being done, and how far it has come; without a terminal a line every ten seconds."""
 
-    def __init__(self, tasks: "Sequence[EncodedTask]", steps: int) -> None:
+    def __init__(self) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-        self._tasks = tasks
         self._progress = Progress(
-            TextColumn("warm-up"),
+            TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("steps"),
             TimeRemainingColumn(),
-            TextColumn("{task.description}"),
+            TextColumn("{task.fields[word]}"),
         )
-        self._bar = self._progress.add_task("", total=steps)
+        self._bar = self._progress.add_task("", total=None, word="")
+        self._last_print = time.monotonic()
 
-    def __enter__(self) -> "_ProgressLine":
-        self._progress.start()
+    def __enter__(self) -> "ProgressLine":
+        if self._progress.console.is_terminal:
+            self._progress.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
 
-    def show(self, progress: "WarmupProgress") -> None:
-        if progress.priors is None:
-            self._progress.update(self._bar, completed=progress.step)
-            return
-        pairs = zip(self._tasks, progress.priors, strict=True)
-        task, prior = max(pairs, key=lambda pair: pair[1].max_deviation_bits)
-        text = (
-            f"worst: N={task.N} {task.env_type}, KL {prior.kl_bits:.3f}, deviation {prior.max_deviation_bits:.2f} bits"
-        )
-        self._progress.update(self._bar, completed=progress.step, description=text)
+    def show(self, stage: str, done: int, total: int, word: str = "") -> None:
+        """Shows how far a stage has come."""
+        self._progress.update(self._bar, description=stage, completed=done, total=total, word=word)
+        now = time.monotonic()
+        if not self._progress.console.is_terminal and (now - self._last_print >= _PLAIN_SECONDS):
+            print(f"{stage}: {done:,} of {total:,} {word}".rstrip(), flush=True)
+            self._last_print = now
 
 
-def print_priors(results: "Sequence[tuple[EncodedTask, Prior]]") -> None:
-    """Prints the prior at every prompt as a table, in bits."""
+def print_prompts(prompts: "Sequence[CalibratedPrompt]") -> None:
+    """Prints what came of every prompt: KL and largest deviation from uniform in bits, and interference."""
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("N", "env_type", "KL, bits", "largest deviation, bits", "well-formed", "calibrated")
-    for task, prior in sorted(results, key=lambda result: (result[0].env_type, result[0].N)):
+    table = Table("N", "env_type", "KL, bits", "largest", "well-formed", "interference", "calibrated")
+    for prompt in sorted(prompts, key=lambda prompt: (prompt.task.env_type, prompt.task.N)):
+        task, prior = prompt.task, prompt.prior
         figures = (f"{prior.kl_bits:.4f}", f"{prior.max_deviation_bits:.3f}", f"{prior.well_formed_mass:.4f}")
-        table.add_row(str(task.N), task.env_type, *figures, "yes" if prior.is_calibrated else "no")
+        shared = f"{prompt.interference_before:.2f} → {prompt.interference:.2f}"
+        verdict = "yes" if prior.is_calibrated else "no"
+        table.add_row(str(task.N), task.env_type, *figures, "·" if math.isnan(prompt.interference) else shared, verdict)
     Console().print(table)
 
 
@@ -245,14 +242,18 @@ def main() -> int:
     """Calibrates as the command line says; exit code 0, or 1 where a prompt stayed uncalibrated."""
     (config,) = parse_arguments(sys.argv[1:], WarmupConfig, usage=USAGE)
     try:
-        results = calibrate(config)
+        calibration = calibrate(config)
     except ValueError as error:  # what only the model's own files show: a cut-off folder, a tokenizer that merges bits
         print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT
-    print_priors(results)
-    calibrated = sum(prior.is_calibrated for _, prior in results)
-    print(f"{calibrated} of {len(results)} prompts calibrated; use model={config.output}")
-    return 0 if calibrated == len(results) else 1
+    prompts = calibration.prompts
+    print_prompts(prompts)
+    calibrated = sum(prompt.prior.is_calibrated for prompt in prompts)
+    print(
+        f"{calibrated} of {len(prompts)} prompts calibrated; use model={config.output}"
+        f" (method={calibration.method}, {calibration.seconds:.0f} s)"
+    )
+    return 0 if calibration.is_sound else 1
 
 
 if __name__ == "__main__":

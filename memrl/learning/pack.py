@@ -70,7 +70,7 @@ class Pack:
         self._backend, self._device = backend, device
         where = (configs[0].model, configs[0].dtype, device)
         base, tokenizer = share_base_model(*where)
-        tasks = [encode_task(tokenizer, c.N, c.env_type, c.prompt_format, c.bit_separator) for c in configs]
+        tasks = [encode_task(tokenizer, c.N, c.env_type, c.prompt_format, c.bit_separator, c.prompt) for c in configs]
         self._priors = {}
         for config, task in zip(configs, tasks, strict=True):
             self._priors[config.cell_id] = prior = _share_prior(*where, task)

@@ -1,4 +1,4 @@
-"""The base model: where it lies, how it is read, and the prompt and answers of a task in its tokens."""
+"""The base model: how it is read, and the prompt and answers of a task in its tokens."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,19 +7,17 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from memrl.config import Dtype, EnvType, PromptFormat
-from memrl.policy.model_folder import RULE, check_model_folder
+from memrl.model_files import hash_tokenizer, hash_weights
+from memrl.policy.gguf import dequantize, dequantized_folder
+from memrl.policy.model_folder import RULE, SMOLLM2, SMOLLM2_HUB_NAME, check_model_folder, packaged_smollm2
+from memrl.policy.tokenization import encode_prompt, encode_symbols, find_stop
 from memrl.task.answer_format import AnswerFormat, integer_format
 from memrl.task.answer_tree import AnswerTree, expand_automaton
 from memrl.task.automaton import AnswerAutomaton, build_automaton
 from memrl.task.prompt import prompt_text
 
-_MOST_ANSWERS_CHECKED = 4096
-"""Up to so many, each answer's tokens are compared with those of its symbols."""
-
-_RANDOM_ANSWERS_CHECKED = 64
+_HUB_SECONDS = 3.0
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -34,6 +32,7 @@ class EncodedTask:
         env_type: single_step, or multi_step.
         prompt_format: plain, or chat.
         bit_separator: text between bits.
+        prompt: the prompt's template; empty: the shortest prompt there is.
         prompt_ids: token ids of the prompt.
         automaton: which tokens may follow in an answer.
         stop_token_id: the token that ends a single_step answer; None for multi_step, whose answers end by their length.
@@ -43,6 +42,7 @@ class EncodedTask:
     env_type: EnvType
     prompt_format: PromptFormat
     bit_separator: str
+    prompt: str
     prompt_ids: tuple[int, ...]
     automaton: AnswerAutomaton
     stop_token_id: int | None
@@ -84,7 +84,7 @@ def load_base_model(
     Raises:
         ValueError: the model or its tokenizer can't be read.
     """
-    address = check_model_folder(model)
+    address = bring_model(model)
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -99,13 +99,95 @@ def load_base_model(
     return network.to(device).eval(), tokenizer
 
 
+def bring_model(model: str) -> str:
+    """What transformers and vLLM load of a model: a folder, which is made where it has to be, or a hub name.
+
+    Raises:
+        ValueError: the model can't be read.
+    """
+    address = check_model_folder(model)
+    if model == SMOLLM2:
+        packaged = packaged_smollm2()
+        # What is there already stays the model, whether the hub answers today or not.
+        if packaged is None or (not dequantized_folder(packaged).is_dir() and _hub_has(SMOLLM2_HUB_NAME)):
+            return SMOLLM2_HUB_NAME
+        address = str(packaged)
+    if not address.endswith(".gguf"):
+        return address
+    try:
+        with _hide_progress_bars():
+            return str(dequantize(Path(address)))
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise _unreadable(model, error) from error
+
+
+@dataclass(frozen=True)
+class BaseFiles:
+    """What a base model was read from.
+
+    Attributes:
+        weights: stands for weights and architecture, 16 hex digits.
+        tokenizer: stands for tokenizer and chat template, 16 hex digits.
+        commit: the hub's commit; None for a model that is not the hub's.
+    """
+
+    weights: str
+    tokenizer: str
+    commit: str | None
+
+
+@lru_cache(maxsize=64)
+def identify_files(model: str) -> BaseFiles:
+    """What a model that can be read here is read from.
+
+    Raises:
+        ValueError: the model can't be read.
+    """
+    address, commit = Path(bring_model(model)), None
+    if not address.is_dir():
+        from transformers.utils.hub import cached_file
+
+        try:
+            address = Path(str(cached_file(str(address), "config.json"))).parent
+        except OSError as error:
+            raise _unreadable(model, error) from error
+        commit = address.name
+    return BaseFiles(hash_weights(address), hash_tokenizer(address), commit)
+
+
+def _hub_has(name: str) -> bool:
+    """Whether a hub's model is in its cache already, or the hub answers within seconds."""
+    from huggingface_hub import HfApi, constants, try_to_load_from_cache
+
+    if isinstance(try_to_load_from_cache(name, "config.json"), str):
+        return True
+    if constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        HfApi().model_info(name, timeout=_HUB_SECONDS)
+    except Exception:  # whatever keeps the hub from answering, the packaged weights are there
+        return False
+    return True
+
+
 def save_base_model(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", folder: Path) -> None:
     """Writes a model and its tokenizer as a folder that `load_base_model` reads: safetensors and JSON."""
+    drop_sampling_settings(model)
     with _hide_progress_bars():
         model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     for weights in folder.glob("*.safetensors"):
         weights.chmod(0o644)  # they are written for the owner alone, and others can't install a package of such files
+
+
+def drop_sampling_settings(model: "PreTrainedModel") -> None:
+    """Keeps only the special tokens of a model's generation settings: others may be such as can't be saved again."""
+    from transformers import GenerationConfig
+
+    generating: Any = model
+    old = generating.generation_config
+    names = ("bos_token_id", "eos_token_id", "pad_token_id")
+    generating.generation_config = GenerationConfig(**{name: getattr(old, name, None) for name in names})
 
 
 def load_tokenizer(model: str) -> "PreTrainedTokenizerBase":
@@ -114,7 +196,7 @@ def load_tokenizer(model: str) -> "PreTrainedTokenizerBase":
     Raises:
         ValueError: the tokenizer can't be read.
     """
-    return _load_checked_tokenizer(model, check_model_folder(model))
+    return _load_checked_tokenizer(model, bring_model(model))
 
 
 def _load_checked_tokenizer(model: str, address: str) -> "PreTrainedTokenizerBase":
@@ -152,74 +234,18 @@ def encode_task(
     env_type: EnvType,
     prompt_format: PromptFormat = "plain",
     bit_separator: str = "",
+    prompt: str = "",
 ) -> EncodedTask:
-    """Encodes the prompt and all N answers of a task; the same arguments give the same object.
+    """Encodes the prompt and the symbols of its answers; the same arguments give the same object.
 
-    Prompt and answers are tokenized apart and their ids concatenated, so that a prompt's tokens never depend on the
-    answer. A single_step answer ends with the tokenizer's end-of-sequence token; a multi_step answer is k env_steps.
+    A single_step answer ends with a stop token; a multi_step answer is k env_steps. See `memrl.policy.tokenization`.
 
     Raises:
-        ValueError: the tokenizer merges bits, has no end-of-sequence token, or no chat template for prompt_format=chat.
+        ValueError: the tokenizer merges bits, or prompt and answer, does not say the text again, or has no
+            end-of-sequence token; or there is no chat template for prompt_format=chat.
     """
-    prompt_ids = _encode_prompt(tokenizer, prompt_text(N, env_type), prompt_format)
-    answer_format, stop = integer_format(N, env_type, bit_separator), None
-    if answer_format.ends_with_stop:
-        end: Any = tokenizer.eos_token_id
-        if end is None:
-            raise ValueError(
-                "model must have an end-of-sequence token for env_type=single_step, got a tokenizer without"
-            )
-        stop = int(end)
-    automaton = build_automaton(answer_format, *_encode_symbols(tokenizer, answer_format), stop)
-    return EncodedTask(N, env_type, prompt_format, bit_separator, prompt_ids, automaton, stop)
-
-
-def _encode_prompt(tokenizer: "PreTrainedTokenizerBase", text: str, prompt_format: PromptFormat) -> tuple[int, ...]:
-    if prompt_format == "plain":
-        return tuple(_encode_batch(tokenizer, [text])[0])
-    if not tokenizer.chat_template:
-        raise ValueError("prompt_format must be plain for a tokenizer without a chat template, got chat")
-    # Models that think before they answer are told not to: the answer follows the prompt at once.
-    rendered: Any = tokenizer.apply_chat_template(
-        [{"role": "user", "content": text}],
-        add_generation_prompt=True,
-        tokenize=True,
-        return_dict=False,
-        enable_thinking=False,
-    )
-    return tuple(rendered)
-
-
-def _encode_batch(tokenizer: "PreTrainedTokenizerBase", texts: list[str]) -> list[list[int]]:
-    encoded: Any = tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]
-    return encoded
-
-
-def _encode_symbols(
-    tokenizer: "PreTrainedTokenizerBase", answer_format: AnswerFormat
-) -> tuple[list[list[int]], list[list[int]]]:
-    """Token ids of each digit as the first symbol of an answer, and as a later one, where there is one."""
-    texts = [answer_format.symbol_text(digit) for digit in range(answer_format.radix)]
-    first = _encode_batch(tokenizer, texts)
-    if answer_format.num_env_steps == 1:
-        return first, []
-    later = _encode_batch(tokenizer, [answer_format.separator + text for text in texts])
-    answers = _sample_answers(answer_format)
-    written = [answer_format.spans(digits) for digits in answers]
-    for digits, spans, whole in zip(
-        answers.tolist(), written, _encode_batch(tokenizer, list(map("".join, written))), strict=True
-    ):
-        if whole != [token for step, digit in enumerate(digits) for token in (later if step else first)[digit]]:
-            raise ValueError(
-                f"bit_separator must keep the tokenizer from merging bits, got {answer_format.separator!r},"
-                f" under which {''.join(spans)!r} is not {len(spans)} spans of tokens of its own"
-            )
-    return first, later
-
-
-def _sample_answers(answer_format: AnswerFormat) -> np.ndarray:
-    """Digits of all answers, or of some random ones where there are very many: int64 (answers, env_steps)."""
-    if answer_format.num_answers <= _MOST_ANSWERS_CHECKED:
-        return answer_format.digits(np.arange(answer_format.num_answers))
-    shape = (_RANDOM_ANSWERS_CHECKED, answer_format.num_env_steps)
-    return np.random.default_rng(0).integers(answer_format.radix, size=shape)
+    encoded = encode_prompt(tokenizer, prompt_text(N, env_type, prompt), prompt_format)
+    answer_format = integer_format(N, env_type, bit_separator)
+    stop = find_stop(tokenizer, prompt_format) if answer_format.ends_with_stop else None
+    automaton = build_automaton(answer_format, *encode_symbols(encoded, answer_format), stop)
+    return EncodedTask(N, env_type, prompt_format, bit_separator, prompt, encoded.ids, automaton, stop)

@@ -1,6 +1,7 @@
 """The prior: what a policy answers before it has learned anything, exactly, over the whole tree of answers."""
 
 import math
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -79,12 +80,8 @@ def plant_trees(tasks: Sequence[EncodedTask], nodes: list[np.ndarray]) -> TreeBa
     return TreeBatch(rows, nodes, columns)
 
 
-def score_nodes(model: "PreTrainedModel", batch: TreeBatch) -> "list[torch.Tensor]":
-    """Computes the policy's next-token distribution at every node of a batch, with gradient.
-
-    Returns:
-        For each row, natural log-probabilities over the vocabulary, (nodes, vocabulary), at least float32.
-    """
+def run_trees(model: "PreTrainedModel", batch: TreeBatch) -> "torch.Tensor":
+    """Feeds a batch to a model, with gradient; returns the logits after every token, (rows, length, vocabulary)."""
     import torch
 
     device, dtype = model.device, model.dtype
@@ -94,9 +91,21 @@ def score_nodes(model: "PreTrainedModel", batch: TreeBatch) -> "list[torch.Tenso
         attention_mask=torch.from_numpy(batch.rows.mask).to(device, dtype),
         use_cache=False,
     )
-    columns = [torch.from_numpy(each).to(device) for each in batch.columns]
-    logits = [output.logits[row, each] for row, each in enumerate(columns)]
-    return [torch.log_softmax(row.to(torch.promote_types(dtype, torch.float32)), dim=-1) for row in logits]
+    return output.logits
+
+
+def score_nodes(model: "PreTrainedModel", batch: TreeBatch) -> "list[torch.Tensor]":
+    """Computes the policy's next-token distribution at every node of a batch, with gradient.
+
+    Returns:
+        For each row, natural log-probabilities over the vocabulary, (nodes, vocabulary), at least float32.
+    """
+    import torch
+
+    logits = run_trees(model, batch)
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    columns = [torch.from_numpy(each).to(logits.device) for each in batch.columns]
+    return [torch.log_softmax(logits[row, each].to(wide), dim=-1) for row, each in enumerate(columns)]
 
 
 def iterate_trees(task: EncodedTask, answers_per_pass: int = _ANSWERS_PER_PASS) -> Iterator[TreeBatch]:
@@ -162,6 +171,8 @@ def check_calibrated(prior: Prior, task: EncodedTask, model: str) -> None:
         command += f" prompt_format={task.prompt_format}"
     if task.bit_separator:
         command += f" bit_separator={task.bit_separator!r}"
+    if task.prompt:
+        command += f" {shlex.quote('prompt=' + task.prompt)}"
     command += " output=FOLDER"
     raise ValueError(
         f"model must be calibrated for N={task.N} env_type={task.env_type}"

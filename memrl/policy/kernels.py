@@ -9,13 +9,14 @@ import shutil
 import stat
 import subprocess
 import tempfile
-from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+
+from memrl.policy.cache import list_cache_folders
 
 SOURCES = [Path(__file__).with_name(name) for name in ("kernels.c", "products.h")]
 """What is compiled, and what it includes."""
@@ -121,10 +122,10 @@ def load_kernels(dtype: torch.dtype) -> Any:
     """
     if dtype not in _REAL:
         return None
-    folder = next(filter(_is_safe, _cache_folders()), None)
+    folder = next(filter(_is_safe, list_cache_folders()), None)
     path = folder and _compile_kernels(_REAL[dtype], folder)
     if path is None:
-        places = " nor ".join(map(str, _cache_folders()))
+        places = " nor ".join(map(str, list_cache_folders()))
         reason = (
             "no C compiler works here" if folder else f"neither {places} is one's own, writable, and may hold programs"
         )
@@ -169,14 +170,6 @@ def _compile_kernels(real: str, folder: Path) -> Path | None:
             return target
         os.unlink(scratch.name)
     return None
-
-
-def _cache_folders() -> list[Path]:
-    """Where the compiled file may lie: the user's cache, or else a folder of the user's under the temporary one."""
-    caches = [Path(cache)] if (cache := os.environ.get("XDG_CACHE_HOME")) else []
-    with suppress(RuntimeError):  # There is no home.
-        caches = caches or [Path.home() / ".cache"]
-    return [*(cache / "memrl" for cache in caches), Path(tempfile.gettempdir()) / f"memrl-{os.getuid()}"]
 
 
 def _is_safe(folder: Path) -> bool:

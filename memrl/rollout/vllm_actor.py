@@ -47,7 +47,7 @@ class EngineOptions:
     """How an engine is built.
 
     Attributes:
-        model: what transformers loads: a folder, or a Hugging Face name; `model_folder.check_model_folder` resolves it.
+        model: what transformers loads: a folder, or a Hugging Face name; `base_model.bring_model` resolves it.
         dtype: of the base model and of the adapters in the engine; unset: float32 on a CPU, bfloat16 on a GPU.
         max_loras: most adapters in one wave; more are served in waves.
         max_lora_rank: the largest rank that will be asked for.

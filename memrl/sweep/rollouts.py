@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from memrl.config import TrainConfig
-from memrl.policy.model_folder import check_model_folder
+from memrl.policy.base_model import bring_model
 from memrl.rollout.vllm_actor import EngineOptions, find_engine_device
 from memrl.sweep.execution import Execution
 
@@ -48,7 +48,7 @@ def describe_engines(cells: Sequence[TrainConfig], execution: Execution) -> Engi
     if len(bases) > 1:
         raise ValueError(f"model and dtype must be one for all cells of a sweep with rollout=vllm, got {bases}")
     return EngineOptions(
-        model=check_model_folder(sampled[0].model),
+        model=bring_model(sampled[0].model),
         dtype=sampled[0].dtype,
         max_loras=min(_MOST_LORAS, len(sampled)),
         max_lora_rank=max(cell.lora_rank for cell in sampled),

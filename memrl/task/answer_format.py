@@ -1,7 +1,7 @@
 """How a secret is written: as symbols of one radix, one for each env_step."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Int
@@ -101,6 +101,11 @@ def integer_format(N: int, env_type: EnvType, separator: str = "") -> AnswerForm
     if env_type == "single_step":
         return AnswerFormat(N, 1, N, ends_with_stop=True)
     return AnswerFormat(2, num_bits(N), N, separator)
+
+
+def change_separator(answer_format: AnswerFormat, separator: str) -> AnswerFormat:
+    """The same answers with another text between their symbols."""
+    return replace(answer_format, separator=separator)
 
 
 def cell_format(cell: TrainConfig) -> AnswerFormat:

@@ -11,10 +11,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from memrl.policy.base_model import encode_task, load_base_model
 from memrl.policy.calibration import compute_answer_log2, measure_prior
+from memrl.policy.calibrator import RECORD
 from memrl.policy.embedded import build_embedded_model, build_embedded_tokenizer
 from memrl.policy.model_folder import embedded_model_folder
 from memrl.policy.warmup import WarmupRecipe, warm_up
-from memrl.warmup_train import RECORD, WarmupConfig, calibrate
+from memrl.warmup_train import WarmupConfig, calibrate
 
 FOLDER = embedded_model_folder()
 N_VALUES = [2**i for i in range(1, 13)] + [10, 100, 500, 1000]
@@ -104,10 +105,10 @@ def test_its_first_steps_repeat_from_the_seed(record):
 
 @pytest.mark.slow
 def test_the_one_command_rebuilds_it(shipped, tmp_path):
-    results = calibrate(WarmupConfig(model="scratch", seed=0, output=str(tmp_path)))
-    for task, prior in results:
-        assert prior.kl_bits <= 0.02, (task.N, task.env_type)
-        assert prior.max_deviation_bits <= 0.3, (task.N, task.env_type)
+    calibration = calibrate(WarmupConfig(model="scratch", seed=0, output=str(tmp_path)))
+    for prompt in calibration.prompts:
+        assert prompt.prior.kl_bits <= 0.02, (prompt.task.N, prompt.task.env_type)
+        assert prompt.prior.max_deviation_bits <= 0.3, (prompt.task.N, prompt.task.env_type)
     rebuilt, model = load_base_model(str(tmp_path))[0], shipped[0]
     for name, parameter in model.named_parameters():
         # Training is chaotic, so this holds on processors that round alike; the priors above hold on any.

@@ -5,7 +5,7 @@ import shutil
 import struct
 
 import pytest
-from tokenizers import Tokenizer, models
+from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
 from memrl.policy.base_model import (
@@ -27,7 +27,9 @@ def build_tokenizer(merges: list[tuple[str, str]], **special: str) -> PreTrained
     """A tokenizer of characters, with some merges."""
     tokens = [*special.values(), *" -:0123456789bits", *("".join(pair) for pair in merges)]
     vocabulary = {token: i for i, token in enumerate(tokens)}
-    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE(vocab=vocabulary, merges=merges)), **special)
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
+    tokenizer.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
 
 
 def test_embedded_is_a_folder_and_hub_names_pass():

@@ -166,7 +166,10 @@ def test_a_failure_of_the_pack_fails_every_cell_that_was_still_training():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"dtype": "float64"}, "configs must share model, prompt_format, bit_separator, dtype, rollout"),
+        (
+            {"dtype": "float64"},
+            "configs must share model, model_files, prompt_format, prompt, bit_separator, dtype, rollout",
+        ),
         ({"N": 48}, "model must be calibrated for N=48 env_type=single_step"),
         ({"model": "/no/such/folder"}, "configs must share model"),
     ],

@@ -260,7 +260,9 @@ RELEVANT = [
     ({}, {"max_episodes": 100}),
     ({}, {"stop_probability": 0.5}),
     ({}, {"model": "Qwen/Qwen3-8B"}),
+    ({"model": "/no/such/folder"}, {"model_files": "0123abcd-0123abcd"}),
     ({}, {"prompt_format": "chat"}),
+    ({}, {"prompt": "0 to {last}:"}),
     ({}, {"dtype": "float64"}),
     ({}, {"rollout": "vllm"}),
     (BINNED, {"reward_bins": 4}),
@@ -394,3 +396,45 @@ def test_numpy_is_no_part_of_an_identity():
     """Grids may be made by numpy: its integers must not get past the types, or equal cells would hash apart."""
     with pytest.raises(ValueError, match="N must be of type int, got "):
         TrainConfig(N=np.int64(64))  # pyright: ignore[reportArgumentType]
+
+
+def test_a_model_folder_is_known_by_what_it_holds(tmp_path, monkeypatch):
+    (tmp_path / "model").mkdir()
+    weights = tmp_path / "model" / "model.safetensors"
+    weights.write_bytes(b"some weights")
+    monkeypatch.chdir(tmp_path)
+    first = TrainConfig(model="model")
+    assert TrainConfig(model=str(tmp_path / "model")).cell_id == TrainConfig(model="./model").cell_id == first.cell_id
+    assert first.identity()["model"] == "model"
+    weights.write_bytes(b"other weights")
+    with pytest.raises(ValueError, match=r"^model_files must be [0-9a-f-]{33}, what model holds now, got"):
+        TrainConfig(model="model", model_files=first.model_files)
+    assert TrainConfig(model="model").cell_id != first.cell_id
+    assert chz.replace(first, model="embedded").cell_id == TrainConfig().cell_id
+
+
+def test_hub_names_and_the_embedded_model_keep_their_cell_ids():
+    assert TrainConfig().cell_id == "7077f4419f2d8c24"
+    assert [TrainConfig(model=model).model_files for model in ("embedded", "Qwen/Qwen3-8B", "smollm2-135m")] == [
+        None
+    ] * 3
+
+
+def test_a_prompt_is_part_of_a_cell_and_an_unset_one_is_not():
+    assert TrainConfig(prompt="Guess 0 to {last}: ").cell_id != TrainConfig().cell_id
+    assert TrainConfig(prompt="").cell_id == TrainConfig().cell_id
+
+
+@pytest.mark.parametrize(
+    ("prompt", "rule"),
+    [
+        ("{secret}:", "prompt must leave only {N} and {last} to be filled in, got {secret}"),
+        ("{N.real}:", "prompt must leave only {N} and {last} to be filled in, got {N.real}"),
+        ("{N!r}:", "prompt must leave only {N} and {last} to be filled in, got {N}"),
+        ("{N:", "prompt must have its braces in pairs, got '{N:'"),
+        ("x" * 20_001, "prompt must have at most 20,000 characters, got 20001"),
+    ],
+)
+def test_a_prompt_that_can_not_be_filled_in_is_refused(prompt, rule):
+    with pytest.raises(ValueError, match="^" + re.escape(rule)):
+        TrainConfig(prompt=prompt)

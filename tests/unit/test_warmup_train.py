@@ -8,8 +8,9 @@ import pytest
 
 from memrl.policy.base_model import encode_task, load_base_model, save_base_model
 from memrl.policy.calibration import measure_prior
+from memrl.policy.calibrator import RECORD
 from memrl.policy.embedded import build_embedded_model, build_embedded_tokenizer
-from memrl.warmup_train import RECORD, WarmupConfig, calibrate, make_recipe
+from memrl.warmup_train import WarmupConfig, calibrate, make_recipe
 
 
 @pytest.mark.parametrize(
@@ -49,23 +50,23 @@ def test_the_command_refuses_bad_input_in_one_line_without_torch():
 
 
 def test_only_a_model_from_scratch_trains_to_the_end():
-    assert not make_recipe(WarmupConfig(model="scratch", output="out"), "full").stop_early
-    assert make_recipe(WarmupConfig(output="out", seed=7, steps=5), "full").stop_early
-    assert make_recipe(WarmupConfig(output="out", seed=7, steps=5), "full").seed == 7
+    assert not make_recipe(WarmupConfig(model="scratch", output="out")).stop_early
+    assert make_recipe(WarmupConfig(output="out", seed=7, steps=5)).stop_early
+    assert make_recipe(WarmupConfig(output="out", seed=7, steps=5)).seed == 7
 
 
 def test_a_folder_is_calibrated_and_keeps_what_it_was_calibrated_for(tmp_path):
     save_base_model(build_embedded_model(seed=2), build_embedded_tokenizer(), tmp_path / "raw")
     fields = {"env_type": "multi_step", "steps": 40, "learning_rate": 3e-3}
     first = WarmupConfig(model=str(tmp_path / "raw"), N="3", output=str(tmp_path / "a"), **fields)
-    assert [task.N for task, _ in calibrate(first)] == [3]
+    assert [prompt.task.N for prompt in calibrate(first).prompts] == [3]
     second = WarmupConfig(model=first.output, N="5", output=str(tmp_path / "b"), **fields)
-    results = calibrate(second)
-    assert [task.N for task, _ in results] == [5, 3]
+    results = calibrate(second).prompts
+    assert [prompt.task.N for prompt in results] == [5, 3]
     model, tokenizer = load_base_model(second.output)
-    for task, prior in results:
-        written = measure_prior(model, encode_task(tokenizer, task.N, "multi_step"))
-        assert written.kl_bits == pytest.approx(prior.kl_bits, abs=1e-6)
+    for prompt in results:
+        written = measure_prior(model, encode_task(tokenizer, prompt.task.N, "multi_step"))
+        assert written.kl_bits == pytest.approx(prompt.prior.kl_bits, abs=1e-6)
         assert written.kl_bits < 0.2
     record = json.loads((tmp_path / "b" / RECORD).read_text())
     assert [row["N"] for row in record["prompts"]] == [5, 3]

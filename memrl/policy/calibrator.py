@@ -1,0 +1,280 @@
+"""Calibrating a base model: by which method, what came of it, and the record that lies beside the weights."""
+
+import hashlib
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from memrl.config import Dtype, EnvType, PromptFormat, TrainConfig
+from memrl.policy.base_model import EncodedTask, encode_task, identify_files, load_base_model, save_base_model
+from memrl.policy.calibration import Prior, check_calibrated, measure_prior
+from memrl.policy.head import HeadRecipe, fit_head, read_states
+from memrl.policy.interference import measure_interference
+from memrl.policy.model_folder import calibrated_folder, check_model_folder
+from memrl.policy.warmup import WarmupRecipe, attach_lora, merge_lora, warm_up
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+RECORD = "warmup.json"
+"""The file beside the weights that says what they are calibrated for, and how they were made."""
+
+FULL_LIMIT = 5_000_000
+"""Parameters up to which every weight is trained by default; beyond it the head, and the body only where it must."""
+
+Method = Literal["full", "head", "lora"]
+
+_RECIPE = WarmupRecipe(steps=2000, learning_rate=1e-3, measure_every=100, stop_early=True)
+"""Of a body that the head alone could not calibrate."""
+
+_VERSION = 1
+"""Part of every key: raised when a change of the code changes what a calibration makes."""
+
+Question = tuple[int, EnvType, PromptFormat, str, str]
+"""What `encode_task` takes beside the tokenizer."""
+
+QUESTION_FIELDS = ("N", "env_type", "prompt_format", "bit_separator", "prompt")
+
+Report = Callable[[str, int, int, str], None]
+"""Told what is being done, how much of it is done, out of how much, and a word on how it stands."""
+
+
+@dataclass(frozen=True)
+class CalibratedPrompt:
+    """What calibration did to one prompt.
+
+    Attributes:
+        task: the prompt and its answers.
+        prior: how far the policy is from a uniform secret now.
+        interference_before: of its places in the model as it was; NaN where an answer has one place.
+        interference: of its places now.
+    """
+
+    task: EncodedTask
+    prior: Prior
+    interference_before: float
+    interference: float
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A calibrated model.
+
+    Attributes:
+        model: the model.
+        method: how it was done.
+        recipe: with which settings.
+        losses: of each optimizer step, nats.
+        prompts: what came of each prompt.
+        seconds: how long it took.
+    """
+
+    model: "PreTrainedModel"
+    method: Method
+    recipe: WarmupRecipe | HeadRecipe
+    losses: Sequence[float]
+    prompts: Sequence[CalibratedPrompt]
+    seconds: float
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether every prompt is answered uniformly."""
+        return all(prompt.prior.is_calibrated for prompt in self.prompts)
+
+
+def calibrate_model(
+    model: "PreTrainedModel",
+    tasks: Sequence[EncodedTask],
+    recipe: WarmupRecipe,
+    *,
+    method: Method | None = None,
+    head_recipe: HeadRecipe | None = None,
+    lora_rank: int = 32,
+    report: Report = lambda stage, done, total, word: None,
+) -> Calibration:
+    """Makes a model answer prompts uniformly.
+
+    Args:
+        model: the model; it is changed in place.
+        tasks: the prompts.
+        recipe: of a warm-up of the body.
+        method: full (every weight), head (its rows alone), or lora (merged); unset: full for a small model, else head,
+            and lora after it where the head alone does not reach every prompt.
+        head_recipe: of the head.
+        lora_rank: of method=lora.
+        report: told how far it has come.
+    """
+    start = time.perf_counter()
+    before = measure_all_interference(model, tasks, "interference before", report)
+    chosen = method or ("full" if model.num_parameters() <= FULL_LIMIT else "head")
+    used: WarmupRecipe | HeadRecipe = recipe
+    losses: list[float] = []
+    if chosen == "head":
+        used = head_recipe or HeadRecipe()
+        losses = _calibrate_head(model, tasks, used, report)
+        if method is None and not all(measure_prior(model, task).is_calibrated for task in tasks):
+            chosen, used = "lora", recipe
+    if chosen == "lora":
+        adapted = attach_lora(model, lora_rank, recipe.seed)
+        losses = warm_up(adapted, tasks, recipe, _watch_steps(tasks, recipe, report))
+        model = merge_lora(adapted)
+    elif chosen == "full":
+        losses = warm_up(model, tasks, recipe, _watch_steps(tasks, recipe, report))
+    after = measure_all_interference(model, tasks, "interference after", report)
+    prompts = [
+        CalibratedPrompt(task, measure_prior(model, task), *values)
+        for task, *values in zip(tasks, before, after, strict=True)
+    ]
+    return Calibration(model, chosen, used, losses, prompts, time.perf_counter() - start)
+
+
+def _calibrate_head(
+    model: "PreTrainedModel", tasks: Sequence[EncodedTask], recipe: HeadRecipe, report: Report
+) -> list[float]:
+    total = sum(int((~task.tree.is_leaf).sum()) for task in tasks)
+    read = 0
+
+    def count(nodes: int) -> None:
+        nonlocal read
+        read += nodes
+        report("hidden states", read, total, "")
+
+    states = read_states(model, tasks, count)
+    return fit_head(
+        model, states, recipe, lambda step, loss: report("head", step, recipe.steps, f"loss {loss:.4f} nats")
+    )
+
+
+def measure_all_interference(
+    model: "PreTrainedModel", tasks: Sequence[EncodedTask], stage: str, report: Report
+) -> list[float]:
+    """The interference of every prompt's places; see `memrl.policy.interference`."""
+    measured: list[float] = []
+    for task in tasks:
+        measured.append(measure_interference(model, task))
+        report(stage, len(measured), len(tasks), "")
+    return measured
+
+
+def _watch_steps(tasks: Sequence[EncodedTask], recipe: WarmupRecipe, report: Report) -> Callable[[Any], None]:
+    word = ""
+
+    def watch(progress: Any) -> None:
+        nonlocal word
+        if progress.priors is not None:
+            pairs = zip(tasks, progress.priors, strict=True)
+            task, prior = max(pairs, key=lambda pair: pair[1].max_deviation_bits)
+            word = f"worst: N={task.N} {task.env_type}, KL {prior.kl_bits:.3f} bits"
+        report("warm-up", progress.step, recipe.steps, word)
+
+    return watch
+
+
+def save_calibration(calibration: Calibration, tokenizer: "PreTrainedTokenizerBase", folder: Path, source: str) -> None:
+    """Writes the model, its tokenizer and the record as a folder that `model=FOLDER` reads.
+
+    Args:
+        calibration: what to write.
+        tokenizer: the model's tokenizer.
+        folder: where to; it is made.
+        source: the address of the model that was calibrated.
+    """
+    save_base_model(calibration.model, tokenizer, folder)
+    record = {
+        "model": source,
+        "method": calibration.method,
+        "recipe": asdict(calibration.recipe),
+        "steps_taken": len(calibration.losses),
+        "first_losses": list(calibration.losses[:20]),
+        "versions": {package: version(package) for package in ("torch", "transformers", "tokenizers", "numpy")},
+        "prompts": [_describe_prompt(prompt) for prompt in calibration.prompts],
+        "seconds": round(calibration.seconds),
+    }
+    (folder / RECORD).write_text(json.dumps(record, indent=1) + "\n", "utf-8")
+
+
+def _describe_prompt(prompt: CalibratedPrompt) -> dict[str, Any]:
+    values = {"interference_before": prompt.interference_before, "interference": prompt.interference}
+    return {
+        **{name: getattr(prompt.task, name) for name in QUESTION_FIELDS},
+        **asdict(prompt.prior),
+        # NaN is no JSON.
+        **{name: value if value == value else None for name, value in values.items()},
+    }
+
+
+def read_questions(folder: Path) -> list[Question]:
+    """The prompts that a model's own record lists as calibrated; none where it has no record."""
+    record = folder / RECORD
+    if not record.is_file():
+        return []
+    rows = json.loads(record.read_text("utf-8"))["prompts"]
+    return [tuple(row.get(name, "") for name in QUESTION_FIELDS) for row in rows]
+
+
+def ensure_calibrated(
+    model: str,
+    cells: Iterable[TrainConfig],
+    *,
+    report: Report = lambda stage, done, total, word: None,
+    dry_run: bool = False,
+) -> str:
+    """Calibrates a base model for the prompts of some cells, once: the result is kept in the user's cache.
+
+    Args:
+        model: the base model's address.
+        cells: the cells that are to train on it; those of other models are left out.
+        report: told how far it has come.
+        dry_run: only says what the address would be.
+
+    Returns:
+        The address of the calibrated model: `model` itself where it is calibrated for all of the prompts, else
+        `MODEL@KEY`, with a key that stands for weights, tokenizer, prompts and recipe.
+
+    Raises:
+        ValueError: the model can't be read, its tokenizer can't write an answer, or a prompt can't be calibrated.
+    """
+    mine = [cell for cell in cells if cell.model == model]
+    questions = sorted({ask(cell) for cell in mine}, key=repr)
+    place = Path(check_model_folder(model))
+    if set(questions) <= set(read_questions(place)):
+        return model
+    dtype = mine[0].dtype
+    key = _name_calibration(model, questions, dtype)
+    if not dry_run and not calibrated_folder(key).is_dir():
+        _calibrate_into(calibrated_folder(key), model, questions, dtype, report)
+    return f"{model}@{key}"
+
+
+def ask(cell: TrainConfig) -> Question:
+    """What a cell asks of its base model."""
+    separator = cell.bit_separator if cell.env_type == "multi_step" else ""
+    return (cell.N, cell.env_type, cell.prompt_format, separator, cell.prompt)
+
+
+def _name_calibration(model: str, questions: Sequence[Question], dtype: Dtype) -> str:
+    parts = [_VERSION, asdict(identify_files(model)), questions, dtype, asdict(HeadRecipe()), asdict(_RECIPE)]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
+
+
+def _calibrate_into(folder: Path, model: str, questions: Sequence[Question], dtype: Dtype, report: Report) -> None:
+    base, tokenizer = load_base_model(model, dtype)
+    tasks = [encode_task(tokenizer, *question) for question in questions]
+    calibration = calibrate_model(base, tasks, _RECIPE, report=report)
+    for prompt in calibration.prompts:
+        check_calibrated(prompt.prior, prompt.task, model)
+    folder.parent.mkdir(exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        save_calibration(calibration, tokenizer, draft, model)
+        # Launches that start together each make one; whoever comes late keeps the other's.
+        if not folder.is_dir():
+            draft.rename(folder)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
