@@ -74,7 +74,7 @@ def credit_steps(config, rewards):
 
 
 def judge_against_group(config, own, group, surprisal):
-    """The advantage of one env_step's signal among those of its group, its own included."""
+    """The advantage of one env_step's credited reward among those of its group, its own included."""
     mean = sum(group) / len(group)
     if config.advantage == "constant_baseline":
         return own - config.baseline
@@ -120,15 +120,15 @@ def cell_loss(config, secret, tokenizer, groups, logprobs, rollout=None):
     loss = torch.zeros((), dtype=logprobs[0].dtype)
     for group in groups:
         read = [read_episode(config, secret, [tokenizer.decode([t]) for t in tokens]) for tokens in group]
-        signals = [credit_steps(config, rewards) for rewards, _ in read]
-        for (_, steps), signal in zip(read, signals, strict=True):
+        all_credited = [credit_steps(config, rewards) for rewards, _ in read]
+        for (_, steps), credited in zip(read, all_credited, strict=True):
             logprob, before = next(scores), next(old)
-            surprisal = [0.0] * len(signal)
+            surprisal = [0.0] * len(credited)
             for t, step in enumerate(steps):
                 surprisal[step] -= float(logprob[t].detach())
             for t, step in enumerate(steps):
-                present = [other[step] for other in signals if len(other) > step]
-                advantage = judge_against_group(config, signal[step], present, surprisal[step])
+                present = [other[step] for other in all_credited if len(other) > step]
+                advantage = judge_against_group(config, credited[step], present, surprisal[step])
                 loss = loss + token_loss(config, advantage, logprob[t], before[t])
     return loss / len(logprobs)
 

@@ -69,7 +69,7 @@ def judge_episodes(walk: Walk, rewards: np.ndarray, objectives: Numbered[Objecti
         if (rule := objective.advantage) is not None:
             credited = assign_credit(rewards[rows], objective.credit)
             cells, counts = walk.outcome_cell[rows], walk.outcome_counts[rows]
-            surprisal = _surprise(walk, rows, rewards.shape[1]) if rule.kind == "delightful" else None
+            surprisal = _surprise(walk, rows, rewards.shape[1]) if rule.advantage == "delightful" else None
             advantages[rows] = group_advantages(credited, counts, cells, rule, surprisal)
     return advantages
 

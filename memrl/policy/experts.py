@@ -1,7 +1,7 @@
 """The experts of a mixture with room for one adapter a cell and expert.
 
-Each token goes to a few experts, so a layer's work is a list of token-slots, one for each token and expert. Sorted by
-expert and then by cell, the slots of an expert lie side by side, so that a base product runs once per expert over all
+Each token goes to a few experts, so a layer's work is a list of assignments, one for each token and expert. Sorted by
+expert and then by cell, those of an expert lie side by side, so that a base product runs once per expert over all
 cells; those of an expert and cell lie side by side too, and share one pair of A and B. Such groups are padded to the
 width of others of about their size, and a batched product takes all of these at once. An expert without tokens costs
 nothing and gets no gradient.
@@ -80,14 +80,14 @@ def _name_shared_weights(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
 
 @dataclass(frozen=True)
 class Bucket:
-    """Groups of token-slots, one for each expert and cell, of sizes that differ by less than a factor of two.
+    """Groups of assignments, one for each expert and cell, of sizes that differ by less than a factor of two.
 
     Attributes:
         cell: the cell of each group, (groups,).
         expert: its expert, (groups,).
-        width: slots of the largest group, to which the others are padded.
-        rows: the groups' slots, by their place in the sorted list, (slots,).
-        places: where each of them lies in the padded groups, flattened, (slots,).
+        width: assignments of the largest group, to which the others are padded.
+        rows: the groups' assignments, by their place in the sorted list, (assignments,).
+        places: where each of them lies in the padded groups, flattened, (assignments,).
     """
 
     cell: Tensor
@@ -97,7 +97,7 @@ class Bucket:
     places: Tensor
 
     def gather(self, x: Tensor, dtype: torch.dtype) -> Tensor:
-        """The groups' rows of (slots, width of x) as zero-padded (groups, width, width of x)."""
+        """The groups' rows of (assignments, width of x) as zero-padded (groups, width, width of x)."""
         padded = x.new_zeros((len(self.cell) * self.width, x.shape[1]), dtype=dtype)
         padded.index_add_(0, self.places, x.index_select(0, self.rows).to(dtype))
         return padded.unflatten(0, (len(self.cell), self.width))
@@ -108,7 +108,7 @@ class Bucket:
 
 
 class Routing:
-    """Which token goes where: the token-slots of a layer, sorted by expert and then by cell.
+    """Which token goes where: the assignments of a layer, sorted by expert and then by cell.
 
     Args:
         experts: the experts of each token, (tokens, experts per token); tokens lie cell by cell, as many for each.
@@ -116,8 +116,8 @@ class Routing:
         num_cells: cells of the pack.
 
     Attributes:
-        order: the slots, by token and then by choice, in their sorted order; (slots,).
-        sizes: slots of each expert and cell, (experts, cells).
+        order: the assignments, by token and then by choice, in their sorted order; (assignments,).
+        sizes: assignments of each expert and cell, (experts, cells).
     """
 
     def __init__(self, experts: Tensor, num_experts: int, num_cells: int) -> None:
@@ -128,18 +128,18 @@ class Routing:
 
     @cached_property
     def ends(self) -> Tensor:
-        """Where each expert's slots end, int32 (experts,)."""
+        """Where each expert's assignments end, int32 (experts,)."""
         return self.sizes.sum(1).cumsum(0).to(torch.int32)
 
     @cached_property
     def spans(self) -> list[tuple[int, int, int]]:
-        """Expert, first slot and end of each expert that has slots."""
+        """Expert, first assignment and end of each expert that has assignments."""
         ends = self.ends.tolist()
         return [(e, a, b) for e, (a, b) in enumerate(zip([0, *ends], ends, strict=False)) if a < b]
 
     @cached_property
     def buckets(self) -> list[Bucket]:
-        """All groups that have slots; padding is less than half of any bucket."""
+        """All groups that have assignments; padding is less than half of any bucket."""
         sizes = self.sizes.flatten()
         magnitude = sizes.double().log2().ceil()
         return [self._collect((magnitude == value).nonzero()[:, 0]) for value in magnitude[sizes > 0].unique().tolist()]
@@ -156,7 +156,7 @@ class Routing:
 
 
 def multiply_by_experts(x: Tensor, weight: Tensor, routing: Routing) -> Tensor:
-    """Each expert's product with its own rows: (slots, d_in) sorted by expert, by (experts, d_in, d_out)."""
+    """Each expert's product with its own rows: (assignments, d_in) sorted by expert, by (experts, d_in, d_out)."""
     if _has_kernel(x, weight):
         return nn.functional.grouped_mm(x, weight, offs=routing.ends)
     out = x.new_empty((len(x), weight.shape[2]))
@@ -204,7 +204,7 @@ class PackedProjection:
 
 
 class _Adapted(torch.autograd.Function):
-    """base(x) + scale · B A x for token-slots; backward adds the adapters' gradient to the pack's own in place."""
+    """base(x) + scale · B A x for assignments; backward adds the adapters' gradient to the pack's own in place."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, tracked: Tensor, layer: PackedProjection, routing: Routing) -> Tensor:
@@ -276,8 +276,8 @@ class PackedExperts(nn.Module):
         num_cells, num_experts = self._gate_up.A.shape[:2]
         routing = Routing(top_k_index, num_experts, num_cells)
         chosen = top_k_index.shape[1]
-        by_slot = hidden_states.index_select(0, routing.order // chosen)
-        gate_up: Any = _Adapted.apply(by_slot, self._tracked, self._gate_up, routing)
+        by_assignment = hidden_states.index_select(0, routing.order // chosen)
+        gate_up: Any = _Adapted.apply(by_assignment, self._tracked, self._gate_up, routing)
         down: Any = _Adapted.apply(self.base._apply_gate(gate_up), self._tracked, self._down, routing)
         weighted = down * top_k_weights.flatten().index_select(0, routing.order)[:, None]
         by_token = weighted.index_select(0, torch.argsort(routing.order)).unflatten(0, (-1, chosen))

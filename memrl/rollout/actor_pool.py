@@ -50,7 +50,7 @@ class EngineRecord:
     started: float
 
 
-class EngineLedger:
+class EngineRoster:
     """Every engine that was ever started in a pool, restarts included."""
 
     def __init__(self) -> None:
@@ -66,14 +66,14 @@ class EngineLedger:
 
 
 class VLLMRolloutActor(VLLMEngine):
-    """A rollout actor that enters itself in its pool's ledger once its engine is built."""
+    """A rollout actor that enters itself in its pool's roster once its engine is built."""
 
     def __init__(self, options: EngineOptions, index: int, pool: str) -> None:
         super().__init__(options)
         context = ray.get_runtime_context()
         gpu_ids = tuple(context.get_accelerator_ids().get("GPU", []))
         record = EngineRecord(index, context.get_node_id(), ray.util.get_node_ip_address(), gpu_ids, time.time())
-        ray.get(_find_actor(f"{pool}-ledger").add.remote(record))
+        ray.get(_find_actor(f"{pool}-roster").add.remote(record))
 
     def is_ready(self) -> bool:
         """True, as soon as the engine is built."""
@@ -93,12 +93,12 @@ class VLLMRollout:
 
     Args:
         actors: handles of the pool's rollout actors, or of those of them that this trial is to use.
-        ledger: handle of the pool's ledger.
+        roster: handle of the pool's roster.
     """
 
-    def __init__(self, actors: Sequence[Any], ledger: Any) -> None:
+    def __init__(self, actors: Sequence[Any], roster: Any) -> None:
         self.actors = list(actors)
-        self._ledger = ledger
+        self._roster = roster
 
     @classmethod
     def connect(cls, pool: str = "memrl", *, colocated: bool = False) -> "VLLMRollout":
@@ -112,15 +112,15 @@ class VLLMRollout:
             ValueError: there is no such pool, or no engine on this process's GPU.
         """
         try:
-            ledger = _find_actor(f"{pool}-ledger")
+            roster = _find_actor(f"{pool}-roster")
         except ValueError:
             raise ValueError(f"pool must name running rollout actors, got {pool!r}") from None
-        where = {record.actor: record for record in ray.get(ledger.records.remote())}
+        where = {record.actor: record for record in ray.get(roster.records.remote())}
         if colocated:
             where = {index: record for index, record in where.items() if _shares_gpu(record)}
             if not where:
                 raise ValueError("colocated must be False where no engine shares the learner's GPU, got True")
-        return cls([_find_actor(_name_actor(pool, index)) for index in sorted(where)], ledger)
+        return cls([_find_actor(_name_actor(pool, index)) for index in sorted(where)], roster)
 
     def sample(self, requests: Sequence[SampleRequest]) -> list[SampledEpisodes]:
         """Samples every request, in order; blocks until all are done. Requests are split over the engines by cell."""
@@ -143,7 +143,7 @@ class VLLMRollout:
             `engines_started` (restarts included), `engines` (an `EngineRecord` each) and `actors` (of this backend's
             actors, an `EngineStats` each, as dicts).
         """
-        records = ray.get(self._ledger.records.remote())
+        records = ray.get(self._roster.records.remote())
         actors = ray.get([actor.stats.remote() for actor in self.actors])
         return {"engines_started": len(records), "engines": records, "actors": actors}
 
@@ -155,7 +155,7 @@ class VLLMRollout:
         """Ends the engines; the launcher's business, when no trial samples any more."""
         closing = [actor.close.remote() for actor in self.actors]
         ray.wait(closing, num_returns=len(closing), timeout=_PATIENCE_S)
-        for actor in (*self.actors, self._ledger):
+        for actor in (*self.actors, self._roster):
             ray.kill(actor)
         self.actors = []
 
@@ -224,7 +224,7 @@ def start_rollout_actors(
     gpus = count_engine_gpus(options) if num_gpus is None else num_gpus
     outside: Any = PlacementGroupSchedulingStrategy(placement_group=None)  # pyright: ignore[reportArgumentType]
     common: dict[str, Any] = {"namespace": NAMESPACE, "scheduling_strategy": outside}
-    ledger: Any = ray.remote(EngineLedger).options(name=f"{pool}-ledger", num_cpus=0, **common).remote()
+    roster: Any = ray.remote(EngineRoster).options(name=f"{pool}-roster", num_cpus=0, **common).remote()
     remote_class: Any = ray.remote(VLLMRolloutActor)
     common |= {"num_cpus": num_cpus, "num_gpus": gpus, "max_restarts": 3, "max_task_retries": 3}
     actors = [
@@ -236,7 +236,7 @@ def start_rollout_actors(
     except RayActorError as error:
         reason = str(error).strip().splitlines()[-1]
         raise ValueError(f"model must be one that vLLM can serve, got {options.model!r} ({reason})") from error
-    return VLLMRollout(actors, ledger)
+    return VLLMRollout(actors, roster)
 
 
 def count_engine_gpus(options: EngineOptions) -> float:

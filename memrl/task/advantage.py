@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import numpy as np
+from jaxtyping import Float, Int
 from scipy.special import expit
 
 from memrl.config import NEEDS_NO_PEER, Advantage, Credit, TrainConfig
@@ -13,7 +14,9 @@ STD_EPSILON = 1e-4
 """Added to the group's standard deviation, as trainers of the field do."""
 
 
-def assign_credit(rewards: np.ndarray, credit: Credit) -> np.ndarray:
+def assign_credit(
+    rewards: Float[np.ndarray, "*shape env_step"], credit: Credit
+) -> Float[np.ndarray, "*shape env_step"]:
     """The return that each env_step answers for.
 
     per_step: its own reward. return_to_go: its own and all later ones. episode: all, at every env_step.
@@ -22,17 +25,17 @@ def assign_credit(rewards: np.ndarray, credit: Credit) -> np.ndarray:
     [[2.0, 1.0, 1.0]]
 
     Args:
-        rewards: (..., env_steps), NaN at env_steps that were not taken.
+        rewards: NaN at env_steps that were not taken.
         credit: the rule.
 
     Returns:
-        float64 array of the same shape, NaN at the same places.
+        NaN at the same places.
     """
     if credit == "per_step":
         return rewards
     to_go = np.nan_to_num(rewards)[..., ::-1].cumsum(-1)[..., ::-1]
-    signal = to_go if credit == "return_to_go" else np.broadcast_to(to_go[..., :1], rewards.shape)
-    return np.where(np.isnan(rewards), np.nan, signal)
+    credited = to_go if credit == "return_to_go" else np.broadcast_to(to_go[..., :1], rewards.shape)
+    return np.where(np.isnan(rewards), np.nan, credited)
 
 
 @dataclass(frozen=True)
@@ -40,12 +43,12 @@ class AdvantageRule:
     """How a cell judges its episodes.
 
     Attributes:
-        kind: one of `ADVANTAGES`.
+        advantage: one of `ADVANTAGES`.
         baseline: of constant_baseline.
         temperature: τ of exponential_weights, η of delightful; in units of reward (of reward times nats).
     """
 
-    kind: Advantage
+    advantage: Advantage
     baseline: float = 0.0
     temperature: float = 1.0
 
@@ -57,28 +60,28 @@ class AdvantageRule:
 
 @runtime_checkable
 class Group(Protocol):
-    """What a rule may ask about an episode and the others of its group that took the env_step, beside their signal."""
+    """What a rule may ask about an episode and the others of its group that took the env_step, beside their credit."""
 
     @property
     def size(self) -> np.ndarray | int:
-        """How many they are; broadcasts with the signal."""
+        """How many they are; broadcasts with the credited rewards."""
         ...
 
     @property
     def surprisal(self) -> np.ndarray:
-        """-log π of what each episode did at the env_step, nats; broadcasts with the signal."""
+        """-log π of what each episode did at the env_step, nats; broadcasts with the credited rewards."""
         ...
 
     def mean(self, values: np.ndarray) -> np.ndarray:
-        """The mean over them; broadcasts with the signal."""
+        """The mean over them; broadcasts with the credited rewards."""
         ...
 
     def max(self, values: np.ndarray) -> np.ndarray:
-        """The largest of them; broadcasts with the signal."""
+        """The largest of them; broadcasts with the credited rewards."""
         ...
 
 
-def group_centered(x: np.ndarray, group: Group, rule: AdvantageRule) -> np.ndarray:
+def group_centered(x: Float[np.ndarray, "*shape"], group: Group, rule: AdvantageRule) -> Float[np.ndarray, "..."]:
     """X - mean: ascends (1 - 1/G) E[x] over groups of G, for the mean holds the episode itself.
 
     Source: Schulman and Thinking Machines Lab, LoRA Without Regret, 2025 (no division by the deviation).
@@ -86,7 +89,7 @@ def group_centered(x: np.ndarray, group: Group, rule: AdvantageRule) -> np.ndarr
     return x - group.mean(x)
 
 
-def leave_one_out(x: np.ndarray, group: Group, rule: AdvantageRule) -> np.ndarray:
+def leave_one_out(x: Float[np.ndarray, "*shape"], group: Group, rule: AdvantageRule) -> Float[np.ndarray, "..."]:
     """X - mean of the others: ascends E[x].
 
     Source: Kool et al., Buy 4 REINFORCE Samples, Get a Baseline for Free, 2019.
@@ -94,7 +97,7 @@ def leave_one_out(x: np.ndarray, group: Group, rule: AdvantageRule) -> np.ndarra
     return (x - group.mean(x)) * group.size / np.maximum(group.size - 1, 1)
 
 
-def std_normalized(x: np.ndarray, group: Group, rule: AdvantageRule) -> np.ndarray:
+def std_normalized(x: Float[np.ndarray, "*shape"], group: Group, rule: AdvantageRule) -> Float[np.ndarray, "..."]:
     """(x - mean) / (std + 1e-4), with the unbiased std: ascends 2 arcsin sqrt p where x is 0 or 1.
 
     Source: Shao et al., DeepSeekMath, 2024, arXiv 2402.03300, section 4.1; Davis and Recht 2025, arXiv 2510.13651.
@@ -104,7 +107,7 @@ def std_normalized(x: np.ndarray, group: Group, rule: AdvantageRule) -> np.ndarr
     return centered / (np.sqrt(variance) + STD_EPSILON)
 
 
-def constant_baseline(x: np.ndarray, group: Group, rule: AdvantageRule) -> np.ndarray:
+def constant_baseline(x: Float[np.ndarray, "*shape"], group: Group, rule: AdvantageRule) -> Float[np.ndarray, "..."]:
     """X - baseline: ascends E[x].
 
     Source: Williams 1992, Machine Learning 8, section 4.
@@ -112,7 +115,7 @@ def constant_baseline(x: np.ndarray, group: Group, rule: AdvantageRule) -> np.nd
     return x - rule.baseline
 
 
-def rejection(x: np.ndarray, group: Group, rule: AdvantageRule) -> np.ndarray:
+def rejection(x: Float[np.ndarray, "*shape"], group: Group, rule: AdvantageRule) -> Float[np.ndarray, "..."]:
     """Divides: x / mean, 0 where no x is right; for x of 0 or 1, the cross-entropy of what was right.
 
     Over groups of G it ascends log p up to its G-th term, -sum over k = 1 .. G of (1 - p)^k / k.
@@ -122,7 +125,7 @@ def rejection(x: np.ndarray, group: Group, rule: AdvantageRule) -> np.ndarray:
     return _divide(x, group.mean(x))
 
 
-def maxrl(x: np.ndarray, group: Group, rule: AdvantageRule) -> np.ndarray:
+def maxrl(x: Float[np.ndarray, "*shape"], group: Group, rule: AdvantageRule) -> Float[np.ndarray, "..."]:
     """(x - mean) / mean, 0 where no x is right; for x of 0 or 1.
 
     Over groups of G it ascends log p up to its (G - 1)-th term.
@@ -133,7 +136,7 @@ def maxrl(x: np.ndarray, group: Group, rule: AdvantageRule) -> np.ndarray:
     return _divide(x - mean, mean)
 
 
-def exponential_weights(x: np.ndarray, group: Group, rule: AdvantageRule) -> np.ndarray:
+def exponential_weights(x: Float[np.ndarray, "*shape"], group: Group, rule: AdvantageRule) -> Float[np.ndarray, "..."]:
     """e^(x/τ) / mean of e^(x/τ) - 1: ascends log E[e^(x/τ)] as groups grow, for x of any size.
 
     Source: Peters and Schaal, Reinforcement Learning by Reward-Weighted Regression, ICML 2007; Peng et al., AWR, 2019,
@@ -143,7 +146,7 @@ def exponential_weights(x: np.ndarray, group: Group, rule: AdvantageRule) -> np.
     return _divide(weight, group.mean(weight)) - 1.0
 
 
-def delightful(x: np.ndarray, group: Group, rule: AdvantageRule) -> np.ndarray:
+def delightful(x: Float[np.ndarray, "*shape"], group: Group, rule: AdvantageRule) -> Float[np.ndarray, "..."]:
     """A sigmoid(A s / η), with A = x - mean and the surprisal s of what was done: a rare failure counts for little.
 
     What was done at an env_step is one action, of however many tokens.
@@ -154,7 +157,7 @@ def delightful(x: np.ndarray, group: Group, rule: AdvantageRule) -> np.ndarray:
     return centered * expit(centered * group.surprisal / rule.temperature)
 
 
-def _divide(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+def _divide(numerator: Float[np.ndarray, "..."], denominator: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
     """The ratio, and 0 where the denominator is 0."""
     return np.where(denominator == 0.0, 0.0, numerator / np.where(denominator == 0.0, 1.0, denominator))
 
@@ -169,7 +172,7 @@ ADVANTAGES: dict[Advantage, Callable[[np.ndarray, Group, AdvantageRule], np.ndar
     "exponential_weights": exponential_weights,
     "delightful": delightful,
 }
-"""Functions of the signal x, whose advantages have its shape; but for `NEEDS_NO_PEER`, of groups of two or more."""
+"""Advantages by the credited rewards x, of the same shape; but for `NEEDS_NO_PEER`, of groups of two or more."""
 
 
 class _CountedGroups:
@@ -194,31 +197,31 @@ class _CountedGroups:
 
 
 def group_advantages(
-    signal: np.ndarray,
-    counts: np.ndarray,
-    cell: np.ndarray,
+    credited: Float[np.ndarray, "outcome env_step"],
+    counts: Int[np.ndarray, "outcome group"],
+    cell: Int[np.ndarray, "outcome"],
     rule: AdvantageRule,
-    surprisal: np.ndarray | None = None,
-) -> np.ndarray:
+    surprisal: Float[np.ndarray, "outcome env_step"] | None = None,
+) -> Float[np.ndarray, "outcome group env_step"]:
     """Advantages of episodes within their groups, env_step by env_step.
 
     Means run over the episodes of the group that took the env_step; an env_step that one episode alone took has
     nothing to be compared with and gets 0 (but for `NEEDS_NO_PEER`).
 
     Args:
-        signal: what an env_step answers for, (outcomes, env_steps), NaN where not taken.
-        counts: episodes of each group that ended so, (outcomes, groups).
-        cell: the cell of each outcome, (outcomes,), ascending; groups of different cells are different groups.
+        credited: what an env_step answers for, NaN where not taken.
+        counts: episodes of each group that ended so.
+        cell: the cell of each outcome, ascending; groups of different cells are different groups.
         rule: the rule of these cells.
-        surprisal: -log π of what was done at each env_step, nats, (outcomes, env_steps); only delightful asks for it.
+        surprisal: -log π of what was done at each env_step, nats; only delightful asks for it.
 
     Returns:
-        float64 (outcomes, groups, env_steps); 0 where not taken.
+        0 where not taken.
     """
-    taken = ~np.isnan(signal)
-    groups = _CountedGroups(counts, taken, cell, np.zeros_like(signal) if surprisal is None else surprisal)
-    advantage = ADVANTAGES[rule.kind](np.nan_to_num(signal)[:, None, :], groups, rule)
-    compares = taken[:, None, :] & ((groups.size > 1) | (rule.kind in NEEDS_NO_PEER))
+    taken = ~np.isnan(credited)
+    groups = _CountedGroups(counts, taken, cell, np.zeros_like(credited) if surprisal is None else surprisal)
+    advantage = ADVANTAGES[rule.advantage](np.nan_to_num(credited)[:, None, :], groups, rule)
+    compares = taken[:, None, :] & ((groups.size > 1) | (rule.advantage in NEEDS_NO_PEER))
     return np.where(compares, advantage, 0.0)
 
 
@@ -235,19 +238,20 @@ class _WholeGroups:
         return values.max(axis=2, keepdims=True)
 
 
-def episode_advantages(signal: np.ndarray, rule: AdvantageRule, surprisal: np.ndarray | None = None) -> np.ndarray:
+def episode_advantages(
+    credited: Float[np.ndarray, "run group episode env_step"],
+    rule: AdvantageRule,
+    surprisal: Float[np.ndarray, "run group episode env_step"] | None = None,
+) -> Float[np.ndarray, "run group episode env_step"]:
     """Advantages of episodes that all take every env_step.
 
     >>> episode_advantages(np.array([0.0, 1.0]).reshape(1, 1, 2, 1), AdvantageRule("leave_one_out")).ravel().tolist()
     [-1.0, 1.0]
 
     Args:
-        signal: what an env_step answers for, (runs, groups, episodes, env_steps).
+        credited: what an env_step answers for.
         rule: the rule.
         surprisal: -log π of what was done at each env_step, nats; only delightful asks for it.
-
-    Returns:
-        float64 array of the shape of `signal`.
     """
-    groups = _WholeGroups(signal.shape[2], np.zeros_like(signal) if surprisal is None else surprisal)
-    return ADVANTAGES[rule.kind](signal, groups, rule)
+    groups = _WholeGroups(credited.shape[2], np.zeros_like(credited) if surprisal is None else surprisal)
+    return ADVANTAGES[rule.advantage](credited, groups, rule)

@@ -85,5 +85,5 @@ def _estimate_gradient(task: BitsTask, logit: np.ndarray, uniform: np.ndarray) -
     chance = expit(logit)[:, None, None, :]
     right = uniform < chance
     surprisal = -np.log(np.where(right, chance, 1.0 - chance))
-    signal = assign_credit(right.astype(float), task.credit)
-    return (episode_advantages(signal, task.rule, surprisal) * (right - chance)).mean(axis=(1, 2))
+    credited = assign_credit(right.astype(float), task.credit)
+    return (episode_advantages(credited, task.rule, surprisal) * (right - chance)).mean(axis=(1, 2))

@@ -92,9 +92,9 @@ def _play(
     rewards = np.zeros(uniform.shape)
     rewards[..., -told.shape[-1] :] = told
     in_groups = (len(secrets), config.num_groups, config.group_size, policy.num_env_steps)
-    signal = assign_credit(rewards, config.resolved_credit).reshape(in_groups)
+    credited = assign_credit(rewards, config.resolved_credit).reshape(in_groups)
     surprisal = policy.surprisal(guess).reshape(in_groups) if config.advantage == "delightful" else None
-    return guess, episode_advantages(signal, AdvantageRule.of(config), surprisal).reshape(rewards.shape)
+    return guess, episode_advantages(credited, AdvantageRule.of(config), surprisal).reshape(rewards.shape)
 
 
 @runtime_checkable

@@ -30,11 +30,11 @@ def test_credit_of_a_worked_episode():
 
 @st.composite
 def sampled_outcomes(draw):
-    """Outcomes of up to three cells: cell, signal with env_steps not taken at the end, and counts by group."""
+    """Outcomes of up to three cells: cell, credited with env_steps not taken at the end, and counts by group."""
     steps, groups = draw(st.integers(1, 4)), draw(st.integers(1, 3))
     cells = sorted(draw(st.lists(st.integers(0, 2), min_size=1, max_size=7)))
-    signal = np.full((len(cells), steps), NAN)
-    for row in signal:
+    credited = np.full((len(cells), steps), NAN)
+    for row in credited:
         taken = draw(st.integers(1, steps))
         row[:taken] = draw(st.lists(st.floats(-3, 3, width=16), min_size=taken, max_size=taken))
     counts = draw(
@@ -45,27 +45,27 @@ def sampled_outcomes(draw):
     surprisal = np.array(
         [draw(st.lists(st.floats(0, 9, width=16), min_size=steps, max_size=steps)) for _ in range(len(cells))]
     )
-    return np.array(cells), signal, np.array(counts), surprisal
+    return np.array(cells), credited, np.array(counts), surprisal
 
 
 def judge(outcomes, rule):
-    """Signal and advantages; the signal is made one of 0 and 1 for rules that are for these."""
-    cells, signal, counts, surprisal = outcomes
-    if rule.kind in ZERO_OR_ONE:
-        signal = np.where(np.isnan(signal), NAN, signal > 0)
-    return signal, group_advantages(signal, counts, cells, rule, surprisal)
+    """Credited rewards and advantages; the rewards are made one of 0 and 1 for rules that are for these."""
+    cells, credited, counts, surprisal = outcomes
+    if rule.advantage in ZERO_OR_ONE:
+        credited = np.where(np.isnan(credited), NAN, credited > 0)
+    return credited, group_advantages(credited, counts, cells, rule, surprisal)
 
 
-def loop_over_episodes(cells, signal, counts, rule, surprisal, outcome, group, step):
+def loop_over_episodes(cells, credited, counts, rule, surprisal, outcome, group, step):
     """The advantage of an episode that ended as `outcome`, by its definition."""
-    own = signal[outcome, step]
-    if rule.kind == "constant_baseline":
+    own = credited[outcome, step]
+    if rule.advantage == "constant_baseline":
         return own - rule.baseline
     others = []
     for row in range(len(cells)):
-        if cells[row] == cells[outcome] and not math.isnan(signal[row, step]):
-            others += [signal[row, step]] * (int(counts[row, group]) - (row == outcome))
-    if not others and rule.kind not in NEEDS_NO_PEER:
+        if cells[row] == cells[outcome] and not math.isnan(credited[row, step]):
+            others += [credited[row, step]] * (int(counts[row, group]) - (row == outcome))
+    if not others and rule.advantage not in NEEDS_NO_PEER:
         return 0.0
     mean = (own + sum(others)) / (1 + len(others))
     sigmoid = 1 / (1 + math.exp(-(own - mean) * surprisal[outcome, step] / rule.temperature))
@@ -78,23 +78,23 @@ def loop_over_episodes(cells, signal, counts, rule, surprisal, outcome, group, s
         "maxrl": lambda: (own - mean) / mean if mean else 0.0,
         "exponential_weights": lambda: exponentials[0] / (sum(exponentials) / len(exponentials)) - 1,
         "delightful": lambda: (own - mean) * sigmoid,
-    }[rule.kind]()
+    }[rule.advantage]()
 
 
 @settings(max_examples=300)
 @given(outcomes=sampled_outcomes(), rule=rules)
 def test_advantages_are_those_of_the_episodes_one_by_one(outcomes, rule):
     cells, _, counts, surprisal = outcomes
-    signal, got = judge(outcomes, rule)
+    credited, got = judge(outcomes, rule)
     for outcome, group, step in np.ndindex(*got.shape):
-        if math.isnan(signal[outcome, step]):
+        if math.isnan(credited[outcome, step]):
             assert got[outcome, group, step] == 0.0
         elif counts[outcome, group]:
-            expected = loop_over_episodes(cells, signal, counts, rule, surprisal, outcome, group, step)
+            expected = loop_over_episodes(cells, credited, counts, rule, surprisal, outcome, group, step)
             assert got[outcome, group, step] == pytest.approx(expected, rel=1e-9, abs=1e-9)
 
 
-@given(outcomes=sampled_outcomes(), rule=rules.filter(lambda rule: rule.kind in CENTERED))
+@given(outcomes=sampled_outcomes(), rule=rules.filter(lambda rule: rule.advantage in CENTERED))
 def test_centered_advantages_of_a_group_sum_to_zero(outcomes, rule):
     cells, _, counts, _ = outcomes
     _, advantages = judge(outcomes, rule)
@@ -103,10 +103,10 @@ def test_centered_advantages_of_a_group_sum_to_zero(outcomes, rule):
         np.testing.assert_allclose(sums, 0.0, atol=1e-9 * np.abs(advantages).max())
 
 
-@given(outcomes=sampled_outcomes(), rule=rules.filter(lambda rule: rule.kind != "constant_baseline"))
+@given(outcomes=sampled_outcomes(), rule=rules.filter(lambda rule: rule.advantage != "constant_baseline"))
 def test_where_all_episodes_fare_alike_nothing_is_known(outcomes, rule):
-    cells, signal, counts, surprisal = outcomes
-    alike = np.where(np.isnan(signal), NAN, 0.0 if rule.kind in ZERO_OR_ONE else signal[0, 0])
+    cells, credited, counts, surprisal = outcomes
+    alike = np.where(np.isnan(credited), NAN, 0.0 if rule.advantage in ZERO_OR_ONE else credited[0, 0])
     advantages = group_advantages(alike, counts, cells, rule, surprisal)
     np.testing.assert_allclose(advantages * (counts[:, :, None] > 0), 0.0, atol=1e-9)
 
@@ -114,21 +114,21 @@ def test_where_all_episodes_fare_alike_nothing_is_known(outcomes, rule):
 @given(outcomes=sampled_outcomes())
 def test_rejection_gives_what_was_right_the_weight_of_the_whole_group(outcomes):
     cells, _, counts, _ = outcomes
-    signal, advantages = judge(outcomes, AdvantageRule("rejection"))
-    taken = ~np.isnan(signal)
+    credited, advantages = judge(outcomes, AdvantageRule("rejection"))
+    taken = ~np.isnan(credited)
     for cell in set(cells.tolist()):
         own = cells == cell
         episodes = (counts[:, :, None] * taken[:, None, :])[own].sum(0)
-        any_right = ((counts[:, :, None] > 0) & (signal == 1)[:, None, :])[own].any(0)
+        any_right = ((counts[:, :, None] > 0) & (credited == 1)[:, None, :])[own].any(0)
         np.testing.assert_allclose((counts[:, :, None] * advantages)[own].sum(0), np.where(any_right, episodes, 0))
 
 
 @given(outcomes=sampled_outcomes(), temperature=st.floats(0.125, 4, width=16), shift=st.floats(-700, 700, width=16))
 def test_exponential_weights_know_no_origin_of_rewards_and_never_overflow(outcomes, temperature, shift):
-    cells, signal, counts, _ = outcomes
+    cells, credited, counts, _ = outcomes
     rule = AdvantageRule("exponential_weights", temperature=temperature)
     present = counts[:, :, None] > 0
-    first, second = (group_advantages(signal + s, counts, cells, rule) * present for s in (0.0, shift))
+    first, second = (group_advantages(credited + s, counts, cells, rule) * present for s in (0.0, shift))
     np.testing.assert_allclose(first, second, rtol=1e-6, atol=1e-9)
 
 

@@ -91,13 +91,13 @@ def test_each_env_step_is_pushed_by_its_own_weight():
 def test_advantages_are_those_of_the_trained_policies(kind, seed):
     rng = np.random.default_rng(seed)
     rule = AdvantageRule(kind, baseline=0.3, temperature=0.7)
-    signal, surprisal = rng.integers(2, size=(4, 2, 5, 3)) / 1.0, rng.exponential(size=(4, 2, 5, 3))
-    groups = np.eye(2)[np.tile(np.repeat([0, 1], 5), 4)]
-    flat = (values.reshape(40, 3) for values in (signal, surprisal))
+    credited, surprisal = rng.integers(2, size=(4, 2, 5, 3)) / 1.0, rng.exponential(size=(4, 2, 5, 3))
+    groups = np.eye(2, dtype=int)[np.tile(np.repeat([0, 1], 5), 4)]
+    flat = (values.reshape(40, 3) for values in (credited, surprisal))
     reference = group_advantages(next(flat), groups, np.repeat(np.arange(4), 10), rule, next(flat))
     reference = np.broadcast_to(reference, (40, 2, 3))
     own = np.take_along_axis(reference, groups.argmax(axis=1)[:, None, None], axis=1)[:, 0]
-    np.testing.assert_allclose(episode_advantages(signal, rule, surprisal).reshape(40, 3), own, atol=1e-12)
+    np.testing.assert_allclose(episode_advantages(credited, rule, surprisal).reshape(40, 3), own, atol=1e-12)
 
 
 @pytest.mark.parametrize("kind", POLICIES)
