@@ -164,12 +164,13 @@ def describe_result(row: Mapping[str, Any]) -> str:
         return f"failed after {row['episodes'] or 0:,} {unit}: {row['error']}"
     known = f"absorbed {row['absorbed_bits']:.2f} of {row['signal_bits']:.2f} bits, observed {row['observed_bits']:.2f}"
     reached = ", ".join(f"{name.upper()} {_format_reach(row, name)}" for name in ("e50", "e90"))
+    rate = row["absorbed_bits"] / max(row["episodes"], 1)
     verdict = "memorized" if row["status"] == "memorized" else f"not memorized within {row['updates']:,} updates"
     return " | ".join(
         [
             f"{verdict}: {reached} {unit}",
             known,
-            f"{row['bits_per_episode']:.3g} bits per {unit[:-1]}, capacity {_format_capacity(row)}",
+            f"{rate:.3g} bits per {unit[:-1]}, capacity {_format_capacity(row)}",
         ]
     )
 

@@ -138,7 +138,6 @@ def _table_rows(
         "updates": end,
         "absorbed_bits": float(absorbed[end]),
         "observed_bits": float(observed[end]),
-        "bits_per_episode": float(absorbed[end] / max(episodes[end], 1)),
         "status": "memorized" if len(reached["e90"]) else "budget_spent",
         "seconds": 0.01 * end,
         "tokens": int(episodes[end]) * 3,
@@ -206,7 +205,7 @@ def write_sweep(folder: str, **grid: Any) -> None:
         "cell_id": "f" * 16,
         "status": "failed",
         "error": "RuntimeError: <b>loss</b> is not finite",
-        **dict.fromkeys(("e50", "e90", "episodes", "absorbed_bits", "observed_bits", "bits_per_episode")),
+        **dict.fromkeys(("e50", "e90", "episodes", "absorbed_bits", "observed_bits")),
     }
     store = TableStore(folder)
     store.create()

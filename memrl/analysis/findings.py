@@ -23,7 +23,7 @@ from memrl.analysis.sentences import (
     list_notices,
 )
 from memrl.analysis.summary import Summary
-from memrl.analysis.tabulation import Table, tabulate, tabulate_scaling
+from memrl.analysis.tabulation import Table, split_agents, tabulate, tabulate_scaling
 from memrl.analysis.verdicts import HYPOTHESES, describe_region
 
 _TABLES = {
@@ -93,7 +93,7 @@ def _list_parts(summary: Summary, figures: dict[str, Figure]) -> list[Part]:
         return f"{name}-N{main_N(summary)}" if figures[name].one_N else name
 
     ledger, scaling = summary.ledger[(summary.ledger["N"] == main_N(summary)).to_numpy()], summary.scaling
-    own_scaling = scaling[(scaling["agent"] == "lora").to_numpy()] if len(scaling) else scaling
+    own_scaling, _ = split_agents(scaling)
     checks = [*describe_leaks(summary.leaks), *describe_prior(summary.prior)]
     episodes, rates = (_tabulate_lora(figures[name], columns) for name, columns in _TABLES.items())
     parts = [

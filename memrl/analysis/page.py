@@ -26,7 +26,14 @@ from memrl.analysis.sentences import (
     list_notices,
 )
 from memrl.analysis.summary import Summary, summarize_sweep
-from memrl.analysis.tabulation import Table, tabulate, tabulate_failed, tabulate_scaling, tabulate_settings
+from memrl.analysis.tabulation import (
+    Table,
+    split_agents,
+    tabulate,
+    tabulate_failed,
+    tabulate_scaling,
+    tabulate_settings,
+)
 from memrl.analysis.verdicts import HYPOTHESES, describe_region
 from memrl.tables.places import local_folder
 
@@ -44,7 +51,7 @@ _TABLE_COLUMNS = {
         "absorption_loss",
     ],
     "episodes": ["channel", "N", "num_cells", "num_reached", "e50", "learning_rates"],
-    "agents": ["agent", "channel", "N", "e50", "e50_vs_optimal", "e50_vs_tabular_pg"],
+    "agents": ["channel", "N", "agent", "e50", "e50_vs_optimal", "e50_vs_tabular_pg"],
 }
 
 
@@ -142,8 +149,9 @@ def render_page(
         collapse=describe_collapse(summary.collapse),
         published=compare_with_published(summary.estimates),
         checks=[*describe_leaks(summary.leaks), *describe_prior(summary.prior)],
-        scaling=tabulate_scaling(summary.scaling),
-        scaling_text=[*describe_scaling(summary.scaling), SCALING],
+        growth=describe_scaling(summary.scaling),
+        scaling=[tabulate_scaling(rows) for rows in split_agents(summary.scaling)],
+        scaling_text=SCALING,
         settings=settings,
         choices=_choices(settings),
         failed=tabulate_failed(summary.failed),

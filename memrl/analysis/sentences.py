@@ -48,7 +48,7 @@ def answer_question(summary: Summary) -> tuple[int, list[Answer]]:
     if len(rewards):
         best, worst = (str(found) for found in rewards["bits_per_episode"].agg(["idxmax", "idxmin"]))
         binary = "binary" if "binary" in rewards.index else worst
-        picked.setdefault(best, f"by RL with the reward “{best}”" + (", which did best" if len(rewards) > 1 else ""))
+        picked.setdefault(best, f"by RL with the reward “{best}”" + (", the best one" if len(rewards) > 1 else ""))
         picked.setdefault(binary, f"by RL with the reward “{binary}”")
     answers = []
     for channel, words in picked.items():
@@ -57,7 +57,7 @@ def answer_question(summary: Summary) -> tuple[int, list[Answer]]:
         number = (
             format_number(row["bits_per_episode"]) if reached else f"< {format_number(row['bits_per_episode_upper'])}"
         )
-        answers.append(Answer(number, f"{words}, of {format_number(row['capacity_best_bits'])} that it can tell"))
+        answers.append(Answer(number, f"{words} (at most {format_number(row['capacity_best_bits'])})"))
     return N, answers[:3]
 
 
@@ -94,7 +94,7 @@ def describe_collapse(collapse: pd.DataFrame) -> list[str]:
     worst = reached.sort_values("share_lost").iloc[-1]
     rates = reached.groupby("learning_rate")[["num_lost", "num_reached"]].sum()
     if len(rates) > 1:
-        ends = [f"{row.num_lost} of {row.num_reached} at {rate:g}" for rate, row in rates.iloc[[0, -1]].iterrows()]
+        ends = [f"{row.num_lost:,} of {row.num_reached:,} at {rate:g}" for rate, row in rates.iloc[[0, -1]].iterrows()]
         text += f", {ends[0]} (the smallest learning rate) and {ends[1]} (the largest)"
     return [
         f"{text}; most often with “{worst['channel']}” at {worst['learning_rate']:g}, {worst['num_lost']} of "

@@ -89,9 +89,9 @@ def pick_shades(num: int) -> list[str]:
     """Shades of blue from light to dark, one for each of an ordered few.
 
     >>> pick_shades(2)
-    ['#9ec9e8', '#08407a']
+    ['#6baed6', '#08306b']
     """
-    light, dark = np.array([0x9E, 0xC9, 0xE8]), np.array([0x08, 0x40, 0x7A])
+    light, dark = np.array([0x6B, 0xAE, 0xD6]), np.array([0x08, 0x30, 0x6B])
     shares = np.linspace(0.0, 1.0, num) if num > 1 else np.ones(1)
     return ["#" + bytes((light + share * (dark - light)).astype(np.uint8)).hex() for share in shares]
 

@@ -114,6 +114,14 @@ def _format_interval(value: float, lower: float, upper: float) -> str:
     return format_estimate(value, lower, upper)
 
 
+def split_agents(table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The rows of trained policies, and those of the agents beside them."""
+    if table.empty:
+        return table, table
+    own = (table["agent"] == "lora").to_numpy()
+    return table[own], table[~own]
+
+
 def tabulate_scaling(scaling: pd.DataFrame) -> Table | None:
     """Exponents and the test against an overhead; None where there is none."""
     if scaling.empty:
@@ -125,7 +133,15 @@ def tabulate_scaling(scaling: pd.DataFrame) -> Table | None:
         data["conclusion"] = data["conclusion"].fillna("–")
         # Where nothing grows, both models fit a constant, and what else they say is noise.
         data.loc[(data["conclusion"] == "flat").to_numpy(), list(_TESTED)] = np.nan
-    names = ["agent", "channel", "range", "num_left_out", "exponent", "conclusion", *_TESTED]
+    names = [
+        "channel",
+        *(["agent"] if data["agent"].nunique() > 1 else []),
+        "range",
+        "num_left_out",
+        "exponent",
+        "conclusion",
+        *_TESTED,
+    ]
     return tabulate(data, [name for name in names if name in data])
 
 
@@ -140,5 +156,7 @@ def tabulate_settings(conditions: pd.DataFrame) -> Table:
     """Every setting, with the columns that differ."""
     start = list(conditions.columns[: conditions.columns.get_loc("num_cells")])
     constant = {name for name in ("model",) if conditions[name].nunique() == 1}
+    several = [name for name in start if name not in constant and name not in ("channel", "N", "agent")]
+    keys = ["channel", "N", *(["agent"] if conditions["agent"].nunique() > 1 else []), *several]
     numbers = ["num_cells", "num_memorized", "e50", "e90", "bits_per_episode"]
-    return tabulate(conditions, [*(name for name in start if name not in constant), *numbers])
+    return tabulate(conditions, [*keys, *numbers])

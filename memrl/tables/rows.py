@@ -110,7 +110,6 @@ def _describe_result(result: RunResult) -> Row:
         "updates": result.updates,
         "absorbed_bits": result.absorbed_bits,
         "observed_bits": result.observed_bits,
-        "bits_per_episode": result.absorbed_bits / result.episodes if result.episodes else math.nan,
         "status": result.status,
         "error": result.error,
         "seconds": result.seconds,

@@ -67,7 +67,6 @@ EPISODES_TO_MEMORIZE_SCHEMA = pa.schema(
         _column("updates", pa.int64(), "updates made"),
         _column("absorbed_bits", pa.float64(), "at the end"),
         _column("observed_bits", pa.float64(), "at the end"),
-        _column("bits_per_episode", pa.float64(), "absorbed_bits / episodes"),
         _column("status", pa.string(), "memorized, budget_spent or failed"),
         _column("error", pa.string(), "what failed; null otherwise"),
         _column("seconds", pa.float64(), "the cell's share of its pack's wall time"),

@@ -62,7 +62,7 @@ def test_the_commands_of_the_readme_run_as_they_are_written(tmp_path, capsys, co
     unit = "example" if row["algorithm"] == "sft" else "episode"
     for part in (
         f"absorbed {row['absorbed_bits']:.2f} of 6.00 bits, observed {row['observed_bits']:.2f}",
-        f"{row['bits_per_episode']:.3g} bits per {unit}",
+        f"{row['absorbed_bits'] / row['episodes']:.3g} bits per {unit}",
         f"capacity {row['capacity_nominal_bits']:.3g} nominal, {row['capacity_uniform_bits']:.3g} at a uniform guess",
         "tables in results/runs",
     ):

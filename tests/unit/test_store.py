@@ -45,13 +45,13 @@ def test_pandas_sees_every_column_before_the_first_row(store, tmp_path):
 
 
 def test_what_is_appended_is_read_back_sorted_by_its_key(store, tmp_path):
-    store.append(EPISODES_TO_MEMORIZE, [cell_row("b", e50=7), cell_row("a", e50=9, bits_per_episode=0.25)])
+    store.append(EPISODES_TO_MEMORIZE, [cell_row("b", e50=7), cell_row("a", e50=9, absorbed_bits=0.25)])
     store.append(EPISODES_TO_MEMORIZE, [cell_row("a", agent="greedy", e50=1)])
-    rows = store.read(EPISODES_TO_MEMORIZE, ["agent", "e50", "bits_per_episode"]).to_pylist()
+    rows = store.read(EPISODES_TO_MEMORIZE, ["agent", "e50", "absorbed_bits"]).to_pylist()
     assert rows == [
-        {"agent": "greedy", "e50": 1, "bits_per_episode": None},
-        {"agent": "lora", "e50": 9, "bits_per_episode": 0.25},
-        {"agent": "lora", "e50": 7, "bits_per_episode": None},
+        {"agent": "greedy", "e50": 1, "absorbed_bits": None},
+        {"agent": "lora", "e50": 9, "absorbed_bits": 0.25},
+        {"agent": "lora", "e50": 7, "absorbed_bits": None},
     ]
     frame = pd.read_parquet(store.table_address(EPISODES_TO_MEMORIZE))
     assert frame["e50"].tolist() == [1, 9, 7]

@@ -159,7 +159,7 @@ def test_a_part_that_is_damaged_while_a_sweep_runs_is_set_aside_too(store, tmp_p
         assert len(writer.damaged) == 1
 
 
-@pytest.mark.parametrize("missing", ["revision", "identifiable", "bits_per_episode", "seed"])
+@pytest.mark.parametrize("missing", ["revision", "identifiable", "absorbed_bits", "seed"])
 def test_a_part_of_an_earlier_version_reads_with_nulls_and_is_brought_up_by_the_next_writer(tmp_path, missing):
     folder = tmp_path / EPISODES_TO_MEMORIZE
     folder.mkdir()
