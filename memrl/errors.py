@@ -7,3 +7,7 @@ class StartError(Exception):
 
 class RefusedError(StartError):
     """Bad input that shows only when the work starts, such as a model that an engine can't serve."""
+
+
+class WriteError(StartError):
+    """Results can't be written any more: the disk is full, or the folder may not be written."""

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 from memrl.config import TrainConfig
+from memrl.errors import WriteError
 from memrl.rollout.actor_pool import EngineRecord
 from memrl.sweep.actor_logs import collect_logs
 from memrl.sweep.agent_play import AgentPlay, AgentsFailedError, find_unplayed
@@ -156,9 +157,8 @@ class Sweep:
         """Takes note that the tables can't be written; the trials then stop."""
         try:
             yield
-        except OSError as error:
-            reason = error.strerror or error
-            self._unwritable = f"results must be a writable address, got {self._store.address} ({reason})"
+        except WriteError as error:
+            self._unwritable = str(error)
 
     def take(self, pack: int, stretch: Stretch) -> None:
         """Takes what a stretch of a pack brought."""

@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from memrl.config import did_you_mean
+from memrl.errors import WriteError
 from memrl.tables.conform import conform
 from memrl.tables.files import find_filesystem, is_local, replace_file
 from memrl.tables.folder import TableFolder
@@ -73,13 +74,15 @@ class TableStore:
 
         Raises:
             ValueError: the address can't be written, another process writes there, or a later version of memrl has.
+            WriteError: what earlier writers left can't be mended.
         """
         self.create()
         with self._lock(cell_id):
             self._is_writing = True
             try:
-                for folder in self._folders.values():
-                    folder.mend(alone=cell_id is None)
+                with self._told_in_one_line():
+                    for folder in self._folders.values():
+                        folder.mend(alone=cell_id is None)
                 yield
             finally:
                 self._is_writing = False
@@ -111,12 +114,13 @@ class TableStore:
 
         Raises:
             ValueError: a column is missing, unknown or of another type, or a row lacks its key.
-            OSError: the rows can't be written now; they will be with the next append.
+            WriteError: the rows can't be written now; they will be with the next append.
         """
         _check_table(table)
         more, failed = conform(table, rows)
-        if more.num_rows:
-            self._folders[table].grow(more)
+        with self._told_in_one_line():
+            if more.num_rows:
+                self._folders[table].grow(more)
         return failed
 
     def write_text(self, name: str, text: str) -> None:
@@ -128,10 +132,12 @@ class TableStore:
 
         Raises:
             ValueError: the path leads out of the address.
+            WriteError: it can't be written.
         """
         if name.startswith("/") or ".." in name.split("/"):
             raise ValueError(f"name must lie below the results, got {name!r}")
-        replace_file(self._filesystem, f"{self._root}/{name}", text.encode())
+        with self._told_in_one_line():
+            replace_file(self._filesystem, f"{self._root}/{name}", text.encode())
 
     def read(self, table: str, columns: Sequence[str] | None = None) -> pa.Table:
         """Reads a table, sorted by its key; of rows with one key, the newest.
@@ -165,10 +171,16 @@ class TableStore:
         """Removes the rows that trained policies left for some cells, so that these can be trained again.
 
         Parts are rewritten in place, within `open_for_writing` of these cells.
+
+        Raises:
+            WriteError: a part can't be rewritten; it stays as it was.
         """
         dropped = list(cell_ids)
-        with hold_rewriting(Path(self._root)) if dropped and is_local(self._filesystem) else nullcontext():
-            for folder in self._folders.values() if dropped else ():
+        if not dropped:
+            return
+        turn = hold_rewriting(Path(self._root)) if is_local(self._filesystem) else nullcontext()
+        with turn, self._told_in_one_line():
+            for folder in self._folders.values():
                 folder.drop_rows(dropped)
 
     def compact(self) -> None:
@@ -176,12 +188,25 @@ class TableStore:
 
         The merged file appears at once and the small ones go right after it. A plain reader may meet both within these
         milliseconds; `read` counts no row twice even then.
+
+        Raises:
+            WriteError: a merged part can't be written; the small ones stay.
         """
-        for folder in self._folders.values():
-            folder.compact()
+        with self._told_in_one_line():
+            for folder in self._folders.values():
+                folder.compact()
 
     def _lock(self, cell_id: str | None) -> AbstractContextManager[None]:
         return hold_folder(Path(self._root), cell_id) if is_local(self._filesystem) else nullcontext()
+
+    @contextmanager
+    def _told_in_one_line(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            reason = error.strerror or " ".join(str(error).split())
+            kept = "what was written is whole, and the same command goes on from there"
+            raise WriteError(f"results must stay writable, got {self.address!r} ({reason}); {kept}") from error
 
     def _meet_damage(self, part: str, error: DamagedPartError) -> None:
         if not self._is_writing:
