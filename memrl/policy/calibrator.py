@@ -17,6 +17,7 @@ from memrl.policy.calibration import Prior, check_calibrated, measure_prior
 from memrl.policy.head import HeadRecipe, fit_head, read_states
 from memrl.policy.interference import measure_interference
 from memrl.policy.model_folder import calibrated_folder, check_model_folder
+from memrl.policy.walk_check import check_walk
 from memrl.policy.warmup import WarmupRecipe, attach_lora, merge_lora, warm_up
 
 if TYPE_CHECKING:
@@ -109,8 +110,12 @@ def calibrate_model(
         head_recipe: of the head.
         lora_rank: of method=lora.
         report: told how far it has come.
+
+    Raises:
+        ValueError: the model does not score a tree of answers as it scores them one by one.
     """
     start = time.perf_counter()
+    check_walk(model, max(tasks, key=lambda task: len(task.prompt_ids) + task.max_tokens))
     before = measure_all_interference(model, tasks, "interference before", report)
     chosen = method or ("full" if model.num_parameters() <= FULL_LIMIT else "head")
     used: WarmupRecipe | HeadRecipe = recipe

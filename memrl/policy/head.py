@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from memrl.policy.base_model import EncodedTask
-from memrl.policy.calibration import TreeBatch, iterate_trees, run_trees
+from memrl.policy.calibration import iterate_trees
+from memrl.policy.tree_pass import TreeBatch, run_trees
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

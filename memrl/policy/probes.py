@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from memrl.policy.base_model import EncodedTask
-from memrl.policy.calibration import TreeBatch
+from memrl.policy.tree_pass import TreeBatch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from memrl.policy.base_model import EncodedTask
-from memrl.policy.calibration import Prior, compute_answer_log2, plant_trees, score_nodes, summarize_prior
+from memrl.policy.calibration import Prior, compute_answer_log2, summarize_prior
+from memrl.policy.tree_pass import plant_trees, score_nodes
 
 if TYPE_CHECKING:
     import torch
