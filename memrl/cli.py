@@ -12,7 +12,6 @@ import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
-from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 
@@ -185,7 +184,7 @@ def read_field(cls: type, name: str, text: str) -> Any:
     Raises:
         ValueError: the text is not of that type.
     """
-    if name == "model" and Path(text).is_dir():
+    if name == "model" and os.path.isdir(text):
         # One folder, one name: ./model, model/ and model are one base model, and so the same cells.
         text = os.path.normpath(text)
     return read_value(name, chz.chz_fields(cls)[name].final_type, text)

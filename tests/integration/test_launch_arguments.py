@@ -31,7 +31,7 @@ def launch(*words: str, folder: Path = ROOT) -> subprocess.CompletedProcess[str]
         (["grid=smoke", "group_size=1"], "group_size must be at least 2 for advantage=group_centered"),
         (["grid=smoke", "lora_rank=0"], "lora_rank must be at least 1, got 0"),
         (["grid=smoke", "lora_rank=-1"], "lora_rank must be at least 1, got -1"),
-        (["grid=smoke", "model=./missing"], "model must be embedded, a readable model folder, or a Hugging Face name"),
+        (["grid=smoke", "model=./missing"], "model must be embedded, a readable model folder, "),
         (["grid=smoke", "seeds=0"], "seeds must be a count from 1 or a list of integers from 0, got 0"),
         (["grid=smoke", "results=gopher://x"], "results must be a folder or an address such as s3://"),
         (["grid=smoke", "reward_type=nowhere:f"], "reward_type must name an importable function"),
