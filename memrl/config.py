@@ -18,7 +18,8 @@ from memrl.model_files import name_files
 from memrl.reward_code import name_code
 
 EnvType = Literal["single_step", "multi_step"]
-Algorithm = Literal["rl", "sft"]
+Algorithm = Literal["rl", "sft", "distill"]
+Explore = Literal["policy", "greedy", "thompson"]
 Binning = Literal["log", "linear", "equal_mass"]
 Credit = Literal["per_step", "return_to_go", "episode"]
 Advantage = Literal[
@@ -49,7 +50,7 @@ _ABBREVIATIONS = {
 }
 """What other tools call our fields."""
 
-_LATER_FIELDS = ("reward_code", "temperature", "entropy_bonus", "kl_penalty", "model_files", "prompt")
+_LATER_FIELDS = ("reward_code", "temperature", "entropy_bonus", "kl_penalty", "model_files", "prompt", "explore", "updates_per_batch")
 """Fields that came when there were cells already: where they are unset they are no part of a cell_id."""
 
 NEEDS_NO_PEER = ("constant_baseline", "rejection")
@@ -76,17 +77,19 @@ ROLES = {
     "budget": "when the run ends",
     "base": "the base model, and how it is asked",
     "sampler": "who samples the episodes",
+    "explore": "who asks, where the learner is told all that an observer knows",
+    "reuse": "how often a batch is used",
 }
 """What a field of TrainConfig is for; everything that treats some fields alike goes by their roles."""
 
-RL_ROLES = ("channel", "malformed", "objective", "loss", "sampler")
+RL_ROLES = ("channel", "malformed", "objective", "loss", "sampler", "explore")
 """Of fields that algorithm=sft does not use."""
 
-NETWORK_ROLES = ("loss", "optimizer", "adapter", "base", "sampler")
+NETWORK_ROLES = ("loss", "optimizer", "adapter", "base", "sampler", "explore", "reuse")
 """Of fields that say nothing about a learner without a network."""
 
-SHARED_ROLES = ("base", "sampler")
-"""Of fields in which the cells of a pack must agree."""
+SHARED_ROLES = ("base", "sampler", "reuse", "explore")
+"""Of fields in which the cells of a pack must agree; besides, all or none of them are distilled."""
 
 
 MOST_SECRETS = 1 << 17
@@ -142,7 +145,9 @@ class TrainConfig:
         ValueError: a field, or two fields together, make no sense; the message is one line.
     """
 
-    algorithm: Algorithm = _field("task", "rl", "rl, or sft (cross-entropy on the secret itself)")
+    algorithm: Algorithm = _field(
+        "task", "rl", "rl; sft (cross-entropy on the secret itself); distill (on what an ideal observer knows)"
+    )
     env_type: EnvType = _field("task", "single_step", "single_step: a decimal integer; multi_step: bit by bit")
     N: int = _field("task", 64, "the secret is uniform on 0 .. N-1")
     secret: int | None = _field("draw", None, "fixes the secret; unset: drawn from N and seed")
@@ -178,7 +183,11 @@ class TrainConfig:
     kl_penalty: float = _field("loss", 0.0, "weight of KL(policy || base) of the next symbol; 0: none")
     group_size: int = _field("objective", 32, "episodes of a group, which share a baseline")
     batch_size: int | None = _field(
-        "batch", None, "episodes (rl) or examples (sft) of an update; unset: one group, or one example"
+        "batch", None, "episodes (sft: examples) of a batch; unset: one group for rl, else one"
+    )
+    updates_per_batch: int = _field("reuse", 1, "how many updates each batch is used for")
+    explore: Explore = _field(
+        "explore", "policy", "whose guesses distill asks: the policy's, the most telling, or any candidate (thompson)"
     )
 
     learning_rate: float = _field("optimizer", 3e-3, "Adam's, for A and B alike, constant")
@@ -188,7 +197,7 @@ class TrainConfig:
     adam_beta2: float = _field("optimizer", 0.999, "Adam's decay of the second moment")
     adam_epsilon: float = _field("optimizer", 1e-8, "Adam's epsilon")
 
-    n_steps: int = _field("budget", 1000, "the most updates of the run")
+    n_steps: int = _field("budget", 1000, "the most batches of the run")
     max_episodes: int | None = _field("budget", None, "the most episodes of the run; unset: as n_steps allows")
     stop_probability: float = _field("budget", 0.9, "the run ends when P(secret) reaches this")
 
@@ -302,7 +311,12 @@ class TrainConfig:
         _require(0 <= self.adam_beta2 < 1, "adam_beta2", "lie in [0, 1)", self.adam_beta2)
         _require(self.adam_epsilon > 0, "adam_epsilon", "be positive", self.adam_epsilon)
         _require(self.batch_size is None or self.batch_size >= 1, "batch_size", "be at least 1", self.batch_size)
-        if self.algorithm == "sft":
+        _require(self.updates_per_batch >= 1, "updates_per_batch", "be at least 1", self.updates_per_batch)
+        if self.algorithm == "distill":
+            _require(self.rollout == "in_process", "rollout", "be in_process for algorithm=distill", self.rollout)
+            alone = self.explore != "greedy" or self.episodes_per_update == 1
+            _require(alone, "batch_size", "be 1 for explore=greedy, which asks one best question", self.batch_size)
+        if self.algorithm != "rl":
             return
         _require(self.clip_range > 0, "clip_range", "be positive", self.clip_range)
         _require(self.group_size >= 1, "group_size", "be at least 1", self.group_size)
@@ -342,7 +356,7 @@ class TrainConfig:
 
     @property
     def num_groups(self) -> int:
-        """Groups of an update; one for sft."""
+        """Groups of an update; one unless algorithm=rl."""
         return self.episodes_per_update // self.group_size if self.algorithm == "rl" else 1
 
     @property
@@ -373,6 +387,8 @@ class TrainConfig:
         name = self.reward_type if self.reward_code is None else f"{self.reward_type}@{self.reward_code}"
         if name == "binned_distance":
             name = f"{name}-{self.reward_bins}-{self.binning}"
+        if self.algorithm == "distill":
+            name = f"{name}-distill-{self.explore}"
         if self.channel_kind.per_step and self.resolved_credit != "per_step":
             name = f"{name}-{self.resolved_credit}"
         native = self.channel_kind.per_step or self.env_type == "single_step"
@@ -388,11 +404,17 @@ class TrainConfig:
         fields["batch_size"] = self.episodes_per_update
         fields["credit"] = self.resolved_credit
         fields["prompt"] = self.prompt or None
+        if self.updates_per_batch == 1:
+            fields["updates_per_batch"] = None
         if self.env_type == "single_step":
             fields.update(credit=None, bit_separator=None)
         if self.algorithm == "sft":
             fields.update(dict.fromkeys(fields_of(*RL_ROLES)))
             return fields
+        if self.algorithm == "distill":
+            fields.update(dict.fromkeys(fields_of("objective", "loss")))
+        else:
+            fields["explore"] = None
         if self.reward_type != "binned_distance":
             fields.update(reward_bins=None, binning=None)
         if self.advantage != "constant_baseline":
@@ -421,7 +443,7 @@ def hash_fields(fields: Mapping[str, Any]) -> str:
 def _code(cell: TrainConfig, given: str | None) -> str | None:
     """The name of the code of a reward function of the user's own; None of all others."""
     is_custom = (
-        cell.algorithm == "rl" and isinstance(cell.reward_type, str) and _CUSTOM_REWARD.fullmatch(cell.reward_type)
+        cell.algorithm != "sft" and isinstance(cell.reward_type, str) and _CUSTOM_REWARD.fullmatch(cell.reward_type)
     )
     return name_code(cell.reward_type) if given is None and is_custom else given
 
@@ -452,9 +474,9 @@ def fields_of(*roles: str) -> tuple[str, ...]:
     return tuple(name for role in roles for name, field in fields.items() if (field.metadata or {}).get("role") == role)
 
 
-def shared_fields(config: TrainConfig) -> tuple[str, ...]:
+def shared_fields(config: TrainConfig) -> tuple[Any, ...]:
     """The fields of a cell in which all cells of its pack agree with it."""
-    return tuple(getattr(config, name) for name in fields_of(*SHARED_ROLES))
+    return (config.algorithm == "distill", *(getattr(config, name) for name in fields_of(*SHARED_ROLES)))
 
 
 def _type_name(annotation: Any) -> str:

@@ -18,7 +18,7 @@ class Objective:
     """What a cell ascends.
 
     Attributes:
-        advantage: how episodes are judged in their group; None where each example weighs 1, as under SFT.
+        advantage: how episodes are judged in their group; None where each example weighs 1.
         credit: which rewards an env_step answers for.
         loss: of a token, given its advantage.
         clip_range: of ppo.
@@ -35,8 +35,8 @@ class Objective:
 
     @classmethod
     def of(cls, config: TrainConfig) -> "Objective":
-        """The objective of a cell; that of SFT is the cross-entropy of its examples."""
-        if config.algorithm == "sft":
+        """The objective of a cell; that of SFT, and of distillation, is the cross-entropy of its examples."""
+        if config.algorithm != "rl":
             return cls(None, "episode", "reinforce")
         return cls(
             AdvantageRule.of(config),

@@ -11,6 +11,7 @@ import pyarrow as pa
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from memrl.config import SHARED_ROLES, Dtype, TrainConfig, fields_of, shared_fields
+from memrl.learning.distillation import ask_by_posterior
 from memrl.learning.policy import PackPolicy
 from memrl.learning.record import Record, describe_cell, tabulate_update
 from memrl.learning.state import PackState, read_configs
@@ -109,7 +110,9 @@ class Pack:
         """
         start = time.perf_counter()
         state, policy = self.state, self.policy
-        if episodes is None:
+        if episodes is None and policy.distills and state.configs[0].explore != "policy":
+            splitter = ask_by_posterior(policy, state)
+        elif episodes is None:
             splitter = InProcessSampler(state.configs, state.generators, policy.forest)
         else:
             splitter = Replay(policy.forest, self._gather(episodes), np.array([c.num_groups for c in state.configs]))
@@ -166,7 +169,7 @@ class Pack:
 
     def _request(self, cell: int) -> SampleRequest:
         config, task, adapters = self.state.configs[cell], self.policy.tasks[cell], self.state.adapters
-        version = int(self.state.progress.updates[cell])
+        version = int(self.state.progress.batches[cell])
         return SampleRequest(
             cell_id=config.cell_id,
             adapter={name: t.float().cpu().numpy() for name, t in adapters.export_peft(cell).items()},
@@ -183,7 +186,7 @@ class Pack:
         """Episodes of every cell, checked to be on-policy; the examples of an sft cell are its secret's tokens."""
         given, gathered = iter(episodes), []
         for cell, config in enumerate(self.state.configs):
-            wanted = (config.cell_id, int(self.state.progress.updates[cell]))
+            wanted = (config.cell_id, int(self.state.progress.batches[cell]))
             sampled = next(given) if config.algorithm == "rl" else self._examples(cell, *wanted)
             got = (sampled.cell_id, sampled.adapter_version)
             if got != wanted:

@@ -37,6 +37,8 @@ class PackPolicy:
         num_episodes: episodes of each group, int64 (cells, groups); an sft cell's examples are one group.
         num_env_steps: env_steps of a whole answer, int64 (cells,).
         base_scores: what the base model itself says, for cells with a KL penalty.
+        updates_per_batch: how many updates each batch is used for.
+        distills: whether the cells are trained on what an observer knows.
     """
 
     network: PackedNetwork
@@ -48,6 +50,8 @@ class PackPolicy:
     num_episodes: np.ndarray
     num_env_steps: np.ndarray
     base_scores: BaseScores
+    updates_per_batch: int
+    distills: bool
 
     @classmethod
     def build(cls, base: PreTrainedModel, tasks: Sequence[EncodedTask], configs: Sequence[TrainConfig]) -> "PackPolicy":
@@ -74,6 +78,8 @@ class PackPolicy:
             _lay_out_groups(configs),
             np.array([task.num_env_steps for task in tasks]),
             BaseScores(base, forest.states.alphabet),
+            configs[0].updates_per_batch,
+            configs[0].algorithm == "distill",
         )
 
     @property

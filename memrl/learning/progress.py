@@ -19,7 +19,7 @@ class Progress:
     """Counters of each cell, all (cells,) unless said otherwise.
 
     Attributes:
-        updates: updates made, int64.
+        batches: batches used, int64.
         episodes: episodes (sft: examples) used, int64.
         tokens: of all episodes, each counted in full, prompt included; int64.
         reached: episodes used when P(secret) first reached each of `REACHED`, -1 before; int64 (cells, reached).
@@ -30,7 +30,7 @@ class Progress:
         error: what failed.
     """
 
-    updates: np.ndarray
+    batches: np.ndarray
     episodes: np.ndarray
     tokens: np.ndarray
     reached: np.ndarray
@@ -44,7 +44,7 @@ class Progress:
     def start(cls, num_cells: int) -> "Progress":
         """Of cells that have done nothing yet."""
         return cls(
-            updates=np.zeros(num_cells, dtype=np.int64),
+            batches=np.zeros(num_cells, dtype=np.int64),
             episodes=np.zeros(num_cells, dtype=np.int64),
             tokens=np.zeros(num_cells, dtype=np.int64),
             reached=np.full((num_cells, len(REACHED)), -1),
@@ -91,25 +91,25 @@ class Progress:
             self.status[cell], self.error[cell] = "failed", error
 
     def count(self, learned: np.ndarray, episodes: np.ndarray, tokens: np.ndarray) -> None:
-        """Counts an update.
+        """Counts a batch.
 
         Args:
-            learned: which cells made it, bool (cells,).
-            episodes: what it used of each, int64 (cells,).
+            learned: which cells used it, bool (cells,).
+            episodes: episodes of each, int64 (cells,).
             tokens: likewise.
         """
-        self.updates += learned
+        self.batches += learned
         self.episodes += np.where(learned, episodes, 0)
         self.tokens += np.where(learned, tokens, 0)
 
-    def result(self, cell: int) -> RunResult:
-        """How a cell ended."""
+    def result(self, cell: int, updates_per_batch: int) -> RunResult:
+        """How a cell ended that made so many updates of each batch."""
         status = self.status[cell]
         assert status != TRAINING
         return RunResult(
             {p: int(first) for p, first in zip(REACHED, self.reached[cell], strict=True) if first >= 0},
             int(self.episodes[cell]),
-            int(self.updates[cell]),
+            int(self.batches[cell]) * updates_per_batch,
             float(self.absorbed_bits[cell]),
             float(self.observed_bits[cell]),
             status,

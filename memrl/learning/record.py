@@ -57,11 +57,12 @@ def tabulate_update(state: PackState, done: Update) -> pa.Table:
         total, episodes = (np.bincount(walk.outcome_cell, v, minlength=len(state)) for v in (values * count, count))
         return np.where(done.learned, total / episodes, np.nan)
 
+    uses = np.array([config.updates_per_batch for config in state.configs])
     supervised = np.array([config.algorithm == "sft" for config in state.configs])
     used = np.array([config.episodes_per_update for config in state.configs])
     columns = {
         "cell_id": [config.cell_id for config in state.configs],
-        "update": progress.updates - done.learned,
+        "update": (progress.batches - done.learned) * uses,
         "episodes": progress.episodes - np.where(done.learned, used, 0),
         "observed_bits": progress.observed_bits,
         "absorbed_bits": progress.absorbed_bits,
@@ -83,6 +84,6 @@ def describe_cell(state: PackState, policy: PackPolicy, cell: int, prior: Prior)
         cell: its place in both.
         prior: the base policy's distance from uniform.
     """
-    channel = policy.channels.values[policy.channels.index[cell]]
-    result = state.progress.result(cell)
-    return trained_row(state.configs[cell], channel, result, prior.kl_bits, prior.well_formed_mass)
+    config, channel = state.configs[cell], policy.channels.values[policy.channels.index[cell]]
+    result = state.progress.result(cell, config.updates_per_batch)
+    return trained_row(config, channel, result, prior.kl_bits, prior.well_formed_mass)

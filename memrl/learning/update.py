@@ -5,11 +5,13 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
+from memrl.learning.distillation import list_candidates
 from memrl.learning.objective import judge_episodes, sum_losses, sum_penalties, weigh_edges
 from memrl.learning.policy import PackPolicy
 from memrl.learning.reward import reward_walk
 from memrl.learning.state import PackState
 from memrl.policy.trie_walk import Splitter, Walk, walk_tries
+from memrl.rollout.repeat import RepeatableSplitter
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Update:
 
 
 def update(policy: PackPolicy, state: PackState, splitter: Splitter) -> Update:
-    """Scores every cell's secret, takes its episodes, and updates its adapter once.
+    """Scores every cell's secret, takes its episodes, and updates its adapter, once or as often as the batch is used.
 
     A cell whose time is up is scored and not updated: it stays in the state, as ended, for the caller to take out.
 
@@ -41,32 +43,47 @@ def update(policy: PackPolicy, state: PackState, splitter: Splitter) -> Update:
         state: of the pack; changed in place.
         splitter: whose episodes: drawn here (`InProcessSampler`), or elsewhere (`Replay`).
     """
-    progress, observer, adapters = state.progress, state.observer, state.adapters
-
-    walk = walk_tries(policy.network, policy.forest, policy.num_episodes, splitter, policy.weighs_nodes)
-    rollout_logprob = splitter.find_rollout_logprob(walk)
-    progress.score(state.configs, walk.secret_log2, observer.observed_bits)
+    batch = RepeatableSplitter(splitter)
+    walk = walk_tries(policy.network, policy.forest, policy.num_episodes, batch, policy.weighs_nodes)
+    rollout_logprob = batch.find_rollout_logprob(walk)
+    state.progress.score(state.configs, walk.secret_log2, state.observer.observed_bits)
 
     rewards = reward_walk(walk, policy.channels, state.secrets, policy.num_env_steps)
-    observer.observe(walk.outcome_cell, walk.outcomes, rewards)
+    state.observer.observe(walk.outcome_cell, walk.outcomes, rewards)
 
-    advantages = judge_episodes(walk, rewards, policy.objectives)
-    episodes = policy.num_episodes.sum(1)
-    share = np.where(progress.is_training, 1.0 / episodes, 0.0)
+    if policy.distills:
+        batch, num_episodes = list_candidates(policy, state)
+        taught = walk_tries(policy.network, policy.forest, num_episodes, batch)
+        advantages = np.ones((len(taught.outcomes), 1, rewards.shape[1]))
+    else:
+        taught, num_episodes = walk, policy.num_episodes
+        advantages = judge_episodes(walk, rewards, policy.objectives)
+    share = np.where(state.progress.is_training, 1.0 / num_episodes.sum(1), 0.0)
+    norms = _learn(policy, state, taught, batch, advantages, share)
+    for _ in range(policy.updates_per_batch - 1):
+        taught = walk_tries(policy.network, policy.forest, num_episodes, batch, policy.weighs_nodes)
+        norms = _learn(policy, state, taught, batch, advantages, share)
+
+    learned = state.progress.is_training
+    state.progress.count(learned, policy.num_episodes.sum(1), _count_tokens(walk, policy.prompt_tokens))
+    return Update(walk, rewards, rollout_logprob, norms, learned)
+
+
+def _learn(
+    policy: PackPolicy, state: PackState, walk: Walk, batch: Splitter, advantages: np.ndarray, share: np.ndarray
+) -> np.ndarray:
+    """One update of every adapter from a walk's episodes; returns the gradients' norms, float64 (cells,)."""
     gain, cost = weigh_edges(walk, advantages, share)
-    loss = sum_losses(walk, rollout_logprob, gain, cost, policy.objectives)
+    loss = sum_losses(walk, batch.find_rollout_logprob(walk), gain, cost, policy.objectives)
     if walk.nodes is not None:
         loss = loss + sum_penalties(walk.nodes, policy.score_base(walk.nodes), share, policy.objectives)
     if gain.any() or cost.any() or walk.nodes is not None:  # else there is no gradient, and Adam goes on by its moments
         policy.network.backpropagate(loss)
-    norms = adapters.gradient_norms()
-    adapters.update()
-
+    norms = state.adapters.gradient_norms()
+    state.adapters.update()
     for cell in np.flatnonzero(~np.isfinite(norms)):
-        progress.fail(cell, f"the policy diverged: the gradient's norm is {norms[cell]}")
-    learned = progress.is_training
-    progress.count(learned, episodes, _count_tokens(walk, policy.prompt_tokens))
-    return Update(walk, rewards, rollout_logprob, norms, learned)
+        state.progress.fail(cell, f"the policy diverged: the gradient's norm is {norms[cell]}")
+    return norms
 
 
 def _count_tokens(walk: Walk, prompt_tokens: np.ndarray) -> np.ndarray:

@@ -48,6 +48,26 @@ def play_greedy(channel: Channel) -> EpisodesBySecret:
     return tree.episodes
 
 
+def choose_guess(channel: Channel, candidates: Int[np.ndarray, "candidate"]) -> int:
+    """The guess that tells most about a secret that is one of some candidates: the greedy agent's next one.
+
+    Args:
+        channel: any channel; keeps its (N, N) table of codes.
+        candidates: secrets that are still possible, ascending.
+
+    Returns:
+        The guess with the largest H(R | guess); among equals a candidate, then the smallest.
+    """
+    information, _ = row_entropies_bits(np.ascontiguousarray(channel.codes[:, candidates]))
+    return _prefer(information, candidates)
+
+
+def _prefer(information: Float[np.ndarray, "guess"], candidates: Int[np.ndarray, "candidate"]) -> int:
+    equals = information >= information.max() - _EQUAL_BITS
+    preferred = candidates[equals[candidates]]
+    return int(preferred[0]) if len(preferred) else int(np.argmax(equals))
+
+
 @dataclass(frozen=True)
 class _Node:
     """Candidates after `depth` episodes; `counts[guess, code]` of them, where the parent had the table to hand on."""
@@ -94,12 +114,7 @@ class _Tree:
             information, _ = row_entropies_bits(np.ascontiguousarray(self._codes[candidates].T))
         else:
             information = np.log2(n) - count_log2_count(len(self._guesses))[counts].sum(axis=1) / n
-        best = information.max()
-        if best <= _EQUAL_BITS:
-            return None
-        equals = information >= best - _EQUAL_BITS
-        preferred = candidates[equals[candidates]]
-        return int(preferred[0]) if len(preferred) else int(np.argmax(equals))
+        return None if information.max() <= _EQUAL_BITS else _prefer(information, candidates)
 
     def _count(self, secrets: Int[np.ndarray, "secret"]) -> Int[np.ndarray, "guess code"]:
         counts = np.zeros((len(self._guesses), self._num_codes), dtype=np.int32)

@@ -75,12 +75,19 @@ class PlainLoop:
         betas = (config.adam_beta1, config.adam_beta2)
         self.optimizer = torch.optim.Adam(trained, lr=config.learning_rate, betas=betas, eps=config.adam_epsilon)
 
-    def update(self, groups):
-        logprobs = score_tokens(self.model, self.task.prompt_ids, [e for group in groups for e in group])
+    def learn(self, groups):
+        """Uses a batch as often as the cell says, each time beside what the policy that sampled it said."""
+        rollout = None
+        for _ in range(self.config.updates_per_batch):
+            logprobs = score_tokens(self.model, self.task.prompt_ids, [e for group in groups for e in group])
+            rollout = rollout or [score.detach() for score in logprobs]
+            self.update(groups, logprobs, rollout)
+
+    def update(self, groups, logprobs, rollout):
         if self.config.algorithm == "sft":
             loss = supervised_loss(logprobs)
         else:
-            loss = cell_loss(self.config, self.secret, self.tokenizer, groups, logprobs)
+            loss = cell_loss(self.config, self.secret, self.tokenizer, groups, logprobs, rollout)
             if self.config.entropy_bonus or self.config.kl_penalty:
                 models = self.model, self.base
                 loss = loss + regularize(self.config, self.tokenizer, *models, self.task.prompt_ids, groups)
@@ -108,14 +115,14 @@ def train_beside_peft(base, configs, compared):
     packed, episodes = {}, {name: [] for name in loops}
     for _ in range(UPDATES + 1):
         before = list(pack.state.configs)
-        if pack.finished or pack.state.progress.updates.max() == UPDATES:
+        if pack.finished or pack.state.progress.batches.max() == UPDATES:
             break
         walk = pack.update()
         after = [config.cell_id for config in pack.state.configs]
         for place, config in enumerate(before):
             if (name := config.cell_id) in loops and name in after:
                 groups = list_episodes(walk, place, config.num_groups)
-                loops[name].update(groups)
+                loops[name].learn(groups)
                 episodes[name].append(groups)
                 packed[name] = pack.state.adapters.export_peft(after.index(name))
     return packed, {name: loop.export() for name, loop in loops.items()}, episodes
@@ -127,6 +134,20 @@ def test_pack_of_one_trains_as_peft_does(base, cell):
     (name,) = plain
     assert len(episodes[name]) == UPDATES
     assert compare_adapters(packed[name], plain[name]) <= TOLERANCE
+
+
+def test_a_batch_that_is_used_three_times_trains_as_peft_does(base):
+    again = {"updates_per_batch": 3, "n_steps": 5}
+    configs = [
+        chz.replace(THREE[0], loss="reinforce", **again),
+        chz.replace(THREE[1], clip_range=0.02, **again),
+        chz.replace(THREE[2], loss="importance_sampling", **again),
+        TrainConfig(N=16, algorithm="sft", learning_rate=1e-4, dtype="float64", updates_per_batch=3, n_steps=5),
+    ]
+    packed, plain, episodes = train_beside_peft(base, configs, {0, 1, 2, 3})
+    for name in plain:
+        assert len(episodes[name]) == 5
+        assert compare_adapters(packed[name], plain[name]) <= TOLERANCE
 
 
 def test_pack_of_three_trains_as_peft_does(base):

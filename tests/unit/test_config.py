@@ -265,6 +265,8 @@ RELEVANT = [
     ({}, {"prompt": "0 to {last}:"}),
     ({}, {"dtype": "float64"}),
     ({}, {"rollout": "vllm"}),
+    ({}, {"updates_per_batch": 2}),
+    ({"algorithm": "distill"}, {"explore": "thompson"}),
     (BINNED, {"reward_bins": 4}),
     (BINNED, {"binning": "linear"}),
     (CONSTANT, {"baseline": 0.5}),
