@@ -451,15 +451,16 @@ def _code(cell: TrainConfig, given: str | None) -> str | None:
 def describe_equal_losses(cells: Iterable[TrainConfig]) -> list[str]:
     """A warning of one line where cells try losses that have the same gradient; nothing where they do not.
 
-    A batch is used once; where the learner itself samples it, the ratio of its probabilities to the sampler's is 1,
+    Where a batch is used once, and the learner itself samples it, the ratio of its probabilities to the sampler's is 1,
     and every loss has the gradient of advantage times log-probability.
 
     >>> describe_equal_losses([TrainConfig(loss="ppo")])
-    ['loss=ppo: the same gradient as importance_sampling where the learner itself samples (rollout=in_process)']
+    ['loss=ppo: the same gradient as importance_sampling where a batch is used once (updates_per_batch=1)']
     """
     usual = chz.chz_fields(TrainConfig)["loss"]._default
-    tried = sorted({c.loss for c in cells if c.algorithm == "rl" and c.rollout == "in_process"} - {usual})
-    same = f"the same gradient as {usual} where the learner itself samples (rollout=in_process)"
+    once = [c for c in cells if c.algorithm == "rl" and c.rollout == "in_process" and c.updates_per_batch == 1]
+    tried = sorted({c.loss for c in once} - {usual})
+    same = f"the same gradient as {usual} where a batch is used once (updates_per_batch=1)"
     return [f"loss={','.join(tried)}: {same}"] if tried else []
 
 
