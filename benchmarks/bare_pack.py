@@ -86,7 +86,7 @@ class BarePack:
     def __init__(self, model: PreTrainedModel, configs: Sequence[TrainConfig], prompt_tokens: int = 6) -> None:
         prompt = tuple(2 + i % 11 for i in range(prompt_tokens))
         tasks = {
-            N: EncodedTask(N, "single_step", "plain", "", prompt, build_digit_automaton(N), STOP_TOKEN)
+            N: EncodedTask(N, "single_step", "plain", "", "", prompt, build_digit_automaton(N), STOP_TOKEN)
             for N in {c.N for c in configs}
         }
         endless = [chz.replace(c, n_steps=_FOREVER, stop_probability=_NEVER) for c in configs]

@@ -50,7 +50,16 @@ _ABBREVIATIONS = {
 }
 """What other tools call our fields."""
 
-_LATER_FIELDS = ("reward_code", "temperature", "entropy_bonus", "kl_penalty", "model_files", "prompt", "explore", "updates_per_batch")
+_LATER_FIELDS = (
+    "reward_code",
+    "temperature",
+    "entropy_bonus",
+    "kl_penalty",
+    "model_files",
+    "prompt",
+    "explore",
+    "updates_per_batch",
+)
 """Fields that came when there were cells already: where they are unset they are no part of a cell_id."""
 
 NEEDS_NO_PEER = ("constant_baseline", "rejection")
