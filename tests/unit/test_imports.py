@@ -76,7 +76,8 @@ def test_a_forbidden_package_is_really_out_of_reach():
 def test_a_command_parses_its_arguments_without_the_heavy_packages(command):
     """Else --help and a wrong argument would wait for torch."""
     run = f"import runpy; sys.argv = [{command!r}, '--help']; runpy.run_module({command!r}, run_name='__main__')"
-    light = ["numpy", "scipy", "chz", "typing_extensions", "rich", "pygments", "markdown_it", "mdurl", "yaml"]
+    shapes = ["jaxtyping", "wadler_lindig"]
+    light = ["numpy", "scipy", "chz", "typing_extensions", "rich", "pygments", "markdown_it", "mdurl", "yaml", *shapes]
     done = import_with_only(light, ["memrl"], run, walk=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout
