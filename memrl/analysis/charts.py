@@ -23,7 +23,7 @@ from memrl.analysis.chart_parts import (
     shade_by_N,
 )
 from memrl.analysis.drawing import GRID, INK, PAGE, SOFT, WIDTHS, Drawer, Width, render_svg, save_drawing, save_png
-from memrl.analysis.figure_data import Figure
+from memrl.analysis.figure_data import Figure, View
 from memrl.analysis.style import (
     BLUE,
     GRAY,
@@ -274,27 +274,18 @@ _CHARTS: dict[str, Drawer] = {
 
 @dataclass(frozen=True)
 class Drawing:
-    """One drawing of a figure.
+    """One drawing of a figure: what it shows, and its SVG by width."""
 
-    Attributes:
-        stem: of its files.
-        label: which N it shows; empty where it shows all.
-        svgs: by width.
-    """
-
-    stem: str
-    label: str
+    view: View
     svgs: dict[Width, str]
 
 
 def draw_figure(figure: Figure) -> list[Drawing]:
-    """A figure at every width, one drawing an N where it shows one N."""
-    drawings = []
-    for N, rows in figure.views():
-        svgs = {width: render_svg(_CHARTS[figure.name](rows, width), width) for width in WIDTHS}
-        end, label = ("", "") if N is None else (f"-N{N}", f"N = {N}")
-        drawings.append(Drawing(f"{figure.name}{end}", label, svgs))
-    return drawings
+    """Every view of a figure, at every width."""
+    return [
+        Drawing(view, {width: render_svg(_CHARTS[figure.name](view.rows, width), width) for width in WIDTHS})
+        for view in figure.views()
+    ]
 
 
 def save_drawings(drawings: Iterable[Drawing], folder: Path) -> None:
@@ -302,5 +293,5 @@ def save_drawings(drawings: Iterable[Drawing], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for drawing in drawings:
         for width, svg in drawing.svgs.items():
-            save_drawing(svg, folder / f"{drawing.stem}{width.suffix}")
-        save_png(drawing.svgs[PAGE], folder / f"{drawing.stem}.png")
+            save_drawing(svg, folder / f"{drawing.view.stem}{width.suffix}")
+        save_png(drawing.svgs[PAGE], folder / f"{drawing.view.stem}.png")

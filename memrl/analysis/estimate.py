@@ -89,7 +89,7 @@ def _list_distinct(values: pd.Series) -> str:
 
 
 def compare_with_agents(estimates: pd.DataFrame) -> pd.DataFrame:
-    """Adds the three ratios of theory.md section 2 to rows of `estimate_groups`.
+    """Adds to rows of `estimate_groups` how they compare with what could be told, and with who could do best.
 
     Returns:
         The table with rate_vs_capacity (bits_per_episode / capacity_best_bits), e50_vs_optimal (over the optimal agent,

@@ -1,5 +1,6 @@
 """What each figure shows, as data frames: computed here, drawn in `charts`."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -31,11 +32,52 @@ class Figure:
     data: pd.DataFrame
     one_N: bool = False
 
-    def views(self) -> list[tuple[int | None, pd.DataFrame]]:
-        """The N and the rows of each drawing; None where one drawing shows all."""
-        if not self.one_N:
-            return [(None, self.data)]
-        return [(int(N), self.data[(self.data["N"] == N).to_numpy()]) for N in sorted(self.data["N"].unique())]
+    def views(self) -> list["View"]:
+        """What each drawing shows: one model where there are several, and one N where the figure shows one."""
+        models = sorted(self.data["model"].dropna().unique()) if "model" in self.data else []
+        sizes = sorted(int(N) for N in self.data["N"].unique()) if self.one_N else [None]
+        views = []
+        for model in models if len(models) > 1 else [None]:
+            of_model = self.data if model is None else self.data[self.data["model"].isin([model, None]).to_numpy()]
+            for N in sizes:
+                rows = of_model if N is None else of_model[(of_model["N"] == N).to_numpy()]
+                if len(rows):
+                    views.append(View(self.name, model, N, rows))
+        return views
+
+
+@dataclass(frozen=True)
+class View:
+    """The rows of one drawing.
+
+    Attributes:
+        figure: name of the figure.
+        model: the one model that it shows, None where it shows all.
+        N: the one N that it shows, None where it shows all.
+        rows: what is drawn.
+    """
+
+    figure: str
+    model: str | None
+    N: int | None
+    rows: pd.DataFrame
+
+    @property
+    def stem(self) -> str:
+        """Of its files."""
+        model = "" if self.model is None else f"-{re.sub(r'[^A-Za-z0-9._]+', '-', self.model).strip('-')}"
+        return f"{self.figure}{model}" + ("" if self.N is None else f"-N{self.N}")
+
+    @property
+    def label(self) -> str:
+        """What it shows, for a reader; empty where it shows all."""
+        return ", ".join(part for part in (self.model, self.N and f"N = {self.N}") if part)
+
+
+def first_view(figure: Figure, N: int | None) -> View:
+    """The view that stands unfolded: the first of this N, or the first of all."""
+    views = figure.views()
+    return next((view for view in views if view.N == N), views[0])
 
 
 def main_N(summary: Summary) -> int:

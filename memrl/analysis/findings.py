@@ -7,7 +7,7 @@ from pathlib import Path
 
 import jinja2
 
-from memrl.analysis.figure_data import Figure, main_N
+from memrl.analysis.figure_data import Figure, first_view, main_N
 from memrl.analysis.sentences import (
     LEDGER_NOTE,
     SCALING,
@@ -23,7 +23,7 @@ from memrl.analysis.sentences import (
     list_notices,
 )
 from memrl.analysis.summary import Summary
-from memrl.analysis.tabulation import Table, split_agents, tabulate, tabulate_scaling
+from memrl.analysis.tabulation import Table, name_models, split_agents, tabulate, tabulate_scaling
 from memrl.analysis.verdicts import HYPOTHESES, describe_region
 
 _TABLES = {
@@ -88,9 +88,7 @@ def write_findings(
 
 def _list_parts(summary: Summary, figures: dict[str, Figure]) -> list[Part]:
     def stem(name: str) -> str:
-        if name not in figures:
-            return ""
-        return f"{name}-N{main_N(summary)}" if figures[name].one_N else name
+        return first_view(figures[name], main_N(summary)).stem if name in figures else ""
 
     ledger, scaling = summary.ledger[(summary.ledger["N"] == main_N(summary)).to_numpy()], summary.scaling
     own_scaling, _ = split_agents(scaling)
@@ -101,7 +99,7 @@ def _list_parts(summary: Summary, figures: dict[str, Figure]) -> list[Part]:
         Part(
             f"Where the bits of an episode go (N = {main_N(summary)})",
             stem("ledger"),
-            table=tabulate(ledger, _LEDGER_COLUMNS) if len(ledger) else None,
+            table=tabulate(ledger, name_models(_LEDGER_COLUMNS, ledger)) if len(ledger) else None,
             note=LEDGER_NOTE if len(ledger) else "",
         ),
         Part("Learning curves", stem("learning")),
@@ -123,4 +121,5 @@ def _list_parts(summary: Summary, figures: dict[str, Figure]) -> list[Part]:
 
 def _tabulate_lora(figure: Figure, columns: tuple[str, ...]) -> Table:
     data = figure.data
-    return tabulate(data[(data["agent"] == "lora").to_numpy()] if "agent" in data else data, columns)
+    own = data[(data["agent"] == "lora").to_numpy()] if "agent" in data else data
+    return tabulate(own, name_models(columns, own))

@@ -10,7 +10,7 @@ import jinja2
 from markupsafe import Markup
 
 from memrl.analysis.charts import Drawing, draw_figure, save_drawings
-from memrl.analysis.figure_data import Figure, collect_figures, main_N
+from memrl.analysis.figure_data import Figure, collect_figures, first_view, main_N
 from memrl.analysis.published import LLM_ARM, MEMORIZATION_STUDY
 from memrl.analysis.sentences import (
     SCALING,
@@ -28,6 +28,7 @@ from memrl.analysis.sentences import (
 from memrl.analysis.summary import Summary, summarize_sweep
 from memrl.analysis.tabulation import (
     Table,
+    name_models,
     split_agents,
     tabulate,
     tabulate_failed,
@@ -181,13 +182,13 @@ def describe_figure(
     figure: Figure, drawings: Sequence[Drawing], N: int | None = None, folder: str = "figures"
 ) -> dict[str, Any]:
     """What a template needs of a figure: the drawing of this N is shown, others are folded."""
-    columns = [name for name in _TABLE_COLUMNS.get(figure.name, ()) if name in figure.data]
+    columns = name_models(_TABLE_COLUMNS.get(figure.name, ()), figure.data)
     short = bool(columns) and len(figure.data) <= _MOST_TABLE_ROWS
     shown = [
         {
-            "label": drawing.label,
-            "stem": drawing.stem,
-            "is_first": drawing.label in ("", f"N = {N}"),
+            "label": drawing.view.label,
+            "stem": drawing.view.stem,
+            "is_first": drawing.view.stem == first_view(figure, N).stem,
             "svgs": {width.name: Markup(svg) for width, svg in drawing.svgs.items()},
         }
         for drawing in drawings

@@ -138,14 +138,8 @@ def compare_models(N: np.ndarray, medians: np.ndarray, errors: np.ndarray) -> Mo
         beyond = deltas >= delta if name == "overhead" else deltas <= delta
         p[name] = float((1 + beyond.sum()) / (1 + _NUM_SIMULATIONS))
     rejected = (p["overhead"] < _LEVEL, p["power"] < _LEVEL)
-    conclusion = {
-        (True, False): "exponent",
-        (False, True): "overhead",
-        (False, False): "either",
-        (True, True): "neither",
-    }
     ratio, scale = overhead[2], overhead[3]
-    return ModelComparison(float(ratio * scale), float(scale), delta, p["overhead"], p["power"], conclusion[rejected])
+    return ModelComparison(float(ratio * scale), float(scale), delta, p["overhead"], p["power"], _CONCLUSIONS[rejected])
 
 
 def _fit_power(N: np.ndarray, y: np.ndarray, errors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

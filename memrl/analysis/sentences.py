@@ -34,10 +34,16 @@ class Answer:
     words: str
 
 
-def answer_question(summary: Summary) -> tuple[int, list[Answer]]:
-    """The largest N, and bits per episode there: by SFT, by the reward that did best, and by the binary one."""
+def answer_question(summary: Summary) -> tuple[str, list[Answer]]:
+    """The largest N, and bits per episode there: by SFT, by the reward that did best, and by the binary one.
+
+    Of several models it is the first by name that answers.
+    """
     lora = summary.estimates[(summary.estimates["agent"] == "lora").to_numpy()]
+    models = sorted(lora["model"].unique())
+    lora = lora[(lora["model"] == models[0]).to_numpy()]
     N = int(lora["N"].max())
+    place = f"N = {N:,}" + (f", with the model {models[0]}," if len(models) > 1 else ",")
     lora = lora[(lora["N"] == N).to_numpy()].drop_duplicates("channel").set_index("channel")
     kinds = dict(zip(summary.channels["label"], summary.channels["kind"], strict=True))
     rewards = lora[[kinds[channel] != "sft" for channel in lora.index]]
@@ -58,7 +64,7 @@ def answer_question(summary: Summary) -> tuple[int, list[Answer]]:
             format_number(row["bits_per_episode"]) if reached else f"< {format_number(row['bits_per_episode_upper'])}"
         )
         answers.append(Answer(number, f"{words} (at most {format_number(row['capacity_best_bits'])})"))
-    return N, answers[:3]
+    return place, answers[:3]
 
 
 def count_noun(number: int, noun: str) -> str:

@@ -114,6 +114,14 @@ def _format_interval(value: float, lower: float, upper: float) -> str:
     return format_estimate(value, lower, upper)
 
 
+def name_models(columns: Sequence[str], data: pd.DataFrame) -> list[str]:
+    """The columns, with the model after the channel where there are several."""
+    several = "model" in data and data["model"].nunique() > 1
+    return [
+        name for column in columns for name in ((column, "model") if several and column == "channel" else (column,))
+    ]
+
+
 def split_agents(table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The rows of trained policies, and those of the agents beside them."""
     if table.empty:

@@ -12,6 +12,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 from simulated_sweep import SMALL_GRID, write_sweep
@@ -130,6 +131,24 @@ def test_runs_that_reached_one_half_and_lost_it_are_counted_and_drawn(summary):
     (drawing,) = draw_figure(figure)
     assert "<title>binary, learning rate 0.01: 1 of 2 runs that got to 1/2</title>" in drawing.svgs[PAGE]
     assert collapse_figure(summary).data.empty
+
+
+def test_several_models_are_drawn_apart_and_named(sweep, tmp_path):
+    source, target = TableStore(str(sweep)), TableStore(str(tmp_path))
+    target.create()
+    for table in ("episodes_to_memorize", "curves"):
+        rows = source.read(table)
+        target.append(table, rows)
+        other = rows.to_pandas().assign(cell_id=lambda frame: frame["cell_id"].str[:-1] + "z")
+        if table == "episodes_to_memorize":
+            other = other[other["agent"] == "lora"].assign(model="org/other")
+        target.append(table, pa.Table.from_pandas(other, schema=rows.schema, preserve_index=False))
+    page = write_report(str(tmp_path)).read_text("utf-8")
+    stems = re.findall(r'class="drawing" .*?data-stem="(.*?)"', page)
+    assert {"rate-embedded", "rate-org-other", "learning-embedded-N64", "learning-org-other-N16"} <= set(stems)
+    assert "At N = 64, with the model embedded, one episode taught" in page
+    assert '<th scope="col" class="text">model</th>' in page
+    assert (tmp_path / "figures" / "rate-org-other-column.pdf").exists()
 
 
 def test_open_intervals_are_arrows(summary):
