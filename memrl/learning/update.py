@@ -43,14 +43,17 @@ def update(policy: PackPolicy, state: PackState, splitter: Splitter) -> Update:
         state: of the pack; changed in place.
         splitter: whose episodes: drawn here (`InProcessSampler`), or elsewhere (`Replay`).
     """
+    # Walk: answers are drawn and scored in one pass, and every secret with them.
     batch = RepeatableSplitter(splitter)
     walk = walk_tries(policy.network, policy.forest, policy.num_episodes, batch, policy.weighs_nodes)
     rollout_logprob = batch.find_rollout_logprob(walk)
     state.progress.score(state.configs, walk.secret_log2, state.observer.observed_bits)
 
+    # Reward: what the channel tells of each answer; an ideal observer hears it, too.
     rewards = reward_walk(walk, policy.channels, state.secrets, policy.num_env_steps)
     state.observer.observe(walk.outcome_cell, walk.outcomes, rewards)
 
+    # Advantage: how each episode compares with its group; to distill, every secret still possible is an example.
     if policy.distills:
         batch, num_episodes = list_candidates(policy, state)
         taught = walk_tries(policy.network, policy.forest, num_episodes, batch)
@@ -58,12 +61,15 @@ def update(policy: PackPolicy, state: PackState, splitter: Splitter) -> Update:
     else:
         taught, num_episodes = walk, policy.num_episodes
         advantages = judge_episodes(walk, rewards, policy.objectives)
+
+    # Loss and update: each cell by its own episodes, as often as the batch is used.
     share = np.where(state.progress.is_training, 1.0 / num_episodes.sum(1), 0.0)
     norms = _learn(policy, state, taught, batch, advantages, share)
     for _ in range(policy.updates_per_batch - 1):
         taught = walk_tries(policy.network, policy.forest, num_episodes, batch, policy.weighs_nodes)
         norms = _learn(policy, state, taught, batch, advantages, share)
 
+    # Count: what the update used.
     learned = state.progress.is_training
     state.progress.count(learned, policy.num_episodes.sum(1), _count_tokens(walk, policy.prompt_tokens))
     return Update(walk, rewards, rollout_logprob, norms, learned)
