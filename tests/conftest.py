@@ -10,9 +10,8 @@ from hypothesis import settings
 from jaxtyping import install_import_hook
 
 # Before memrl is imported: shapes that a function's annotation does not allow fail the test.
-install_import_hook(
-    ["memrl.task", "memrl.theory", "memrl.analysis.survival", "memrl.analysis.resample"], "shapes.check"
-)
+CHECKED = ["task", "theory", "learning.loss", "learning.reward", "analysis.survival", "analysis.resample"]
+install_import_hook([f"memrl.{name}" for name in CHECKED], "shapes.check")
 
 # A shell's background jobs ignore SIGINT, and so would all that the tests start: those of Ctrl-C would wait for ever.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -1,6 +1,7 @@
 """Rewarding the episodes of a walk."""
 
 import numpy as np
+from jaxtyping import Float, Int
 
 from memrl.learning.numbered import Numbered
 from memrl.policy.trie_walk import Walk
@@ -8,17 +9,19 @@ from memrl.task.env import step_rewards
 from memrl.task.reward import Channel
 
 
-def reward_walk(walk: Walk, channels: Numbered[Channel], secrets: np.ndarray, num_env_steps: np.ndarray) -> np.ndarray:
+def reward_walk(
+    walk: Walk, channels: Numbered[Channel], secrets: Int[np.ndarray, "cell"], num_env_steps: Int[np.ndarray, "cell"]
+) -> Float[np.ndarray, "outcome env_step"]:
     """Rewards every outcome by its cell's channel.
 
     Args:
         walk: outcomes sorted by cell.
         channels: of the cells; those of one channel are rewarded together.
-        secrets: int64 (cells,).
-        num_env_steps: env_steps of a whole answer, int64 (cells,).
+        secrets: of the cells.
+        num_env_steps: env_steps of a whole answer.
 
     Returns:
-        float64 (outcomes, env_steps), NaN at env_steps that were not taken.
+        NaN at env_steps that were not taken.
     """
     rewards = np.full((len(walk.outcomes), int(num_env_steps.max())), np.nan)
     for channel, rows in channels.split(walk.outcome_cell):

@@ -7,6 +7,7 @@ this is due to the bits' sharing one adapter (ray interference: Schaul et al. 20
 from dataclasses import dataclass, replace
 
 import numpy as np
+from jaxtyping import Float
 from scipy.special import expit, log_expit
 
 from memrl.config import Credit
@@ -39,7 +40,7 @@ class BitsTask:
     learning_rate: float = 0.3
 
 
-def train_bits(task: BitsTask, num_runs: int, max_updates: int, seed: int = 0) -> np.ndarray:
+def train_bits(task: BitsTask, num_runs: int, max_updates: int, seed: int = 0) -> Float[np.ndarray, "{num_runs}"]:
     """Trains policies from P = 1/2 per bit until P(all bits right) reaches 1/2.
 
     Args:
@@ -49,7 +50,7 @@ def train_bits(task: BitsTask, num_runs: int, max_updates: int, seed: int = 0) -
         seed: of all random numbers.
 
     Returns:
-        episodes of each run, inf where it gave up; float64 (num_runs,).
+        episodes of each run, inf where it gave up.
     """
     rng = np.random.default_rng(seed)
     logit, first, second = np.zeros((3, num_runs, task.num_bits))  # of a right bit
@@ -80,7 +81,9 @@ def median_episodes(
     return min((float(np.median(train_bits(task, num_runs, 20 * num_bits))), task.learning_rate) for task in tries)
 
 
-def _estimate_gradient(task: BitsTask, logit: np.ndarray, uniform: np.ndarray) -> np.ndarray:
+def _estimate_gradient(
+    task: BitsTask, logit: Float[np.ndarray, "run bit"], uniform: Float[np.ndarray, "run 1 episode bit"]
+) -> Float[np.ndarray, "run bit"]:
     """The mean over episodes of advantage times the gradient of log P(bit), with respect to the logits."""
     chance = expit(logit)[:, None, None, :]
     right = uniform < chance

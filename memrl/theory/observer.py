@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Bool, Float, Int
 
 from memrl.task.env import Outcomes
 from memrl.task.reward import FEEDBACK_DECIMALS, Channel
@@ -49,24 +50,29 @@ class PackObserver:
         return len(self._N)
 
     @property
-    def observed_bits(self) -> np.ndarray:
-        """log2 N - H(S | all seen so far) of each cell, in bits: float64 (cells,), from 0 to log2 N."""
+    def observed_bits(self) -> Float[np.ndarray, "cell"]:
+        """log2 N - H(S | all seen so far) of each cell, in bits, from 0 to log2 N."""
         return np.log2(self._N) - np.log2(self._count)
 
-    def candidates(self, cell: int) -> np.ndarray:
-        """The secrets of a cell that agree with all feedback so far, ascending; int64 (candidates,)."""
+    def candidates(self, cell: int) -> Int[np.ndarray, "candidate"]:
+        """The secrets of a cell that agree with all feedback so far, ascending."""
         return np.flatnonzero(self._consistent[cell])
 
-    def observe(self, cells: int | np.ndarray, outcomes: Outcomes, rewards: np.ndarray) -> None:
+    def observe(
+        self,
+        cells: int | Int[np.ndarray, "outcome"],
+        outcomes: Outcomes,
+        rewards: Float[np.ndarray, "outcome env_step"],
+    ) -> None:
         """Reads episodes and what they paid, of one cell or of the whole pack at once, in any order.
 
         A cell that is certain of its secret is not read any more.
 
         Args:
-            cells: the cell of each outcome, (outcomes,), or one cell for all.
+            cells: the cell of each outcome, or one cell for all.
             outcomes: how the episodes ended.
-            rewards: what `memrl.task.env.step_rewards` gave for them, (outcomes, env_steps), NaN where an env_step was
-                not taken or the cell has fewer.
+            rewards: what `memrl.task.env.step_rewards` gave for them, NaN where an env_step was not taken or the
+                cell has fewer.
 
         Raises:
             ValueError: no secret explains a cell's rewards: they are not those of its channel.
@@ -79,7 +85,7 @@ class PackObserver:
                 heard = _hear(channel, outcomes.select(of_kind), rewards[of_kind])
                 self._observe_kind(self._kinds[kind], cells[of_kind], heard)
 
-    def keep(self, cells: np.ndarray) -> None:
+    def keep(self, cells: Int[np.ndarray, "kept"]) -> None:
         """Keeps these cells alone, in this order."""
         self._kind, self._N, self._count = self._kind[cells], self._N[cells], self._count[cells]
         self._consistent = self._consistent[cells, : self._N.max(initial=0)]
@@ -94,8 +100,8 @@ class PackObserver:
         self._consistent, self._seen = arrays["consistent"].copy(), arrays["seen"].copy()
         self._count = self._consistent.sum(axis=1)
 
-    def _observe_kind(self, kind: "_Kind", cells: np.ndarray, heard: "_Heard") -> None:
-        """Reads episodes of cells that share a channel, a few a cell at first, until the cell is certain."""
+    def _observe_kind(self, kind: "_Kind", cells: Int[np.ndarray, "episode"], heard: "_Heard") -> None:
+        """Reads episodes of cells that share a channel, a few per cell at first, until the cell is certain."""
         news = np.flatnonzero((heard.read > 0) & ~self._seen[cells, heard.key])
         news = news[np.unique(cells[news] * kind.num_keys + heard.key[news], return_index=True)[1]]
         self._seen[cells[news], heard.key[news]] = True
@@ -108,7 +114,7 @@ class PackObserver:
             if not self._count[touched].all():
                 raise ValueError(f"rewards must be those of {kind.channel.name}, got some that no secret explains")
 
-    def _strike_out(self, kind: "_Kind", cells: np.ndarray, heard: "_Heard") -> None:
+    def _strike_out(self, kind: "_Kind", cells: Int[np.ndarray, "episode"], heard: "_Heard") -> None:
         """Strikes out the secrets under which these episodes would have been told something else."""
         wide = self._count[cells] * _NARROW > kind.channel.N
         ruled_out = kind.rule_out(heard.select(wide))
@@ -133,24 +139,24 @@ class _Heard:
     Attributes:
         key: a number for the env_steps that were completed; equal keys of a cell tell the same.
         guess: the guess.
-        told: the rewards that the channel's function gave, (episodes, num_rewards).
+        told: the rewards that the channel's function gave.
         read: how many of them count; 0 where the episode tells nothing.
     """
 
-    key: np.ndarray
-    guess: np.ndarray
-    told: np.ndarray
-    read: np.ndarray
+    key: Int[np.ndarray, "episode"]
+    guess: Int[np.ndarray, "episode"]
+    told: Float[np.ndarray, "episode reward"]
+    read: Int[np.ndarray, "episode"]
 
-    def select(self, chosen: np.ndarray) -> "_Heard":
+    def select(self, chosen: Int[np.ndarray, "place"] | Bool[np.ndarray, "episode"]) -> "_Heard":
         return _Heard(self.key[chosen], self.guess[chosen], self.told[chosen], self.read[chosen])
 
-    def agrees(self, channel: Channel, secret: np.ndarray) -> np.ndarray:
-        """Whether the secret would have told the same: one secret an episode, (episodes,)."""
+    def agrees(self, channel: Channel, secret: Int[np.ndarray, "episode"]) -> Bool[np.ndarray, "episode"]:
+        """Whether the secret would have told the same; one secret per episode."""
         return _agrees(channel, self.guess, secret, self.told, self.read)
 
-    def agrees_with_all(self, channel: Channel) -> np.ndarray:
-        """Whether each of the N secrets would have told the same: (episodes, N)."""
+    def agrees_with_all(self, channel: Channel) -> Bool[np.ndarray, "episode secret"]:
+        """Whether each of the N secrets would have told the same."""
         guess, told, read = self.guess[:, None], self.told[:, None], self.read[:, None]
         return _agrees(channel, guess, np.arange(channel.N), told, read)
 
@@ -160,14 +166,14 @@ class _Kind:
     """A channel that cells share, and what its feedback was found to rule out."""
 
     channel: Channel
-    remembered: dict[tuple[int, bytes], np.ndarray]
+    remembered: dict[tuple[int, bytes], Int[np.ndarray, "_"]]
 
     @property
     def num_keys(self) -> int:
         """Keys of `_Heard`: the beginnings of answers for a per-step channel, else the guesses."""
         return self.channel.answer_format.num_prefixes if self.channel.per_step else self.channel.N
 
-    def rule_out(self, heard: _Heard) -> list[np.ndarray]:
+    def rule_out(self, heard: _Heard) -> list[Int[np.ndarray, "_"]]:
         """The secrets that each episode rules out, ascending; small sets are remembered for the cells to come."""
         names = [(key, told.tobytes()) for key, told in zip(heard.key.tolist(), heard.told, strict=True)]
         answers = [self.remembered.get(name) for name in names]
@@ -181,7 +187,7 @@ class _Kind:
         return [answer for answer in answers if answer is not None]
 
 
-def _hear(channel: Channel, outcomes: Outcomes, rewards: np.ndarray) -> _Heard:
+def _hear(channel: Channel, outcomes: Outcomes, rewards: Float[np.ndarray, "outcome env_step"]) -> _Heard:
     """Reads what the channel's function gave: the reward of every env_step, or of the last one that was taken."""
     answer_format = channel.answer_format
     digits = outcomes.digits[:, : answer_format.num_env_steps]
@@ -194,7 +200,13 @@ def _hear(channel: Channel, outcomes: Outcomes, rewards: np.ndarray) -> _Heard:
     return _Heard(answer_format.prefix_numbers(digits), guess, told, outcomes.steps_done)
 
 
-def _agrees(channel: Channel, guess: np.ndarray, secret: np.ndarray, told: np.ndarray, read: np.ndarray) -> np.ndarray:
+def _agrees(
+    channel: Channel,
+    guess: Int[np.ndarray, "..."],
+    secret: Int[np.ndarray, "..."],
+    told: Float[np.ndarray, "... reward"],
+    read: Int[np.ndarray, "..."],
+) -> Bool[np.ndarray, "..."]:
     same = np.abs(channel.rewards(guess, secret) - told) < _SAME
     if not channel.per_step:
         return same[..., 0]
@@ -202,14 +214,14 @@ def _agrees(channel: Channel, guess: np.ndarray, secret: np.ndarray, told: np.nd
     return np.logical_and.reduce(same | unread, axis=-1)
 
 
-def _join_ranges(start: np.ndarray, length: np.ndarray) -> np.ndarray:
+def _join_ranges(start: Int[np.ndarray, "range"], length: Int[np.ndarray, "range"]) -> Int[np.ndarray, "_"]:
     """The integers start[i] .. start[i] + length[i] - 1, for all i one after the other."""
     begin = np.cumsum(length) - length
     return np.arange(length.sum()) + np.repeat(start - begin, length)
 
 
-def _growing_rounds(cells: np.ndarray) -> Iterator[np.ndarray]:
-    """Splits positions so that the first round holds one episode a cell, the next 4, 16, ...; `cells` ascending."""
+def _growing_rounds(cells: Int[np.ndarray, "episode"]) -> Iterator[Int[np.ndarray, "_"]]:
+    """Splits positions so that the first round holds one episode per cell, the next 4, 16, ...; `cells` ascending."""
     _, starts, counts = np.unique(cells, return_index=True, return_counts=True)
     place = np.arange(len(cells)) - np.repeat(starts, counts)
     low, high = 0, 1

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import numpy as np
+from jaxtyping import Bool, Float, Int
 from scipy.special import expit
 
 from memrl.config import TrainConfig
@@ -26,7 +27,7 @@ _DRAWN_AHEAD = 32
 
 @dataclass(frozen=True)
 class TabularRuns:
-    """How runs went, each an array of shape (runs,).
+    """How runs went.
 
     Attributes:
         first_reach: episodes before P(secret) first reached a probability of `REACHED`, or -1.
@@ -34,13 +35,13 @@ class TabularRuns:
         secret_log2: log2 P(secret) at the end.
     """
 
-    first_reach: dict[float, np.ndarray]
-    episodes: np.ndarray
-    secret_log2: np.ndarray
+    first_reach: dict[float, Int[np.ndarray, "run"]]
+    episodes: Int[np.ndarray, "run"]
+    secret_log2: Float[np.ndarray, "run"]
 
 
 def train_tabular(
-    config: TrainConfig, secrets: np.ndarray, seeds: Sequence[int], learning_rates: np.ndarray
+    config: TrainConfig, secrets: Int[np.ndarray, "run"], seeds: Sequence[int], learning_rates: Float[np.ndarray, "run"]
 ) -> TabularRuns:
     """Trains many tabular policies side by side; each run draws from its own seed, whatever its neighbors do.
 
@@ -48,9 +49,9 @@ def train_tabular(
 
     Args:
         config: task, channel, credit, advantage, groups and budget; its secret, seed and learning rate are not used.
-        secrets: the secret of each run, (runs,).
-        seeds: the seed of each run's episodes, (runs,).
-        learning_rates: of each run, in logits, (runs,).
+        secrets: the secret of each run.
+        seeds: the seed of each run's episodes.
+        learning_rates: of each run, in logits.
 
     Returns:
         How the runs went. A run ends when P(secret) reaches the config's stop_probability or its budget is spent.
@@ -81,9 +82,13 @@ def train_tabular(
 
 
 def _play(
-    config: TrainConfig, channel: Channel, policy: "_Policy", uniform: np.ndarray, secrets: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Guesses of one update, (runs, episodes), and their advantages, (runs, episodes, env_steps); for sft, examples."""
+    config: TrainConfig,
+    channel: Channel,
+    policy: "_Policy",
+    uniform: Float[np.ndarray, "run episode env_step"],
+    secrets: Int[np.ndarray, "run"],
+) -> tuple[Int[np.ndarray, "run episode"], Float[np.ndarray, "run episode env_step"]]:
+    """Guesses of one update, and their advantages; for sft, examples."""
     if config.algorithm == "sft":
         guess = np.repeat(secrets[:, None], config.episodes_per_update, axis=1)
         return guess, np.ones(uniform.shape)
@@ -101,23 +106,23 @@ def _play(
 class _Policy(Protocol):
     num_env_steps: int
 
-    def sample(self, uniform: np.ndarray) -> np.ndarray:
-        """Answers from uniform numbers, (runs, episodes, env_steps) to (runs, episodes)."""
+    def sample(self, uniform: Float[np.ndarray, "run episode env_step"]) -> Int[np.ndarray, "run episode"]:
+        """Answers from uniform numbers."""
         ...
 
-    def surprisal(self, guess: np.ndarray) -> np.ndarray:
-        """-log P of what was done at each env_step, nats, (runs, episodes) to (runs, episodes, env_steps)."""
+    def surprisal(self, guess: Int[np.ndarray, "run episode"]) -> Float[np.ndarray, "run episode env_step"]:
+        """-log P of what was done at each env_step, nats."""
         ...
 
-    def ascend(self, guess: np.ndarray, weight: np.ndarray) -> None:
+    def ascend(self, guess: Int[np.ndarray, "run episode"], weight: Float[np.ndarray, "run episode env_step"]) -> None:
         """Adds weight times the gradient of each env_step's log-probability, summed over episodes."""
         ...
 
-    def log2_probability(self, secrets: np.ndarray) -> np.ndarray:
+    def log2_probability(self, secrets: Int[np.ndarray, "run"]) -> Float[np.ndarray, "run"]:
         """log2 P(secret) of each run."""
         ...
 
-    def keep(self, goes_on: np.ndarray) -> None:
+    def keep(self, goes_on: Bool[np.ndarray, "run"]) -> None:
         """Drops the runs that do not go on."""
         ...
 
@@ -132,15 +137,15 @@ class _ArmLogits:
         self._probability = _softmax(self._logits)
         self._cumulative = np.cumsum(self._probability, axis=1)
 
-    def sample(self, uniform: np.ndarray) -> np.ndarray:
+    def sample(self, uniform: Float[np.ndarray, "run episode env_step"]) -> Int[np.ndarray, "run episode"]:
         scaled = uniform[..., 0] * self._cumulative[:, -1:]
         guess = np.array([steps.searchsorted(u, "right") for steps, u in zip(self._cumulative, scaled, strict=True)])
         return np.minimum(guess, self._logits.shape[1] - 1)
 
-    def surprisal(self, guess: np.ndarray) -> np.ndarray:
+    def surprisal(self, guess: Int[np.ndarray, "run episode"]) -> Float[np.ndarray, "run episode env_step"]:
         return -np.log(np.take_along_axis(self._probability, guess, axis=1))[..., None]
 
-    def ascend(self, guess: np.ndarray, weight: np.ndarray) -> None:
+    def ascend(self, guess: Int[np.ndarray, "run episode"], weight: Float[np.ndarray, "run episode env_step"]) -> None:
         weight = weight[..., 0]
         moved = np.flatnonzero(weight.any(axis=1))
         if not len(moved):
@@ -151,16 +156,16 @@ class _ArmLogits:
         self._probability[moved] = _softmax(self._logits[moved])
         self._cumulative[moved] = np.cumsum(self._probability[moved], axis=1)
 
-    def log2_probability(self, secrets: np.ndarray) -> np.ndarray:
+    def log2_probability(self, secrets: Int[np.ndarray, "run"]) -> Float[np.ndarray, "run"]:
         with np.errstate(divide="ignore"):
             return np.log2(self._probability[np.arange(len(secrets)), secrets])
 
-    def keep(self, goes_on: np.ndarray) -> None:
+    def keep(self, goes_on: Bool[np.ndarray, "run"]) -> None:
         self._logits, self._probability = self._logits[goes_on], self._probability[goes_on]
         self._cumulative = self._cumulative[goes_on]
 
 
-def _softmax(logits: np.ndarray) -> np.ndarray:
+def _softmax(logits: Float[np.ndarray, "run arm"]) -> Float[np.ndarray, "run arm"]:
     weight = np.exp(logits - logits.max(axis=1, keepdims=True))
     return weight / weight.sum(axis=1, keepdims=True)
 
@@ -179,31 +184,33 @@ class _BitLogits:
             start = np.log(below[2 * inner + 1]) - np.log(below[2 * inner])
         self._logits = np.tile(start, (runs, 1))
 
-    def sample(self, uniform: np.ndarray) -> np.ndarray:
+    def sample(self, uniform: Float[np.ndarray, "run episode env_step"]) -> Int[np.ndarray, "run episode"]:
         node = np.ones(uniform.shape[:2], dtype=np.int64)
         rows = np.arange(len(node))[:, None]
         for step in range(self.num_env_steps):
             node = 2 * node + (uniform[..., step] < expit(self._logits[rows, node]))
         return node - (1 << self.num_env_steps)
 
-    def surprisal(self, guess: np.ndarray) -> np.ndarray:
+    def surprisal(self, guess: Int[np.ndarray, "run episode"]) -> Float[np.ndarray, "run episode env_step"]:
         node, bit = self._path(guess)
         logits = self._logits[np.arange(len(guess))[:, None, None], node]
         return np.logaddexp(0.0, np.where(bit == 1, -logits, logits))
 
-    def ascend(self, guess: np.ndarray, weight: np.ndarray) -> None:
+    def ascend(self, guess: Int[np.ndarray, "run episode"], weight: Float[np.ndarray, "run episode env_step"]) -> None:
         node, bit = self._path(guess)
         rows = np.arange(len(guess))[:, None, None]
         np.add.at(self._logits, (rows, node), weight * (bit - expit(self._logits[rows, node])))
 
-    def log2_probability(self, secrets: np.ndarray) -> np.ndarray:
+    def log2_probability(self, secrets: Int[np.ndarray, "run"]) -> Float[np.ndarray, "run"]:
         return -self.surprisal(secrets[:, None]).sum(axis=(1, 2)) / np.log(2.0)
 
-    def keep(self, goes_on: np.ndarray) -> None:
+    def keep(self, goes_on: Bool[np.ndarray, "run"]) -> None:
         self._logits = self._logits[goes_on]
 
-    def _path(self, answers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The nodes in which an answer's bits are chosen, and the bits: (...) to two arrays (..., k)."""
+    def _path(
+        self, answers: Int[np.ndarray, "*shape"]
+    ) -> tuple[Int[np.ndarray, "*shape k"], Int[np.ndarray, "*shape k"]]:
+        """The nodes in which an answer's bits are chosen, and the bits."""
         k = self.num_env_steps
         return (answers[..., None] + (1 << k)) >> np.arange(k, 0, -1), to_bits(answers, k)
 
@@ -214,11 +221,11 @@ class _Draws:
     def __init__(self, seeds: Sequence[int], N: int, shape: tuple[int, int]) -> None:
         self._generators = [np.random.default_rng(np.random.SeedSequence([_STREAM, N, seed])) for seed in seeds]
         self._shape = shape
-        self._ahead: dict[int, np.ndarray] = {}
+        self._ahead: dict[int, Float[np.ndarray, "update episode env_step"]] = {}
         self._taken = 0
 
-    def take(self, live: np.ndarray) -> np.ndarray:
-        """The numbers of the next update of these runs, (runs, episodes, env_steps); call once per update."""
+    def take(self, live: Int[np.ndarray, "run"]) -> Float[np.ndarray, "run episode env_step"]:
+        """The numbers of the next update of these runs; call once per update."""
         place = self._taken % _DRAWN_AHEAD
         self._taken += 1
         if place == 0:
