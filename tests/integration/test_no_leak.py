@@ -1,5 +1,7 @@
 """No policy knows more than its feedback told: on real runs of every channel, and a planted leak is caught."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -67,6 +69,27 @@ def test_the_check_is_about_policies_that_learned(every_channel):
     cells, _ = every_channel
     assert cells.groupby("channel")["absorbed_bits"].median().min() > 3.8
     assert (cells["status"] == "memorized").mean() > 0.9
+
+
+OBJECTIVES: dict[str, dict[str, Any]] = {
+    "rejection": {"advantage": "rejection"},
+    "maxrl": {"advantage": "maxrl"},
+    "std_normalized": {"advantage": "std_normalized"},
+    "exponential_weights": {"advantage": "exponential_weights", "temperature": 0.3},
+    "delightful": {"advantage": "delightful"},
+    "entropy bonus and KL penalty": {"advantage": "rejection", "entropy_bonus": 0.05, "kl_penalty": 0.05},
+}
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_no_objective_takes_more_than_was_told(objective):
+    channels = ("per_bit", "binary")
+    seeds = range(NUM_SECRETS)
+    cells = [describe_cell(c, seed, N=16, n_steps=40, **OBJECTIVES[objective]) for c in channels for seed in seeds]
+    rows, curves = train(Pack(cells))
+    report = leak_report(curves, rows).set_index("channel")
+    assert report["verdict"].to_dict() == dict.fromkeys(channels, "no leak")
+    assert (rows["absorbed_bits"].groupby(rows["channel"]).mean() > 1).all()
 
 
 def plant(pack, leaking, learning_rate):

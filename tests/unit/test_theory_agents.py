@@ -3,6 +3,7 @@
 import math
 from collections import Counter, defaultdict
 from functools import cache
+from typing import get_args
 
 import numpy as np
 import pyarrow as pa
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import kstest
 
-from memrl.config import TrainConfig
+from memrl.config import Advantage, TrainConfig
 from memrl.tables.rows import agent_row
 from memrl.tables.schema import EPISODES_TO_MEMORIZE_SCHEMA
 from memrl.task.answer_format import integer_format
@@ -213,6 +214,14 @@ def test_cells_that_differ_by_the_policy_alone_share_their_rows(rows):
     assert sum(count for (agent, _, _), count in per_condition.items() if agent == "uniform") == 8
     assert per_condition["optimal", "binned_distance-4-log", 8] == 4
     assert per_condition["optimal", "binned_distance-4-log", 20] == 0
+
+
+def test_every_objective_has_a_tabular_control_of_its_own_and_penalties_of_networks_have_none():
+    rules = [{"advantage": kind} for kind in get_args(Advantage)]
+    cells = [TrainConfig(N=4, n_steps=5, **rule) for rule in [*rules, {"entropy_bonus": 0.1}, {"kl_penalty": 0.1}]]
+    tabular = [run for run in play_agents(cells, learning_rates=[4.0]) if run.agent == "tabular_pg"]
+    assert [run.fields["advantage"] for run in tabular] == list(get_args(Advantage))
+    assert len({agent_row(run)["cell_id"] for run in tabular}) == len(tabular)
 
 
 def test_rows_say_what_the_agents_did(rows):
