@@ -15,7 +15,7 @@ LETTER = 3.6
 
 
 class LogAxis:
-    """A logarithmic axis that several layers share; ticks at given values, or at 1, 2 and 5, or at powers of ten."""
+    """A logarithmic axis that several layers share; ticks at given values, or where `pick_ticks` puts them."""
 
     def __init__(
         self, channel: str, title: str, ends: tuple[float, float], ticks: Sequence[float] | None = None
@@ -33,16 +33,28 @@ class LogAxis:
         return {"X": alt.X, "Y": alt.Y}[self.channel](f"{field}:Q", title=self.title, scale=scale, axis=axis)
 
 
-def pick_ticks(low: float, high: float) -> list[float]:
-    """Where a logarithmic axis carries labels: at 1, 2 and 5 if it spans little, or else at powers of ten.
+def pick_ticks(low: float, high: float, most: int = 6) -> list[float]:
+    """Where a logarithmic axis carries labels: at 1, 2 and 5 where that is few enough, or else at powers of ten.
 
-    >>> pick_ticks(3.0, 110.0), pick_ticks(0.004, 20.0)
-    ([5.0, 10.0, 20.0, 50.0, 100.0], [0.01, 0.1, 1.0, 10.0])
+    >>> pick_ticks(3.0, 110.0), pick_ticks(0.004, 20.0), pick_ticks(3.0, 110.0, most=4)
+    ([5.0, 10.0, 20.0, 50.0, 100.0], [0.01, 0.1, 1.0, 10.0], [10.0, 100.0])
+
+    Args:
+        low: lower end of the axis, positive.
+        high: upper end.
+        most: how many labels there is room for.
     """
-    steps = (1, 2, 5) if high < 300 * low else (1,)
     first, last = int(np.floor(np.log10(low))), int(np.ceil(np.log10(high)))
-    found = [float(f"{step}e{power}") for power in range(first, last + 1) for step in steps]
-    return [tick for tick in found if low <= tick <= high]
+    fine, coarse = (
+        [
+            tick
+            for power in range(first, last + 1)
+            for step in steps
+            if low <= (tick := float(f"{step}e{power}")) <= high
+        ]
+        for steps in ((1, 2, 5), (1,))
+    )
+    return fine if len(fine) <= most or len(coarse) < 2 else coarse
 
 
 def log_ends(data: pd.DataFrame, names: Iterable[str], shrink: float = 0.5) -> tuple[float, float]:

@@ -18,6 +18,7 @@ from memrl.analysis.chart_parts import (
     list_sizes,
     log_ends,
     name_rows,
+    pick_ticks,
     place_names,
     row_axis,
     shade_by_N,
@@ -44,7 +45,8 @@ _LEVELS = {"capacity_bits": "capacity", "observed_rate": "observed", "absorbed_r
 
 def chart_rate(data: pd.DataFrame, width: Width) -> alt.TopLevelMixin:
     """Bits per episode of the median run as dots, one row per channel, N by shade, the capacity as a tick."""
-    ends = log_ends(data, ["bits_per_episode", "bits_per_episode_upper", "capacity_best_bits"])
+    rates = ["bits_per_episode", "bits_per_episode_lower", "bits_per_episode_upper"]
+    ends = log_ends(data, [*rates, "capacity_best_bits"])
     data, rows, N = bound_interval(data, "bits_per_episode", ends), name_rows(data), list_sizes(data)
     base = alt.Chart(data).encode(
         y=row_axis(rows), yOffset=alt.YOffset("N:O", sort=N), color=shade_by_N(N), description="said:N"
@@ -66,7 +68,7 @@ def chart_versus(data: pd.DataFrame, width: Width) -> alt.TopLevelMixin:
         y=row_axis(rows), yOffset=alt.YOffset("N:O", sort=N), color=shade_by_N(N), description="said:N"
     )
     even = alt.Chart(pd.DataFrame({"one": [1.0]})).mark_rule(color=SOFT, strokeWidth=1).encode(x=x.of("one"))
-    dots = base.transform_filter("isFinite(datum.rate_ratio) && datum.rate_ratio > 0")
+    dots = base.transform_filter("datum.rate_ratio > 0")
     dots = dots.mark_circle(size=24, opacity=1).encode(x=x.of("rate_ratio"))
     layers = alt.layer(even, *draw_spans(base, x), dots)
     return layers.properties(width=beside_rows(rows, width), height=alt.Step(max(5.5, 14.0 / len(N))))
@@ -132,7 +134,7 @@ def chart_episodes(data: pd.DataFrame, width: Width) -> alt.TopLevelMixin:
         at=data["e50"].where(np.isfinite(data["e50"]), data["e50_at_least"]),
         dodged=data["N"] * 1.018 ** (data["channel"].map(channels.index) - (len(channels) - 1) / 2),
     )
-    ends = log_ends(data, ["at", "e50_upper"], shrink=0.7)
+    ends = log_ends(data, ["at", "e50_lower", "e50_upper"], shrink=0.7)
     own = bound_interval(data[(data["agent"] == "lora").to_numpy()], "e50", ends, "at")
     plot = width.points - 26 - LETTER * (max(map(len, channels)) + 3)
     height = 0.62 * width.points if width.num_columns < 4 else 0.5 * width.points
@@ -148,7 +150,7 @@ def chart_episodes(data: pd.DataFrame, width: Width) -> alt.TopLevelMixin:
         .encode(x.of("N"), y.of("N")),
         lines.encode(x=x.of("dodged"), y=y.of("at"), color=color, detail="channel:N"),
         *draw_spans(base, y, thickness=0.7),
-        base.transform_filter("isFinite(datum.e50)").mark_circle(size=20, opacity=1).encode(y=y.of("at")),
+        base.transform_filter("datum.e50 > 0").mark_circle(size=20, opacity=1).encode(y=y.of("at")),
         alt.Chart(data[(data["agent"] == "published").to_numpy()])
         .mark_point(shape="cross", size=26, strokeWidth=1, opacity=1)
         .encode(x=x.of("dodged"), y=y.of("at"), color=color, description="said:N"),
@@ -167,8 +169,8 @@ def chart_agents(data: pd.DataFrame, width: Width) -> alt.TopLevelMixin:
     data = data[data["agent"].isin(["lora", *agents]).to_numpy() & data["N"].isin(N).to_numpy()]
     data = data.assign(at=data["e50"].where(np.isfinite(data["e50"]), data["e50_at_least"]))
     data = data[(data["at"] > 0).to_numpy()].assign(who=data["agent"].map(agent_label))
-    ends = log_ends(data, ["at"], shrink=0.7)
-    x, y = LogAxis("X", "N", (min(N) / 1.2, max(N) * 1.2), N), LogAxis("Y", "E50", ends)
+    ends = log_ends(data, ["at", "e50_lower", "e50_upper"], shrink=0.7)
+    x, y = LogAxis("X", "N", (min(N) / 1.2, max(N) * 1.2), N), LogAxis("Y", "E50", ends, pick_ticks(*ends, most=4))
     dashes = alt.Scale(domain=[*map(agent_label, agents)], range=[agent_dash(agent) for agent in agents])
     legend = alt.Legend(title="■ LoRA policy, and in gray:", symbolSize=120, columns=2 * width.num_columns - 3)
     base = alt.Chart().encode(x=x.of("N"), description="said:N")
@@ -178,7 +180,7 @@ def chart_agents(data: pd.DataFrame, width: Width) -> alt.TopLevelMixin:
         .mark_line(strokeWidth=1, color=GRAY)
         .encode(y=y.of("at"), strokeDash=alt.StrokeDash("who:N", scale=dashes, legend=legend)),
         *draw_spans(policy, y, thickness=0.7),
-        policy.mark_square(size=20, opacity=1).encode(y=y.of("at")),
+        policy.transform_filter("datum.e50 > 0").mark_square(size=20, opacity=1).encode(y=y.of("at")),
     ]
     return _arrange_panels(layers, bound_interval(data, "e50", ends, "at"), width, 0.85)
 
@@ -187,7 +189,8 @@ def chart_learning(data: pd.DataFrame, width: Width) -> alt.TopLevelMixin:
     """Absorbed bits against episodes, median and quartiles of runs, one panel per channel, and what was observed."""
     data = data[(data["episodes"] > 0).to_numpy()]
     bits = float(np.log2(data["N"].iloc[0]))
-    x = LogAxis("X", "episodes", (float(data["episodes"].min()), float(data["episodes"].max())))
+    ends = float(data["episodes"].min()), float(data["episodes"].max())
+    x = LogAxis("X", "episodes", ends, pick_ticks(*ends, most=4))
     scale = alt.Scale(domain=[LOWEST_BITS, bits * 1.04], nice=False, clamp=True)
     axis = alt.Axis(title="bits", values=list(range(int(LOWEST_BITS), int(bits) + 1, 2)))
     base = alt.Chart().encode(x=x.of("episodes"))

@@ -94,15 +94,17 @@ _THEME = {
 
 
 def render_svg(chart: alt.TopLevelMixin, width: Width) -> str:
-    """A chart as SVG, exactly as wide as asked for, with its marks' descriptions as tooltips.
+    """A chart as SVG, as wide as asked for, with its marks' descriptions as tooltips.
 
     Args:
         chart: laid out for about `width.points`, in points; a mark's `description` becomes its tooltip.
-        width: the drawing is scaled to it as a whole.
+        width: a chart that is a little too wide is scaled to it, and a narrow one keeps its size at the left.
     """
     spec = chart.to_dict(validate=False) | {"config": _THEME}
     root = ElementTree.fromstring(vl_convert.vegalite_to_svg(spec))
     _, _, drawn, height = (float(number) for number in root.attrib["viewBox"].split())
+    drawn = max(drawn, width.points)
+    root.set("viewBox", f"0 0 {drawn:g} {height:g}")
     root.set("width", f"{width.inches:g}in")
     root.set("height", f"{width.inches * height / drawn:.4g}in")
     _tidy(root)

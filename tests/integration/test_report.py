@@ -17,8 +17,8 @@ import pyarrow.compute as pc
 import pytest
 from simulated_sweep import SMALL_GRID, write_sweep
 
-from memrl.analysis.charts import chart_rate, draw_figure
-from memrl.analysis.drawing import PAGE
+from memrl.analysis.charts import chart_agents, chart_episodes, chart_rate, draw_figure
+from memrl.analysis.drawing import PAGE, render_svg
 from memrl.analysis.estimate import count_collapses
 from memrl.analysis.figure_data import collapse_figure, collect_figures
 from memrl.analysis.page import write_report
@@ -131,6 +131,18 @@ def test_runs_that_reached_one_half_and_lost_it_are_counted_and_drawn(summary):
     (drawing,) = draw_figure(figure)
     assert "<title>binary, learning rate 0.01: 1 of 2 runs that got to 1/2</title>" in drawing.svgs[PAGE]
     assert collapse_figure(summary).data.empty
+
+
+def test_a_median_that_was_not_reached_has_an_arrow_and_no_dot(summary):
+    data = collect_figures(summary)["episodes"].data
+    lost = ((data["channel"] == "binary") & (data["N"] == 64) & (data["agent"] == "lora")).to_numpy()
+    stuck = data.assign(e50=data["e50"].where(~lost, np.inf), e50_upper=data["e50_upper"].where(~lost, np.inf))
+    assert sum(lost) == 1
+    mark = r'd="(M[^"]*)"[^>]*><title>binary, N = 64: LoRA policy'
+    for chart in (chart_episodes, chart_agents):
+        (dot,), (arrow,) = (re.findall(mark, render_svg(chart(rows, PAGE), PAGE)) for rows in (data, stuck))
+        assert "L" not in dot
+        assert arrow.count("L") == 2
 
 
 def test_several_models_are_drawn_apart_and_named(sweep, tmp_path):
