@@ -13,6 +13,9 @@ from memrl.analysis.style import agent_label
 from memrl.analysis.summary import Summary
 from memrl.analysis.wording import format_estimate, format_number
 
+Row = dict[Any, Any]
+"""A row of a data frame, by column."""
+
 
 @dataclass(frozen=True)
 class Figure:
@@ -222,19 +225,19 @@ def maps_figure(summary: Summary) -> Figure:
     )
 
 
-def _tell(data: pd.DataFrame, say: Callable[[dict[Any, Any]], str], with_N: bool = True) -> pd.DataFrame:
+def _tell(data: pd.DataFrame, say: Callable[[Row], str], with_N: bool = True) -> pd.DataFrame:
     """The rows, each with what its mark says of itself."""
     rows = data.to_dict("records")
     said = [f"{row['channel']}, N = {row['N']}: " if with_N else f"{row['channel']}, " for row in rows]
     return data.assign(said=[start + say(row) for start, row in zip(said, rows, strict=True)])
 
 
-def say_estimate(row: dict[Any, Any], name: str) -> str:
+def say_estimate(row: Row, name: str) -> str:
     """The column NAME of a row with its interval."""
     return format_estimate(row[name], row[f"{name}_lower"], row[f"{name}_upper"])
 
 
-def _say_rate(row: dict[Any, Any]) -> str:
+def _say_rate(row: Row) -> str:
     reached = row["bits_per_episode"] > 0
     found = (
         say_estimate(row, "bits_per_episode")
@@ -244,17 +247,17 @@ def _say_rate(row: dict[Any, Any]) -> str:
     return f"{found} of {format_number(row['capacity_best_bits'])} bits per episode"
 
 
-def _say_ledger(row: dict[Any, Any]) -> str:
+def _say_ledger(row: Row) -> str:
     absorbed, observed = (say_estimate(row, f"{name}_rate") for name in ("absorbed", "observed"))
     return f"absorbed {absorbed}, observed {observed}, capacity {format_number(row['capacity_bits'])} bits per episode"
 
 
-def _say_learning(row: dict[Any, Any]) -> str:
+def _say_learning(row: Row) -> str:
     low, median, high = (format_number(row[f"absorbed_{name}"]) for name in ("low", "median", "high"))
     return f"after {row['episodes']:,.0f} episodes {median} bits ({low} to {high})"
 
 
-def _say_episodes(row: dict[Any, Any]) -> str:
+def _say_episodes(row: Row) -> str:
     agent = "published" if row["agent"] == "published" else agent_label(row["agent"])
     if row["agent"] == "published":
         return f"published, {format_number(row['e50'])}"
@@ -262,9 +265,9 @@ def _say_episodes(row: dict[Any, Any]) -> str:
     return f"{text}, learning rate {row['learning_rates']}" if row["learning_rates"] else text
 
 
-def _say_collapse(row: dict[Any, Any]) -> str:
+def _say_collapse(row: Row) -> str:
     return f"learning rate {row['learning_rate']:g}: {row['num_lost']} of {row['num_reached']} runs that got to 1/2"
 
 
-def _say_map(row: dict[Any, Any]) -> str:
+def _say_map(row: Row) -> str:
     return f"rank {row['lora_rank']:g}, learning rate {row['learning_rate']:g}: E50 {say_estimate(row, 'e50')}"

@@ -45,7 +45,7 @@ def leak_report(
         agent: whose cells.
 
     Returns:
-        One row a (channel, N): channel, N, num_secrets, num_cells; `update`, the one at which the mean rises farthest
+        One row per (channel, N): channel, N, num_secrets, num_cells; `update`, the one at which the mean rises farthest
         above its limit, with mean_difference_bits and half_width_bits there; evidence_bits, the largest over updates;
         evidence_limit_bits; verdict: `leak` (at some update the mean exceeds its half-width, or the evidence its
         limit), `no leak`, `no leak seen (few secrets)` below 64 secrets, or `not observed`.
@@ -66,7 +66,7 @@ def leak_curve(curves: Curves, cells: pd.DataFrame) -> pd.DataFrame:
     """Mean absorbed - mean observed at every update of every (channel, N).
 
     Returns:
-        One row a (channel, N, update): channel, N, update, num_secrets, num_cells, mean_difference_bits,
+        One row per (channel, N, update): channel, N, update, num_secrets, num_cells, mean_difference_bits,
         half_width_bits (99 %, Student's t over secrets), evidence_bits.
     """
     pieces = [curve.assign(channel=channel, N=N) for channel, N, curve in _each_group(curves, cells)]

@@ -33,7 +33,7 @@ def summarize(store: TableStore, cell_ids: Iterable[str]) -> Table:
 
 
 def summarize_rows(rows: pd.DataFrame) -> pd.DataFrame:
-    """One row an N and channel, as text.
+    """One row per N and channel, as text.
 
     `memorized` counts the cells of all settings. What follows is of the setting (learning rate, rank, ...) that was
     chosen on the other half of the seeds: Kaplan-Meier medians of the episodes to P(secret) = 0.5 and 0.9, where `>`

@@ -6,7 +6,7 @@ wandb itself is imported only where a project is given.
 import math
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from memrl.config import TrainConfig
@@ -14,6 +14,9 @@ from memrl.tables.places import local_folder
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+Row = dict[str, Any]
+"""A row of a table, by column."""
 
 _FORBIDDEN = r"/\#?%:"
 """Characters that wandb allows in no project's name."""
@@ -66,7 +69,7 @@ class WandbLog:
         self._mode: Any = "offline" if missing else chosen
         self.notice = self._describe(missing) if missing else ""
 
-    def log_cells(self, rows: Sequence[Mapping[str, Any]], curves: "pa.Table") -> None:
+    def log_cells(self, rows: Sequence[Row], curves: "pa.Table") -> None:
         """Writes one run for each row.
 
         Args:
@@ -83,7 +86,7 @@ class WandbLog:
         """Waits until all is written or sent, and ends wandb's own process."""
         self._wandb.teardown()
 
-    def _log_cell(self, row: Mapping[str, Any], points: Sequence[Mapping[str, Any]]) -> None:
+    def _log_cell(self, row: Row, points: Sequence[Row]) -> None:
         name = f"{row['channel']} N={row['N']} rank={row['lora_rank']} lr={row['learning_rate']} seed={row['seed']}"
         run = self._wandb.init(
             project=self._project,
@@ -130,9 +133,9 @@ class WandbLog:
         return f"wandb: {missing}, so runs are logged offline in {runs}; send them by: wandb sync {runs}/offline-run-*"
 
 
-def _group_points(curves: "pa.Table", cell_ids: set[str]) -> dict[str, list[dict[str, Any]]]:
+def _group_points(curves: "pa.Table", cell_ids: set[str]) -> dict[str, list[Row]]:
     """The curve rows of some cells, by cell, in the order of their updates."""
-    points: dict[str, list[dict[str, Any]]] = {cell_id: [] for cell_id in cell_ids}
+    points: dict[str, list[Row]] = {cell_id: [] for cell_id in cell_ids}
     for point in curves.to_pylist():
         if point["cell_id"] in points:
             points[point.pop("cell_id")].append(point)
@@ -141,6 +144,6 @@ def _group_points(curves: "pa.Table", cell_ids: set[str]) -> dict[str, list[dict
     return points
 
 
-def _drop_missing(values: Mapping[str, Any]) -> dict[str, Any]:
+def _drop_missing(values: Row) -> Row:
     """What was measured: without None and NaN."""
     return {key: v for key, v in values.items() if v is not None and not (isinstance(v, float) and math.isnan(v))}
