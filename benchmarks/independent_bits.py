@@ -33,7 +33,7 @@ def main() -> None:
         print(f"{f'group_centered, credit={credit}':40}" + "".join(f"{pair:>16}" for pair in pairs))
     for rule in OBJECTIVES:
         own = [median_episodes(length, rule)[0] for length in LENGTHS]
-        print(f"{f'{rule.kind}, credit=per_step':40}" + "".join(f"{mine:>16g}" for mine in own))
+        print(f"{f'{rule.advantage}, credit=per_step':40}" + "".join(f"{mine:>16g}" for mine in own))
 
 
 if __name__ == "__main__":
