@@ -1,6 +1,7 @@
 """One cell, trained where the command was given: what `rl_train` and `sft_train` share."""
 
 import math
+import os
 from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Any
@@ -97,7 +98,7 @@ def start_run(cell: TrainConfig, options: RunOptions, stack: ExitStack) -> PackR
     engine = start_engine(cell, device) if cell.rollout == "vllm" else None
     if engine is not None:
         stack.callback(engine.close)
-    return PackRun(start_pack([cell], device, engine), holds_curves=False)
+    return PackRun(start_pack([cell], device, engine, adapters=options.save_adapters), holds_curves=False)
 
 
 def start_engine(cell: TrainConfig, device: str) -> VLLMEngine:
@@ -151,6 +152,9 @@ def describe_run(cell: TrainConfig, last: Stretch) -> str:
 def conclude(row: Mapping[str, Any], options: RunOptions, console: SteadyConsole) -> int:
     """Prints the cell's result; returns the exit code."""
     console.say(f"{describe_result(row)} | tables in {options.results}")
+    adapter = os.path.join(options.save_adapters, row["cell_id"])
+    if options.save_adapters and os.path.isdir(adapter):
+        console.say(f"adapter in {adapter}")
     return FAILED if row["status"] == "failed" else 0
 
 

@@ -49,7 +49,7 @@ def main(argv: Sequence[str]) -> int:
     with ExitStack() as stack:
         with read_words(argv, Selection, Execution, TrainConfig, usage=USAGE) as words:
             selection, execution = build(Selection, words), build(Execution, words)
-            cells = select_cells(selection, words)
+            cells = calibrate_models(selection.grid, select_cells(selection, words), dry_run=execution.dry_run)
             check_device(execution)
             check_engines(list(cells.values()), execution)
             store = TableStore(execution.results or own_address(selection.grid))
@@ -92,6 +92,26 @@ def select_cells(selection: Selection, words: Mapping[str, str]) -> dict[str, Tr
         sys.path.append(str(Path.cwd()))
         build_channel(cell)
     return cells
+
+
+def calibrate_models(grid: str, cells: dict[str, TrainConfig], *, dry_run: bool) -> dict[str, TrainConfig]:
+    """The cells on base models that are calibrated for their prompts, where the grid asks for it.
+
+    Raises:
+        ValueError: a model can't be read, or not be calibrated.
+    """
+    if not load_grid(grid, GRIDS).calibrate:
+        return cells
+    # It loads torch, which grids that do not ask for it need not wait for.
+    from memrl.policy.calibrator import ensure_calibrated
+    from memrl.warmup_train import ProgressLine
+
+    addresses = {}
+    for model in sorted({cell.model for cell in cells.values()}):
+        with ProgressLine() as line:
+            addresses[model] = ensure_calibrated(model, cells.values(), report=line.show, dry_run=dry_run)
+    moved = [chz.replace(cell, model=addresses[cell.model]) for cell in cells.values()]
+    return {cell.cell_id: cell for cell in moved}
 
 
 def read_values(words: Mapping[str, str]) -> dict[str, Sequence[Any]]:

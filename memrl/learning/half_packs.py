@@ -39,9 +39,10 @@ class HalfPacks:
         backend: RolloutBackend,
         device: str = "cpu",
         timeline: Timeline | None = None,
+        adapters: str = "",
     ) -> "HalfPacks":
         """Cuts a pack of at least two cells in two; the arguments are those of Pack, and of half-packs."""
-        halves = [Pack(half, device=device) for half in (configs[0::2], configs[1::2])]
+        halves = [Pack(half, device=device, adapters=adapters) for half in (configs[0::2], configs[1::2])]
         return cls(halves, backend=backend, timeline=timeline)
 
     @property

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from memrl.config import SHARED_ROLES, Dtype, TrainConfig, fields_of, shared_fields
@@ -17,12 +18,14 @@ from memrl.learning.record import Record, describe_cell, tabulate_update
 from memrl.learning.state import PackState, read_configs
 from memrl.learning.update import update
 from memrl.policy.adapter_pack import describe_adapter
-from memrl.policy.base_model import EncodedTask, encode_task, load_base_model
+from memrl.policy.base_model import EncodedTask, bring_model, encode_task, identify_files, load_base_model
 from memrl.policy.calibration import Prior, check_calibrated, measure_prior
 from memrl.policy.trie_walk import Walk
+from memrl.rollout.adapter_files import keep_adapter, prepare_adapters
 from memrl.rollout.backend import RolloutBackend, SampledEpisodes, SampleRequest
 from memrl.rollout.in_process import InProcessSampler
 from memrl.rollout.replay import Replay
+from memrl.tables.provenance import describe_processor
 from memrl.tables.rows import Row
 
 _DEVICE = "device.json"
@@ -41,6 +44,19 @@ def _share_prior(model: str, dtype: Dtype, device: str, task: EncodedTask) -> Pr
     return measure_prior(share_base_model(model, dtype, device)[0], task)
 
 
+@cache
+def describe_base(model: str, device: str) -> dict[str, str | None]:
+    """The columns that tell of a base model and of what it runs on."""
+    files = identify_files(model)
+    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else describe_processor()
+    return {
+        "base_hash": files.weights,
+        "tokenizer_hash": files.tokenizer,
+        "base_commit": files.commit,
+        "processor": name,
+    }
+
+
 class Pack:
     """K cells over one base model: any mix of N, channel, rank, learning rate, loss and seed.
 
@@ -51,6 +67,7 @@ class Pack:
         configs: the cells; they share the fields of `SHARED_ROLES`.
         device: where the base model and the adapters live.
         backend: who samples the episodes; unset: the learner's own weights, in the pass that scores them.
+        adapters: folder where the adapter of each cell that ends is kept, in PEFT's layout; empty: nowhere.
 
     Attributes:
         policy: how the cells that are still training answer, are rewarded, and learn.
@@ -63,15 +80,22 @@ class Pack:
     """
 
     def __init__(
-        self, configs: Sequence[TrainConfig], *, device: str = "cpu", backend: RolloutBackend | None = None
+        self,
+        configs: Sequence[TrainConfig],
+        *,
+        device: str = "cpu",
+        backend: RolloutBackend | None = None,
+        adapters: str = "",
     ) -> None:
         shared = {shared_fields(c) for c in configs}
         if len(shared) != 1:
             raise ValueError(f"configs must share {', '.join(fields_of(*SHARED_ROLES))}, got {sorted(shared)}")
         self._backend, self._device = backend, device
+        self._adapters = prepare_adapters(adapters) if adapters else None
         where = (configs[0].model, configs[0].dtype, device)
         base, tokenizer = share_base_model(*where)
         tasks = [encode_task(tokenizer, c.N, c.env_type, c.prompt_format, c.bit_separator, c.prompt) for c in configs]
+        self._base = describe_base(configs[0].model, device)
         self._priors = {}
         for config, task in zip(configs, tasks, strict=True):
             self._priors[config.cell_id] = prior = _share_prior(*where, task)
@@ -200,11 +224,21 @@ class Pack:
         shape = (self.state.configs[cell].episodes_per_update, len(tokens))
         return SampledEpisodes(cell_id, version, np.broadcast_to(tokens, shape), np.full(shape, np.nan))
 
+    def _keep_adapter(self, folder: Path, cell: int, row: Row) -> None:
+        config, adapters = self.state.configs[cell], self.state.adapters
+        tensors = {name: t.float().cpu().numpy() for name, t in adapters.export_peft(cell).items()}
+        described = describe_adapter(config, list(adapters.slots))
+        described["base_model_name_or_path"] = bring_model(config.model)
+        keep_adapter(folder, config.cell_id, tensors, described, row)
+
     def _release(self, ended: np.ndarray) -> None:
         """Lets the cells that have ended leave, each with its row; `ended` is bool (cells,)."""
         for cell in np.flatnonzero(ended):
             prior = self._priors.pop(self.state.configs[cell].cell_id)
-            self._record.rows.append(describe_cell(self.state, self.policy, cell, prior))
+            row = describe_cell(self.state, self.policy, cell, prior, self._base)
+            if self._adapters is not None and row["status"] != "failed":
+                self._keep_adapter(self._adapters, int(cell), row)
+            self._record.rows.append(row)
         kept = np.flatnonzero(~ended)
         self.state.keep(kept)
         if len(kept):

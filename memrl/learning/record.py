@@ -1,10 +1,13 @@
 """What a pack leaves in the tables: a curve row per cell and update, and a row for each cell that ended."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from memrl.config import hash_fields
 from memrl.learning.policy import PackPolicy
 from memrl.learning.state import PackState
 from memrl.learning.update import Update
@@ -75,7 +78,7 @@ def tabulate_update(state: PackState, done: Update) -> pa.Table:
     return pa.table(columns, schema=CURVES_SCHEMA)
 
 
-def describe_cell(state: PackState, policy: PackPolicy, cell: int, prior: Prior) -> Row:
+def describe_cell(state: PackState, policy: PackPolicy, cell: int, prior: Prior, base: Mapping[str, Any]) -> Row:
     """The row of episodes_to_memorize of a cell that has ended.
 
     Args:
@@ -83,7 +86,10 @@ def describe_cell(state: PackState, policy: PackPolicy, cell: int, prior: Prior)
         policy: likewise.
         cell: its place in both.
         prior: the base policy's distance from uniform.
+        base: the columns that tell of the base model and of what it ran on.
     """
+    task = policy.tasks[cell]
+    asked = {"prompt_hash": hash_fields({"ids": task.prompt_ids}), "answer_tokens": task.max_tokens}
     config, channel = state.configs[cell], policy.channels.values[policy.channels.index[cell]]
     result = state.progress.result(cell, config.updates_per_batch)
-    return trained_row(config, channel, result, prior.kl_bits, prior.well_formed_mass)
+    return trained_row(config, channel, result, prior.kl_bits, prior.well_formed_mass, {**base, **asked})

@@ -86,7 +86,7 @@ def _learn(
     if gain.any() or cost.any() or walk.nodes is not None:  # else there is no gradient, and Adam goes on by its moments
         policy.network.backpropagate(loss)
     norms = state.adapters.gradient_norms()
-    state.adapters.update()
+    state.adapters.update(ended=np.flatnonzero(~state.progress.is_training).tolist())
     for cell in np.flatnonzero(~np.isfinite(norms)):
         state.progress.fail(cell, f"the policy diverged: the gradient's norm is {norms[cell]}")
     return norms

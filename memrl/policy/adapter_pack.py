@@ -225,9 +225,17 @@ class AdapterPack:
         """The l2 norm of each cell's gradient: float64 (cells,)."""
         return torch.linalg.vector_norm(self.gradient, dim=1).double().cpu().numpy()
 
-    def update(self) -> None:
-        """Lets the optimizer use up the gradient."""
+    def update(self, ended: Sequence[int] = ()) -> None:
+        """Lets the optimizer use up the gradient.
+
+        Args:
+            ended: cells whose adapters stay as they were scored, where the optimizer's moments alone would move them.
+        """
+        rows = list(ended)
+        scored = self.parameters[rows] if rows else None
         self.optimizer.update(self.parameters, self.gradient)
+        if scored is not None:
+            self.parameters[rows] = scored
 
     def keep(self, cells: np.ndarray) -> None:
         """Shrinks the pack to the given cells (indices, ascending), and to their largest rank."""

@@ -20,7 +20,11 @@ def make_adapter_folder() -> Path:
 
 
 def publish_adapter(
-    folder: Path, name: str, tensors: Mapping[str, np.ndarray], adapter_config: Mapping[str, object]
+    folder: Path,
+    name: str,
+    tensors: Mapping[str, np.ndarray],
+    adapter_config: Mapping[str, object],
+    row: Mapping[str, object] | None = None,
 ) -> Path:
     """Writes `adapter_config.json` and `adapter_model.safetensors` under folder/name, as PEFT and vLLM read them.
 
@@ -31,6 +35,7 @@ def publish_adapter(
         name: name of the adapter's own folder; must not be in use.
         tensors: the adapter's tensors under PEFT's names, at their true rank.
         adapter_config: what `peft.LoraConfig.to_dict` gives; sets and enumerations are written as lists and values.
+        row: what is known of the cell, for a file `cell.json` beside the two.
 
     Returns:
         The adapter's folder.
@@ -46,8 +51,42 @@ def publish_adapter(
         {key: np.ascontiguousarray(tensor) for key, tensor in tensors.items()}, draft / "adapter_model.safetensors"
     )
     (draft / "adapter_config.json").write_text(json.dumps(dict(adapter_config), default=_write_as_json))
+    if row is not None:
+        (draft / "cell.json").write_text(json.dumps(dict(row), default=_write_as_json, indent=1) + "\n", "utf-8")
     draft.rename(target)
     return target
+
+
+def keep_adapter(
+    folder: Path,
+    name: str,
+    tensors: Mapping[str, np.ndarray],
+    adapter_config: Mapping[str, object],
+    row: Mapping[str, object],
+) -> Path:
+    """Publishes an adapter that stays, in the place of an earlier one of that name; see `publish_adapter`."""
+    shutil.rmtree(folder / f".{name}", ignore_errors=True)  # what a killed process left
+    if (folder / name).exists():
+        withdraw_adapter(folder / name)
+    return publish_adapter(folder, name, tensors, adapter_config, row)
+
+
+def prepare_adapters(folder: str) -> Path:
+    """Makes the folder that adapters are to be kept in.
+
+    Raises:
+        ValueError: it can't be made, or not be written.
+    """
+    path = Path(os.path.abspath(os.path.expanduser(folder)))
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"save_adapters must be a folder that can be written, got {folder} ({error.strerror})"
+        ) from None
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise ValueError(f"save_adapters must be a folder that can be written, got {folder}")
+    return path
 
 
 def withdraw_adapter(adapter: Path) -> None:

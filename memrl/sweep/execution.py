@@ -29,6 +29,7 @@ class Execution:
     num_threads: int = chz.field(default=1, doc="CPU threads of a trial")
     device: Device = chz.field(default="auto", doc="what trials train on; auto: GPUs that Ray sees, or the CPU")
     address: str | None = chz.field(default=None, doc="Ray cluster to run on, or auto; unset: Ray starts here")
+    save_adapters: str = chz.field(default="", doc="folder for the adapter of each cell, in PEFT's layout; unset: none")
     wandb_project: str | None = chz.field(default=None, doc="logs one run a cell there; unset: no wandb")
     timeline: bool = chz.field(default=False, doc="write a Chrome trace of who did what when, beside the tables")
     num_rollout_actors: int = chz.field(default=1, doc="engines that sample, with rollout=vllm")
@@ -70,6 +71,7 @@ class RunOptions:
     num_threads: int | None = chz.field(
         default=None, doc="CPU threads; unset: 1 for the embedded model, else as many as torch takes"
     )
+    save_adapters: str = chz.field(default="", doc="folder for the cell's adapter, in PEFT's layout; unset: none")
     wandb_project: str | None = chz.field(default=None, doc="logs the run there; unset: no wandb")
 
     @chz.validate

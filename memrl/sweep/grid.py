@@ -1,6 +1,6 @@
 """Grids: a YAML file's axes, with what the command line changes of them, expanded to cells.
 
-A grid file has four keys, all optional:
+A grid file has five keys, all optional:
 
     description: one line
     base: {n_steps: 300}                # fields that all cells share
@@ -10,6 +10,7 @@ A grid file has four keys, all optional:
         - {algorithm: sft}
         - {reward_type: binned_distance, reward_bins: [2, 8]}     # lists in an entry stand for their product
     seeds: 16                           # a count (0, 1, ...), or a list of seeds
+    calibrate: true                     # calibrates base models that are not, once, before the first cell
 
 Numbers are read as on the command line (1e3 is an integer, 010 is ten, yes is a word), a key stands once in a mapping,
 and there are no aliases. What a file, or a grid, would take beyond the limits is said before it is expanded.
@@ -34,7 +35,7 @@ FIELDS = tuple(TrainConfig.__annotations__)
 MOST_CELLS = 250_000
 """The most cells of a grid."""
 
-_KEYS = ("description", "base", "axes", "seeds")
+_KEYS = ("description", "base", "axes", "seeds", "calibrate")
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class Grid:
         axes: the product's factors. A factor is a list of entries and an entry a dict of fields: an axis of one field
             has entries of that field; a compound axis (such as `channel`) has entries of several.
         seeds: one cell for each, at every point of the product.
+        calibrate: whether base models are calibrated for the cells' prompts where they are not.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Grid:
     base: Mapping[str, Any] = field(default_factory=dict)
     axes: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     seeds: Sequence[int] = (0,)
+    calibrate: bool = False
 
     def cells(self) -> dict[str, TrainConfig]:
         """Expands the product, in its order, to cells by cell_id; of cells that are one and the same the first stays.
@@ -156,7 +159,10 @@ def parse_grid(name: str, content: Any) -> Grid:
     if "seed" in owners or "seed" in base:
         raise ValueError(f"grid {name} must give seeds under `seeds`, got the field seed")
     base = {key: _read_value(key, value) for key, value in base.items()}
-    return Grid(name, description, base, axes, read_seeds(parts.get("seeds", 1)))
+    calibrate = parts.get("calibrate", False)
+    if not isinstance(calibrate, bool):
+        raise ValueError(f"calibrate must be true or false, got {reprlib.repr(calibrate)}")
+    return Grid(name, description, base, axes, read_seeds(parts.get("seeds", 1)), calibrate)
 
 
 def read_seeds(seeds: Any) -> tuple[int, ...]:

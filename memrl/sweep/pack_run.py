@@ -193,6 +193,7 @@ def start_pack(
     *,
     alternates: bool = True,
     timeline: Timeline | None = None,
+    adapters: str = "",
 ) -> Trainer:
     """A pack, or two halves that alternate where a backend samples and there is more than one cell.
 
@@ -203,13 +204,14 @@ def start_pack(
         alternates: whether a backend samples for one half of the pack while the other updates; not where sampler and
             learner share a GPU, which each then has in turn for the whole pack.
         timeline: takes the halves' spans of sampling and updating.
+        adapters: folder where the adapter of each cell that ends is kept; empty: nowhere.
 
     Raises:
         ValueError: the model can't be read, or is not calibrated for a cell's prompt.
     """
     if backend is None or len(cells) == 1 or not alternates:
-        return Pack(cells, device=device, backend=backend)
-    return HalfPacks.split(cells, device=device, backend=backend, timeline=timeline)
+        return Pack(cells, device=device, backend=backend, adapters=adapters)
+    return HalfPacks.split(cells, device=device, backend=backend, timeline=timeline, adapters=adapters)
 
 
 def set_up_torch(num_threads: int | None) -> None:

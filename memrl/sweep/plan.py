@@ -1,5 +1,6 @@
 """What a sweep will do: in which packs, on how many trials at once, and where."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -26,6 +27,7 @@ class Plan:
         pool: the engines that sample cells with rollout=vllm; empty: there are none.
         colocated: whether a trial is sampled by the engine on its own GPU, in turn with the learner.
         placements: placement groups that the packs take in turn; none: one of the learner's bundle alone.
+        adapters: folder where the adapters of cells that end are kept; empty: nowhere.
         reuses_processes: whether a trial's process serves the next one too, which saves imports and the base model.
     """
 
@@ -36,6 +38,7 @@ class Plan:
     pool: str = ""
     colocated: bool = False
     placements: Sequence[Bundles] = ()
+    adapters: str = ""
     reuses_processes: bool = True
 
     @property
@@ -74,7 +77,9 @@ def plan_packs(cells: Sequence[TrainConfig], execution: Execution, num_cpus: flo
     places = num_gpus if device == "cuda" else num_cpus // execution.num_threads
     num_trials = execution.num_trials or max(1, int(places))
     packs = pack_cells(cells, execution.pack_size or choose_pack_size(len(cells), num_trials))
-    return Plan(packs, num_trials, device, execution.num_threads)
+    # Trials run in folders of their own.
+    adapters = os.path.abspath(os.path.expanduser(execution.save_adapters)) if execution.save_adapters else ""
+    return Plan(packs, num_trials, device, execution.num_threads, adapters=adapters)
 
 
 def describe_plan(cells: Mapping[str, TrainConfig], store: TableStore, execution: Execution) -> str:

@@ -60,6 +60,7 @@ class PackTrial(tune.Trainable):
             backend=self._backend if uses_engines(cells) else None,
             alternates=not plan.colocated,
             timeline=timeline,
+            adapters=plan.adapters,
         )
         self._run = self._pack_run.PackRun.start(cells, start, timeline)
         return True

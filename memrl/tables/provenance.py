@@ -26,6 +26,15 @@ def describe_versions() -> str:
 
 
 @cache
+def describe_processor() -> str:
+    """The processor's name."""
+    told = Path("/proc/cpuinfo")
+    lines = told.read_text("utf-8").splitlines() if told.exists() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
+
+
+@cache
 def find_revision() -> str | None:
     """The git revision of the checkout that the package was imported from, `+` appended where its code is changed."""
     package = Path(memrl.__file__).parent

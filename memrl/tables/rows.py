@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from memrl.config import TrainConfig, hash_fields
-from memrl.tables.provenance import describe_versions, find_revision
+from memrl.tables.provenance import describe_processor, describe_versions, find_revision
 from memrl.tables.schema import EPISODES_TO_MEMORIZE_SCHEMA
 from memrl.task.result import REACHED, RunResult
 from memrl.task.reward import Channel, build_channel
@@ -21,7 +21,12 @@ Row = dict[str, Any]
 
 
 def trained_row(
-    config: TrainConfig, channel: Channel, result: RunResult, prior_kl_bits: float, prior_well_formed: float
+    config: TrainConfig,
+    channel: Channel,
+    result: RunResult,
+    prior_kl_bits: float,
+    prior_well_formed: float,
+    base: Mapping[str, Any],
 ) -> Row:
     """The row of a cell that was trained.
 
@@ -31,9 +36,11 @@ def trained_row(
         result: how its run ended; where it failed, the capacities are null, for what failed may be the channel.
         prior_kl_bits: KL(uniform || policy) before the first update.
         prior_well_formed: mass on answers in range before the first update.
+        base: the columns that tell of the base model and of what it ran on.
     """
     return {
         **_describe_cell(config),
+        **base,
         **({} if result.status == "failed" else _describe_channel(channel)),
         **_describe_result(result),
         "prior_kl_bits": prior_kl_bits,
@@ -85,6 +92,7 @@ def _describe(agent: str, config: TrainConfig, fields: Mapping[str, Any]) -> Row
         "signal_bits": math.log2(config.N),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": describe_versions(),
+        "processor": describe_processor(),
         "revision": find_revision(),
     }
 

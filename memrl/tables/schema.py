@@ -59,6 +59,11 @@ EPISODES_TO_MEMORIZE_SCHEMA = pa.schema(
         _column("identifiable", pa.bool_(), "whether maximizing the reward means saying the secret, for every secret"),
         _column("prior_kl_bits", pa.float64(), "KL(uniform || policy) before the first update"),
         _column("prior_well_formed", pa.float64(), "mass on answers in range before the first update"),
+        _column("base_hash", pa.string(), "stands for the base model's weights and architecture"),
+        _column("tokenizer_hash", pa.string(), "stands for its tokenizer and chat template"),
+        _column("base_commit", pa.string(), "the hub's commit of it; null where it is not the hub's"),
+        _column("prompt_hash", pa.string(), "stands for the prompt's token ids"),
+        _column("answer_tokens", pa.int64(), "tokens of the longest answer, stop token included"),
         _column("e50", pa.int64(), "episodes before P(secret) first reached 0.5; if censored: episodes used in all"),
         _column("e50_censored", pa.bool_(), "the run ended before P(secret) reached 0.5"),
         _column("e90", pa.int64(), "episodes before P(secret) first reached 0.9; if censored: episodes used in all"),
@@ -73,6 +78,7 @@ EPISODES_TO_MEMORIZE_SCHEMA = pa.schema(
         _column("tokens", pa.int64(), "tokens of all episodes, as a sampler without sharing would count them"),
         _column("created", pa.string(), "UTC time of the row, ISO 8601"),
         _column("versions", pa.string(), "JSON: memrl, python, torch, transformers, ray, and what else ran"),
+        _column("processor", pa.string(), "name of the GPU that it trained on, or of the processor"),
         _column("revision", pa.string(), "git revision of the code; null outside a checkout"),
     ]
 )
