@@ -46,17 +46,22 @@ class ReportRequest:
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit code."""
     (request,) = parse_arguments(argv, ReportRequest, usage=USAGE)
+    command = repeat_command("-m memrl.report", argv)
     with exit_on_bad_input():
         sweeps = split_sweeps(request)
-        if len(sweeps) == 2:
-            return compare(sweeps, repeat_command("-m memrl.report", argv))
-        address = find_tables(request)
-        from memrl.analysis import figure_data, findings, page, summary
+        address, *others = (find_tables(sweep) for sweep in sweeps)
+        from memrl.analysis import comparison_page, figure_data, findings, page, summary
 
+        folder = local_folder(address)
+        if others:
+            addresses, grids = (address, others[0]), (sweeps[0].grid, sweeps[1].grid)
+            names = addresses if grids[0] == grids[1] else grids
+            versus, answer = comparison_page.write_comparison(addresses, names, folder, command)
+            print(f"{answer}\nreport: {versus}")
+            return 0
         measured = summary.summarize_sweep(address, count_planned(request.grid))
-    folder = local_folder(address)
     figures = figure_data.collect_figures(measured)
-    commands = [repeat_command("sweeps/launch.py", [f"grid={request.grid}"]), repeat_command("-m memrl.report", argv)]
+    commands = [repeat_command("sweeps/launch.py", [f"grid={request.grid}"]), command]
     question = read_question(request.grid, GRIDS)
     written = page.write_page(measured, figures, request.grid, folder, commands, question)
     if request.findings is not None:
@@ -82,18 +87,6 @@ def split_sweeps(request: ReportRequest) -> list[ReportRequest]:
     if addresses and len(addresses) != len(grids):
         raise ValueError(f"results must hold one address for each sweep, got {request.results}")
     return [ReportRequest(grid=grid, results=address) for grid, address in zip_longest(grids, addresses)]
-
-
-def compare(sweeps: Sequence[ReportRequest], command: str) -> int:
-    """Writes the page of two sweeps side by side; returns the exit code."""
-    first, second = (find_tables(sweep) for sweep in sweeps)
-    from memrl.analysis.comparison_page import write_comparison
-
-    names = (first, second) if sweeps[0].grid == sweeps[1].grid else (sweeps[0].grid, sweeps[1].grid)
-    page, answer = write_comparison((first, second), names, local_folder(first), command)
-    print(answer)
-    print(f"report: {page}")
-    return 0
 
 
 def find_tables(request: ReportRequest) -> str:

@@ -5,7 +5,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from huggingface_hub import HfApi, constants, try_to_load_from_cache
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging
+from transformers.utils.hub import cached_file
 
 from memrl.config import Dtype, EnvType, PromptFormat
 from memrl.model_files import hash_tokenizer, hash_weights
@@ -18,9 +30,6 @@ from memrl.task.automaton import AnswerAutomaton, build_automaton
 from memrl.task.prompt import prompt_text
 
 _HUB_SECONDS = 3.0
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +79,7 @@ class EncodedTask:
 
 def load_base_model(
     model: str, dtype: Dtype = "float32", device: str = "cpu"
-) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Loads a base model and its tokenizer, without remote code.
 
     Args:
@@ -85,9 +94,6 @@ def load_base_model(
         ValueError: the model or its tokenizer can't be read.
     """
     address = bring_model(model)
-    import torch
-    from transformers import AutoModelForCausalLM
-
     tokenizer = _load_checked_tokenizer(model, address)
     try:
         with _hide_progress_bars():
@@ -145,8 +151,6 @@ def identify_files(model: str) -> BaseFiles:
     """
     address, commit = Path(bring_model(model)), None
     if not address.is_dir():
-        from transformers.utils.hub import cached_file
-
         try:
             address = Path(str(cached_file(str(address), "config.json"))).parent
         except OSError as error:
@@ -157,8 +161,6 @@ def identify_files(model: str) -> BaseFiles:
 
 def _hub_has(name: str) -> bool:
     """Whether a hub's model is in its cache already, or the hub answers within seconds."""
-    from huggingface_hub import HfApi, constants, try_to_load_from_cache
-
     if isinstance(try_to_load_from_cache(name, "config.json"), str):
         return True
     if constants.HF_HUB_OFFLINE:
@@ -170,7 +172,7 @@ def _hub_has(name: str) -> bool:
     return True
 
 
-def save_base_model(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", folder: Path) -> None:
+def save_base_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Writes a model and its tokenizer as a folder that `load_base_model` reads: safetensors and JSON."""
     drop_sampling_settings(model)
     with _hide_progress_bars():
@@ -180,17 +182,15 @@ def save_base_model(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBas
         weights.chmod(0o644)  # they are written for the owner alone, and others can't install a package of such files
 
 
-def drop_sampling_settings(model: "PreTrainedModel") -> None:
+def drop_sampling_settings(model: PreTrainedModel) -> None:
     """Keeps only the special tokens of a model's generation settings: others may be such as can't be saved again."""
-    from transformers import GenerationConfig
-
     generating: Any = model
     old = generating.generation_config
     names = ("bos_token_id", "eos_token_id", "pad_token_id")
     generating.generation_config = GenerationConfig(**{name: getattr(old, name, None) for name in names})
 
 
-def load_tokenizer(model: str) -> "PreTrainedTokenizerBase":
+def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
     """Loads the tokenizer of `model` alone.
 
     Raises:
@@ -199,9 +199,7 @@ def load_tokenizer(model: str) -> "PreTrainedTokenizerBase":
     return _load_checked_tokenizer(model, bring_model(model))
 
 
-def _load_checked_tokenizer(model: str, address: str) -> "PreTrainedTokenizerBase":
-    from transformers import AutoTokenizer
-
+def _load_checked_tokenizer(model: str, address: str) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(address, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
@@ -211,8 +209,6 @@ def _load_checked_tokenizer(model: str, address: str) -> "PreTrainedTokenizerBas
 @contextmanager
 def _hide_progress_bars() -> Iterator[None]:
     """Keeps transformers' bars of loaded and written tensors from breaking the live line of a command."""
-    from transformers.utils import logging
-
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
@@ -229,7 +225,7 @@ def _unreadable(model: str, error: Exception) -> ValueError:
 
 @lru_cache(maxsize=256)
 def encode_task(
-    tokenizer: "PreTrainedTokenizerBase",
+    tokenizer: PreTrainedTokenizerBase,
     N: int,
     env_type: EnvType,
     prompt_format: PromptFormat = "plain",

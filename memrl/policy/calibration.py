@@ -4,16 +4,14 @@ import math
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
+from transformers import PreTrainedModel
 
 from memrl.policy.base_model import EncodedTask
 from memrl.policy.tree_pass import TreeBatch, plant_trees, score_nodes
 from memrl.policy.walk_check import check_walk
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 KL_LIMIT_BITS = 0.1
 """Above it log2 N is the wrong count of what is to be learned."""
@@ -49,14 +47,12 @@ def iterate_trees(task: EncodedTask, answers_per_pass: int = _ANSWERS_PER_PASS) 
         yield plant_trees([task], [task.tree.inner_nodes(order[start : start + answers_per_pass])])
 
 
-def compute_answer_log2(model: "PreTrainedModel", task: EncodedTask) -> np.ndarray:
+def compute_answer_log2(model: PreTrainedModel, task: EncodedTask) -> np.ndarray:
     """Computes log2 P(answer) of all N answers exactly, stop token included.
 
     Returns:
         float64 array of shape (N,), bits, at most 0.
     """
-    import torch
-
     tree = task.tree
     alphabet = torch.from_numpy(task.automaton.alphabet).to(model.device)
     step_log2 = np.zeros((len(tree.parent), len(alphabet)))
@@ -68,7 +64,7 @@ def compute_answer_log2(model: "PreTrainedModel", task: EncodedTask) -> np.ndarr
     return np.where(tree.paths >= 0, into[tree.paths], 0.0).sum(axis=1)
 
 
-def measure_prior(model: "PreTrainedModel", task: EncodedTask) -> Prior:
+def measure_prior(model: PreTrainedModel, task: EncodedTask) -> Prior:
     """Measures exactly how far a policy is from answering a prompt uniformly.
 
     Raises:

@@ -9,7 +9,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from memrl.config import Dtype, EnvType, PromptFormat, TrainConfig
 from memrl.policy.base_model import EncodedTask, encode_task, identify_files, load_base_model, save_base_model
@@ -19,9 +21,6 @@ from memrl.policy.interference import measure_interference
 from memrl.policy.model_folder import calibrated_folder, check_model_folder
 from memrl.policy.walk_check import check_walk
 from memrl.policy.warmup import WarmupRecipe, attach_lora, merge_lora, warm_up
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 RECORD = "warmup.json"
 """The file beside the weights that says what they are calibrated for, and how they were made."""
@@ -76,7 +75,7 @@ class Calibration:
         seconds: how long it took.
     """
 
-    model: "PreTrainedModel"
+    model: PreTrainedModel
     method: Method
     recipe: WarmupRecipe | HeadRecipe
     losses: Sequence[float]
@@ -90,7 +89,7 @@ class Calibration:
 
 
 def calibrate_model(
-    model: "PreTrainedModel",
+    model: PreTrainedModel,
     tasks: Sequence[EncodedTask],
     recipe: WarmupRecipe,
     *,
@@ -140,7 +139,7 @@ def calibrate_model(
 
 
 def _calibrate_head(
-    model: "PreTrainedModel", tasks: Sequence[EncodedTask], recipe: HeadRecipe, report: Report
+    model: PreTrainedModel, tasks: Sequence[EncodedTask], recipe: HeadRecipe, report: Report
 ) -> list[float]:
     total = sum(int((~task.tree.is_leaf).sum()) for task in tasks)
     read = 0
@@ -157,7 +156,7 @@ def _calibrate_head(
 
 
 def measure_all_interference(
-    model: "PreTrainedModel", tasks: Sequence[EncodedTask], stage: str, report: Report
+    model: PreTrainedModel, tasks: Sequence[EncodedTask], stage: str, report: Report
 ) -> list[float]:
     """The interference of every prompt's places; see `memrl.policy.interference`."""
     measured: list[float] = []
@@ -181,7 +180,7 @@ def _watch_steps(tasks: Sequence[EncodedTask], recipe: WarmupRecipe, report: Rep
     return watch
 
 
-def save_calibration(calibration: Calibration, tokenizer: "PreTrainedTokenizerBase", folder: Path, source: str) -> None:
+def save_calibration(calibration: Calibration, tokenizer: PreTrainedTokenizerBase, folder: Path, source: str) -> None:
     """Writes the model, its tokenizer and the record as a folder that `model=FOLDER` reads.
 
     Args:

@@ -1,9 +1,10 @@
 """The architecture and the tokenizer of the embedded base model, before any training."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+import torch
+from tokenizers import Tokenizer, decoders, models
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 SPECIAL_TOKENS = ("<pad>", "<eos>", "<unk>")
 CHARACTERS = " -:,.=?_/0123456789abcdefghijklmnopqrstuvwxyz"
@@ -13,11 +14,8 @@ CHARACTERS = " -:,.=?_/0123456789abcdefghijklmnopqrstuvwxyz"
 _CHAT_TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
 
 
-def build_embedded_tokenizer() -> "PreTrainedTokenizerFast":
+def build_embedded_tokenizer() -> PreTrainedTokenizerFast:
     """Builds the tokenizer: one token a character, no merges, no token added of its own accord."""
-    from tokenizers import Tokenizer, decoders, models
-    from transformers import PreTrainedTokenizerFast
-
     vocabulary = {token: i for i, token in enumerate((*SPECIAL_TOKENS, *CHARACTERS))}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>"))
     tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
@@ -34,15 +32,12 @@ def build_embedded_tokenizer() -> "PreTrainedTokenizerFast":
     return fast
 
 
-def build_embedded_model(seed: int) -> "LlamaForCausalLM":
+def build_embedded_model(seed: int) -> LlamaForCausalLM:
     """Builds the untrained network from a seed: a Llama of 0.23 million parameters, float32.
 
     Every dimension of a linear layer is a multiple of 32, and a head is 32 wide, which vLLM takes on a CPU. The head is
     not tied to the embeddings: adapters leave it alone, so its scale has to let a policy become certain.
     """
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
     size = len(SPECIAL_TOKENS) + len(CHARACTERS)
     config = LlamaConfig(
         vocab_size=size,

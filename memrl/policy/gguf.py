@@ -8,6 +8,9 @@ from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
 from memrl.model_files import hash_weights
 from memrl.policy.cache import find_cache_folder
 
@@ -41,9 +44,6 @@ def dequantize(file: Path) -> Path:
 
 
 def _write_dequantized(file: Path, folder: Path) -> None:
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     source: Any = {"pretrained_model_name_or_path": file.parent, "gguf_file": file.name}
     tokenizer: Any = AutoTokenizer.from_pretrained(**source)
     read: Any = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)

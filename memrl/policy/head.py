@@ -8,18 +8,16 @@ answer tree, which are computed once. All other logits stay, so that one log-sum
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from memrl.policy.base_model import EncodedTask
 from memrl.policy.calibration import iterate_trees
 from memrl.policy.tree_pass import TreeBatch, run_trees
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -57,7 +55,7 @@ class TreeStates:
     weight: Tensor
 
 
-def untie_head(model: "PreTrainedModel") -> None:
+def untie_head(model: PreTrainedModel) -> None:
     """Gives the head weights of its own where it shares the embeddings', in the model and in what is saved of it."""
     head, embeddings = _find_head(model), model.get_input_embeddings()
     if head.weight is getattr(embeddings, "weight", None):
@@ -69,7 +67,7 @@ def untie_head(model: "PreTrainedModel") -> None:
 
 
 def read_states(
-    model: "PreTrainedModel",
+    model: PreTrainedModel,
     tasks: Sequence[EncodedTask],
     report: Callable[[int], None] = lambda nodes: None,
 ) -> TreeStates:
@@ -107,7 +105,7 @@ def _lay_targets(task: EncodedTask, tokens: np.ndarray) -> tuple[np.ndarray, np.
 
 
 def fit_head(
-    model: "PreTrainedModel",
+    model: PreTrainedModel,
     states: TreeStates,
     recipe: HeadRecipe,
     report: Callable[[int, float], None] = lambda step, loss: None,
@@ -153,14 +151,14 @@ def fit_head(
     return losses
 
 
-def _find_head(model: "PreTrainedModel") -> nn.Linear:
+def _find_head(model: PreTrainedModel) -> nn.Linear:
     head: Any = model.get_output_embeddings()
     if not isinstance(head, nn.Linear):
         raise ValueError(f"model must have a linear head, got {type(model).__name__} (use method=lora)")
     return head
 
 
-def _find_shape(model: "PreTrainedModel") -> Callable[[Tensor], Tensor]:
+def _find_shape(model: PreTrainedModel) -> Callable[[Tensor], Tensor]:
     """What the model makes of its head's output before it is a logit: mostly nothing, a cap or a factor in some."""
     config: Any = model.config.get_text_config()
     cap, factor = getattr(config, "final_logit_softcapping", None), getattr(config, "logit_scale", None)
@@ -171,7 +169,7 @@ def _find_shape(model: "PreTrainedModel") -> Callable[[Tensor], Tensor]:
     return lambda logits: logits * scale
 
 
-def _run_head(model: "PreTrainedModel", batch: TreeBatch, places: np.ndarray) -> tuple[Tensor, Tensor]:
+def _run_head(model: PreTrainedModel, batch: TreeBatch, places: np.ndarray) -> tuple[Tensor, Tensor]:
     """The head's input and the logits at some places of a batch of one row, at least float32."""
     seen: list[Tensor] = []
     watch = _find_head(model).register_forward_pre_hook(lambda head, inputs: seen.append(inputs[0]))

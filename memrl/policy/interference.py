@@ -24,18 +24,16 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from memrl.policy.adapter_pack import find_linears
 from memrl.policy.base_model import EncodedTask
 from memrl.policy.experts import leave_out_routers
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 ANSWERS = 4
 """Answers whose mean is taken; a mean of four is within about 0.02 of the mean over all answers."""
@@ -58,9 +56,7 @@ class Places:
     allowed: tuple[np.ndarray, ...]
 
 
-def measure_interference(
-    model: "PreTrainedModel", task: EncodedTask, num_answers: int = ANSWERS, seed: int = 0
-) -> float:
+def measure_interference(model: PreTrainedModel, task: EncodedTask, num_answers: int = ANSWERS, seed: int = 0) -> float:
     """Measures the interference of a prompt's places in a model without adapter; see this module.
 
     Args:
@@ -109,7 +105,7 @@ def _average_cosine(products: np.ndarray) -> float:
     return float(cosines[~np.eye(len(cosines), dtype=bool)].mean())
 
 
-def _multiply_gradients(model: "PreTrainedModel", task: EncodedTask, places: Places) -> np.ndarray:
+def _multiply_gradients(model: PreTrainedModel, task: EncodedTask, places: Places) -> np.ndarray:
     """The mean inner products of the places' gradients, up to a common factor: float64 (places, places)."""
     ids = torch.tensor([[*task.prompt_ids, *places.tokens]], device=model.device)
     alphabet = torch.from_numpy(task.automaton.alphabet).to(model.device)
@@ -140,7 +136,7 @@ def _multiply_layer(x: Tensor, delta: Tensor) -> np.ndarray:
 
 
 @contextmanager
-def _watch(model: "PreTrainedModel", layers: Mapping[str, nn.Linear]) -> Iterator[list[tuple[Tensor, Tensor]]]:
+def _watch(model: PreTrainedModel, layers: Mapping[str, nn.Linear]) -> Iterator[list[tuple[Tensor, Tensor]]]:
     """Collects the layers' inputs, (positions, d_in), and their outputs, with a graph from the embeddings on."""
     seen: list[tuple[Tensor, Tensor]] = []
 

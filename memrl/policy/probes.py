@@ -7,18 +7,16 @@ answer are written, and which were the last few. They are dropped afterwards; th
 them right.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import PreTrainedModel
 
 from memrl.policy.base_model import EncodedTask
 from memrl.policy.tree_pass import TreeBatch
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 _DEPTHS = 32
 _LAGS = 6
@@ -32,7 +30,7 @@ class Probes(nn.Module):
         seed: draws the readers' start.
     """
 
-    def __init__(self, model: "PreTrainedModel", seed: int) -> None:
+    def __init__(self, model: PreTrainedModel, seed: int) -> None:
         super().__init__()
         head: Any = model.get_output_embeddings()
         vocabulary, width = head.weight.shape

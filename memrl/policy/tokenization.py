@@ -9,15 +9,13 @@ writes.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from transformers import PreTrainedTokenizerBase
 
 from memrl.config import PromptFormat
 from memrl.task.answer_format import AnswerFormat, change_separator
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 _MOST_ANSWERS_CHECKED = 4096
 """Up to so many, each answer's tokens are compared with those of its symbols."""
@@ -44,7 +42,7 @@ class EncodedPrompt:
         ids: token ids of the whole prompt.
     """
 
-    tokenizer: "PreTrainedTokenizerBase"
+    tokenizer: PreTrainedTokenizerBase
     text: str
     start: tuple[int, ...]
     ids: tuple[int, ...]
@@ -66,7 +64,7 @@ class EncodedPrompt:
         return [ids[len(own) :] for ids in encoded]
 
 
-def encode_prompt(tokenizer: "PreTrainedTokenizerBase", text: str, prompt_format: PromptFormat) -> EncodedPrompt:
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, text: str, prompt_format: PromptFormat) -> EncodedPrompt:
     """Encodes a prompt.
 
     Raises:
@@ -83,7 +81,7 @@ def encode_prompt(tokenizer: "PreTrainedTokenizerBase", text: str, prompt_format
     return EncodedPrompt(tokenizer, written, start, ids)
 
 
-def render_chat(tokenizer: "PreTrainedTokenizerBase", text: str, answer: str | None = None) -> str:
+def render_chat(tokenizer: PreTrainedTokenizerBase, text: str, answer: str | None = None) -> str:
     """What the model's chat template writes: up to where an answer is to begin, or with that answer given.
 
     Raises:
@@ -106,7 +104,7 @@ def render_chat(tokenizer: "PreTrainedTokenizerBase", text: str, answer: str | N
     return rendered
 
 
-def find_stop(tokenizer: "PreTrainedTokenizerBase", prompt_format: PromptFormat) -> int:
+def find_stop(tokenizer: PreTrainedTokenizerBase, prompt_format: PromptFormat) -> int:
     """The token that ends an answer: in a chat the special token that ends the template's turn, else the end of text.
 
     Raises:
@@ -174,7 +172,7 @@ def _sample_answers(answer_format: AnswerFormat, most: int) -> np.ndarray:
     return drawn if answer_format.num_env_steps > 1 else drawn % answer_format.num_answers
 
 
-def _find_start(tokenizer: "PreTrainedTokenizerBase", text: str) -> tuple[int, ...]:
+def _find_start(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, ...]:
     """What the tokenizer puts before a text of its own accord, such as a token for its beginning."""
     whole: Any = tokenizer(text)["input_ids"]
     plain = _encode(tokenizer, [text])[0]
@@ -182,7 +180,7 @@ def _find_start(tokenizer: "PreTrainedTokenizerBase", text: str) -> tuple[int, .
     return tuple(whole[: next(starts, 0)])
 
 
-def _check_said(tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int], text: str) -> None:
+def _check_said(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], text: str) -> None:
     said = str(tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
     if text not in said:
         raise ValueError(
@@ -191,6 +189,6 @@ def _check_said(tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int], text: 
         )
 
 
-def _encode(tokenizer: "PreTrainedTokenizerBase", texts: list[str]) -> list[list[int]]:
+def _encode(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
     encoded: Any = tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]
     return encoded

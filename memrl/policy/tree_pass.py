@@ -2,16 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from memrl.policy.base_model import EncodedTask
 from memrl.policy.token_tree import PaddedRows, pad_rows
-
-if TYPE_CHECKING:
-    import torch
-    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -52,12 +50,10 @@ def plant_trees(tasks: Sequence[EncodedTask], nodes: list[np.ndarray]) -> TreeBa
     return TreeBatch(rows, nodes, columns)
 
 
-def run_trees(model: "PreTrainedModel", batch: TreeBatch) -> "torch.Tensor":
+def run_trees(model: PreTrainedModel, batch: TreeBatch) -> Tensor:
     """Feeds a batch to a model, with gradient; returns the logits after every token, (rows, length, vocabulary)."""
-    import torch
-
     device, dtype = model.device, model.dtype
-    output: Any = model(
+    output = model(
         input_ids=torch.from_numpy(batch.rows.token).to(device),
         position_ids=torch.from_numpy(batch.rows.position).to(device),
         attention_mask=torch.from_numpy(batch.rows.mask).to(device, dtype),
@@ -66,14 +62,12 @@ def run_trees(model: "PreTrainedModel", batch: TreeBatch) -> "torch.Tensor":
     return output.logits
 
 
-def score_nodes(model: "PreTrainedModel", batch: TreeBatch) -> "list[torch.Tensor]":
+def score_nodes(model: PreTrainedModel, batch: TreeBatch) -> list[Tensor]:
     """Computes the policy's next-token distribution at every node of a batch, with gradient.
 
     Returns:
         For each row, natural log-probabilities over the vocabulary, (nodes, vocabulary), at least float32.
     """
-    import torch
-
     logits = run_trees(model, batch)
     wide = torch.promote_types(logits.dtype, torch.float32)
     columns = [torch.from_numpy(each).to(logits.device) for each in batch.columns]

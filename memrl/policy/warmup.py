@@ -11,19 +11,18 @@ same minimum. Answers and prompts that deviate most are drawn more often.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from memrl.policy.base_model import EncodedTask
 from memrl.policy.calibration import Prior, compute_answer_log2, summarize_prior
+from memrl.policy.probes import Probes
 from memrl.policy.tree_pass import plant_trees, score_nodes
-
-if TYPE_CHECKING:
-    import torch
-    from transformers import PreTrainedModel
-
-    from memrl.policy.probes import Probes
 
 
 @dataclass(frozen=True)
@@ -99,7 +98,7 @@ class AnswerSampler:
     def __post_init__(self) -> None:
         self.deviations = [np.ones(task.N) for task in self.tasks]
 
-    def measure(self, model: "PreTrainedModel") -> list[Prior]:
+    def measure(self, model: PreTrainedModel) -> list[Prior]:
         """Measures every prompt exactly, and draws by what was found from now on."""
         log2_p = [compute_answer_log2(model, task) for task in self.tasks]
         self.deviations = [np.abs(answers + math.log2(len(answers))) for answers in log2_p]
@@ -123,13 +122,13 @@ class AnswerSampler:
 
 
 def compute_warmup_loss(
-    model: "PreTrainedModel",
+    model: PreTrainedModel,
     tasks: Sequence[EncodedTask],
     answers: Sequence[np.ndarray],
     ratio_weight: float,
-    probes: "Probes | None" = None,
+    probes: Probes | None = None,
     probe_weight: float = 0.0,
-) -> "torch.Tensor":
+) -> Tensor:
     """Computes the loss of some answers, nats, averaged over answers and then over prompts.
 
     Σ_t KL(p_t || q_t) + ratio_weight · mean_a (log q_t(a) - log p_t(a))² along an answer's path, with p_t the exact
@@ -146,8 +145,6 @@ def compute_warmup_loss(
     Returns:
         Scalar with gradient, at least 0.
     """
-    import torch
-
     nodes = [task.tree.inner_nodes(chosen) for task, chosen in zip(tasks, answers, strict=True)]
     batch = plant_trees(tasks, nodes)
     losses = []
@@ -173,7 +170,7 @@ def _weigh_nodes(task: EncodedTask, answers: np.ndarray, nodes: np.ndarray) -> n
 
 
 def warm_up(
-    model: "PreTrainedModel",
+    model: PreTrainedModel,
     tasks: Sequence[EncodedTask],
     recipe: WarmupRecipe,
     report: Callable[[WarmupProgress], None] = lambda progress: None,
@@ -189,10 +186,6 @@ def warm_up(
     Returns:
         The loss of each step, nats.
     """
-    import torch
-
-    from memrl.policy.probes import Probes
-
     probes = Probes(model, recipe.seed) if recipe.probe_weight else None
     parameters = [p for module in (model, probes) if module for p in module.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=recipe.learning_rate, betas=(0.9, 0.99), weight_decay=0.0)
@@ -232,7 +225,7 @@ def learning_rate_share(step: int, steps: int) -> float:
     return 0.5 * (1.0 + math.cos(math.pi * (step - rise) / (steps - rise)))
 
 
-def attach_lora(model: "PreTrainedModel", rank: int, seed: int) -> Any:
+def attach_lora(model: PreTrainedModel, rank: int, seed: int) -> Any:
     """Freezes a model and puts a trainable float32 LoRA on all its linear layers but the head, by PEFT.
 
     Args:
@@ -240,15 +233,12 @@ def attach_lora(model: "PreTrainedModel", rank: int, seed: int) -> Any:
         rank: of the adapter; its scale is 32 / rank.
         seed: seeds the adapter's start.
     """
-    import torch
-    from peft import LoraConfig, get_peft_model
-
     config = LoraConfig(r=rank, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return get_peft_model(model, config)
 
 
-def merge_lora(adapted: Any) -> "PreTrainedModel":
+def merge_lora(adapted: PeftModel) -> PreTrainedModel:
     """Adds the adapter to the base's weights and returns the plain model."""
     return adapted.merge_and_unload().eval()

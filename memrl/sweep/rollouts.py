@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from memrl.config import TrainConfig
-from memrl.policy.base_model import bring_model
 from memrl.rollout.vllm_actor import EngineOptions, find_engine_device
 from memrl.sweep.execution import Execution
 
@@ -47,6 +46,9 @@ def describe_engines(cells: Sequence[TrainConfig], execution: Execution) -> Engi
     bases = sorted({(cell.model, cell.dtype) for cell in sampled})
     if len(bases) > 1:
         raise ValueError(f"model and dtype must be one for all cells of a sweep with rollout=vllm, got {bases}")
+    # Here, and not above: a launcher without engines has no use for torch.
+    from memrl.policy.base_model import bring_model
+
     return EngineOptions(
         model=bring_model(sampled[0].model),
         dtype=sampled[0].dtype,

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import fsspec
 from pyarrow import fs
 
 _PYARROW_SCHEMES = ("file", "s3", "gs", "gcs", "hdfs", "abfs")
@@ -26,8 +27,6 @@ def find_filesystem(address: str) -> tuple[fs.FileSystem, str]:
         if scheme in _PYARROW_SCHEMES:
             filesystem, root = fs.FileSystem.from_uri(address)
         else:
-            import fsspec
-
             handler, root = fsspec.core.url_to_fs(address)
             filesystem = fs.PyFileSystem(fs.FSSpecHandler(handler))
     except (ValueError, ImportError, NotImplementedError, OSError) as error:

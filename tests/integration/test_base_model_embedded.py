@@ -9,13 +9,14 @@ from peft import LoraConfig, get_peft_model
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from memrl.calibrate import calibrate
 from memrl.policy.base_model import encode_task, load_base_model
 from memrl.policy.calibration import compute_answer_log2, measure_prior
 from memrl.policy.calibrator import RECORD
 from memrl.policy.embedded import build_embedded_model, build_embedded_tokenizer
 from memrl.policy.model_folder import embedded_model_folder
 from memrl.policy.warmup import WarmupRecipe, warm_up
-from memrl.warmup_train import WarmupConfig, calibrate
+from memrl.warmup_config import WarmupConfig
 
 FOLDER = embedded_model_folder()
 N_VALUES = [2**i for i in range(1, 13)] + [10, 100, 500, 1000]

@@ -1,0 +1,151 @@
+"""Calibrates a model as the command `warmup_train` says, writes its folder, and prints what came of every prompt."""
+
+import math
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from memrl.policy.adapter_pack import find_linears
+from memrl.policy.base_model import encode_task, load_base_model
+from memrl.policy.calibrator import (
+    CalibratedPrompt,
+    Calibration,
+    Question,
+    calibrate_model,
+    read_questions,
+    save_calibration,
+)
+from memrl.policy.embedded import build_embedded_model, build_embedded_tokenizer
+from memrl.policy.head import HeadRecipe
+from memrl.policy.model_folder import check_model_folder
+from memrl.policy.warmup import WarmupRecipe
+from memrl.warmup_config import WarmupConfig
+
+_PLAIN_SECONDS = 10.0
+"""Without a terminal, progress is printed this often."""
+
+
+def calibrate(config: WarmupConfig) -> Calibration:
+    """Calibrates as `config` says, and writes the folder.
+
+    Prompts that the model's own record lists are calibrated along, so that a model keeps what it was calibrated for.
+
+    Raises:
+        ValueError: the model can't be read, has no layers for adapters, or its tokenizer can't write the answers.
+    """
+    output = Path(config.output)
+    _prepare_folder(output)
+    model, tokenizer = _start_model(config)
+    if not find_linears(model):
+        raise ValueError(f"model must have linear layers (torch.nn.Linear) beside its head, got {type(model).__name__}")
+    tasks = [encode_task(tokenizer, *question) for question in _list_prompts(config)]
+    with ProgressLine() as line:
+        calibration = calibrate_model(
+            model,
+            tasks,
+            make_recipe(config),
+            method=config.method,
+            head_recipe=make_head_recipe(config),
+            lora_rank=config.lora_rank,
+            report=line.show,
+        )
+    save_calibration(calibration, tokenizer, output, config.model)
+    return calibration
+
+
+def _prepare_folder(folder: Path) -> None:
+    """Makes the folder, so that what can't be written is refused before the work."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"output must be a folder that can be written, got {folder} ({error.strerror})") from None
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ValueError(f"output must be a folder that can be written, got {folder}")
+
+
+def _start_model(config: WarmupConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    if config.model != "scratch":
+        return load_base_model(config.model, config.dtype, config.device)
+    model: Any = build_embedded_model(config.seed)
+    return model.to(device=config.device, dtype=getattr(torch, config.dtype)), build_embedded_tokenizer()
+
+
+def _list_prompts(config: WarmupConfig) -> list[Question]:
+    """The prompts asked for, then those that the model is calibrated for already."""
+    ending = (config.prompt_format, config.bit_separator, config.prompt)
+    asked: list[Question] = [(N, env_type, *ending) for N in config.sizes for env_type in config.env_types]
+    known = [] if config.model == "scratch" else read_questions(Path(check_model_folder(config.model)))
+    return list(dict.fromkeys([*asked, *known]))
+
+
+def make_recipe(config: WarmupConfig) -> WarmupRecipe:
+    """The recipe in force: the embedded model's own for model=scratch, else short runs that stop at the targets."""
+    scratch = config.model == "scratch"
+    steps, learning_rate = (5000, 2e-3) if scratch else (2000, 1e-3)
+    return WarmupRecipe(
+        steps=config.steps or steps,
+        learning_rate=config.learning_rate or learning_rate,
+        seed=config.seed,
+        prompts_per_step=config.prompts_per_step,
+        nodes_per_prompt=config.nodes_per_prompt,
+        probe_weight=0.1 if scratch else 0.0,
+        measure_every=200 if scratch else 100,
+        stop_early=not scratch,
+    )
+
+
+def make_head_recipe(config: WarmupConfig) -> HeadRecipe:
+    """The recipe of the head: its own, with steps and learning rate as given for method=head."""
+    given = {"steps": config.steps, "learning_rate": config.learning_rate} if config.method == "head" else {}
+    return HeadRecipe(**{name: value for name, value in given.items() if value is not None})
+
+
+class ProgressLine:
+    """One live line: what is being done, and how far it has come; without a terminal a line every ten seconds."""
+
+    def __init__(self) -> None:
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[word]}"),
+        )
+        self._bar = self._progress.add_task("", total=None, word="")
+        self._last_print = time.monotonic()
+
+    def __enter__(self) -> "ProgressLine":
+        if self._progress.console.is_terminal:
+            self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def show(self, stage: str, done: int, total: int, word: str = "") -> None:
+        """Shows how far a stage has come."""
+        self._progress.update(self._bar, description=stage, completed=done, total=total, word=word)
+        now = time.monotonic()
+        if not self._progress.console.is_terminal and (now - self._last_print >= _PLAIN_SECONDS):
+            print(f"{stage}: {done:,} of {total:,} {word}".rstrip(), flush=True)
+            self._last_print = now
+
+
+def print_prompts(prompts: Sequence[CalibratedPrompt]) -> None:
+    """Prints what came of every prompt: KL and largest deviation from uniform in bits, and interference."""
+    table = Table("N", "env_type", "KL, bits", "largest", "well-formed", "interference", "calibrated")
+    for prompt in sorted(prompts, key=lambda prompt: (prompt.task.env_type, prompt.task.N)):
+        task, prior = prompt.task, prompt.prior
+        figures = (f"{prior.kl_bits:.4f}", f"{prior.max_deviation_bits:.3f}", f"{prior.well_formed_mass:.4f}")
+        shared = f"{prompt.interference_before:.2f} → {prompt.interference:.2f}"
+        verdict = "yes" if prior.is_calibrated else "no"
+        table.add_row(str(task.N), task.env_type, *figures, "·" if math.isnan(prompt.interference) else shared, verdict)
+    Console().print(table)

@@ -1,0 +1,75 @@
+"""What the command `warmup_train` is told: which model to calibrate, for which prompts, and how."""
+
+from pathlib import Path
+from typing import Literal
+
+import chz
+
+from memrl.cli import read_value
+from memrl.config import MOST_SECRETS, Dtype, EnvType, PromptFormat
+from memrl.policy.model_folder import check_model_folder
+
+
+@chz.chz(typecheck=True)
+class WarmupConfig:
+    """What to calibrate, for which prompts, and how.
+
+    Raises:
+        ValueError: a field makes no sense; the message is one line.
+    """
+
+    output: str = chz.field(default="", doc="the folder to write; to be given")
+    model: str = chz.field(
+        default="embedded", doc="scratch, embedded, smollm2-135m, a folder, a .gguf file, or a hub name"
+    )
+    N: str = chz.field(
+        default="2,4,8,16,32,64,128,256,512,1024,2048,4096,10,100,500,1000", doc="sizes to calibrate for, by commas"
+    )
+    env_type: str = chz.field(default="single_step,multi_step", doc="single_step, multi_step, or both by a comma")
+    prompt_format: PromptFormat = chz.field(default="plain", doc="plain, or the model's chat template")
+    bit_separator: str = chz.field(default="", doc="text between bits, for tokenizers that merge them")
+    prompt: str = chz.field(default="", doc="the prompt, as cells set it; unset: the shortest there is")
+    method: Literal["full", "head", "lora"] | None = chz.field(
+        default=None, doc="full, head (the head's rows of the answers' tokens), or lora (merged); unset: as it fits"
+    )
+    steps: int | None = chz.field(default=None, doc="the most optimizer steps; unset: the method's own")
+    learning_rate: float | None = chz.field(default=None, doc="AdamW's peak; unset: the method's own")
+    prompts_per_step: int = chz.field(default=16, doc="prompts of a batch")
+    nodes_per_prompt: int = chz.field(default=96, doc="about how many nodes of a prompt's tree a batch holds")
+    lora_rank: int = chz.field(default=32, doc="rank of method=lora")
+    seed: int = chz.field(default=0, doc="draws the weights of model=scratch, and the batches")
+    dtype: Dtype = chz.field(default="float32", doc="of the weights, in training and as written")
+    device: str = chz.field(default="cpu", doc="where to train, as torch names it")
+
+    @chz.validate
+    def _check(self) -> None:
+        _require(min(self.sizes) >= 2, "N", "be at least 2", min(self.sizes))
+        _require(max(self.sizes) <= MOST_SECRETS, "N", f"be at most {MOST_SECRETS:,}", max(self.sizes))
+        _require(bool(self.env_types), "env_type", "name at least one", self.env_type)
+        _require((self.steps is None) or self.steps >= 1, "steps", "be at least 1", self.steps)
+        _require(
+            self.learning_rate is None or self.learning_rate > 0, "learning_rate", "be positive", self.learning_rate
+        )
+        _require(self.prompts_per_step >= 1, "prompts_per_step", "be at least 1", self.prompts_per_step)
+        _require(self.nodes_per_prompt >= 1, "nodes_per_prompt", "be at least 1", self.nodes_per_prompt)
+        _require(self.lora_rank >= 1, "lora_rank", "be at least 1", self.lora_rank)
+        _require(self.seed >= 0, "seed", "be at least 0", self.seed)
+        _require(bool(self.output), "output", "name the folder to write", "nothing")
+        _require(not Path(self.output).is_file(), "output", "be a folder", self.output)
+        if self.model != "scratch":
+            check_model_folder(self.model)
+
+    @property
+    def sizes(self) -> list[int]:
+        """The numbers of secrets that N lists."""
+        return [read_value("N", int, text) for text in self.N.split(",")]
+
+    @property
+    def env_types(self) -> list[EnvType]:
+        """The names that env_type lists."""
+        return [read_value("env_type", EnvType, text) for text in self.env_type.split(",")]
+
+
+def _require(holds: bool, name: str, rule: str, value: object) -> None:
+    if not holds:
+        raise ValueError(f"{name} must {rule}, got {value}")
