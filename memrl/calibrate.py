@@ -3,7 +3,7 @@
 import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from memrl.config import TrainConfig
 from memrl.policy.adapter_pack import find_linears
 from memrl.policy.base_model import encode_task, load_base_model
 from memrl.policy.calibrator import (
@@ -20,6 +21,7 @@ from memrl.policy.calibrator import (
     Calibration,
     Question,
     calibrate_model,
+    ensure_calibrated,
     read_questions,
     save_calibration,
 )
@@ -59,6 +61,19 @@ def calibrate(config: WarmupConfig) -> Calibration:
         )
     save_calibration(calibration, tokenizer, output, config.model)
     return calibration
+
+
+def bring_calibrated(cells: Collection[TrainConfig], *, dry_run: bool) -> dict[str, str]:
+    """The address of a calibrated copy of each model of some cells, which is made where there is none yet.
+
+    Raises:
+        ValueError: a model can't be read, or not be calibrated.
+    """
+    addresses = {}
+    for model in sorted({cell.model for cell in cells}):
+        with ProgressLine() as line:
+            addresses[model] = ensure_calibrated(model, cells, report=line.show, dry_run=dry_run)
+    return addresses
 
 
 def _prepare_folder(folder: Path) -> None:

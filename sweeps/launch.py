@@ -103,13 +103,9 @@ def calibrate_models(grid: str, cells: dict[str, TrainConfig], *, dry_run: bool)
     if not load_grid(grid, GRIDS).calibrate:
         return cells
     # It loads torch, which grids that do not ask for it need not wait for.
-    from memrl.policy.calibrator import ensure_calibrated
-    from memrl.warmup_train import ProgressLine
+    from memrl.calibrate import bring_calibrated
 
-    addresses = {}
-    for model in sorted({cell.model for cell in cells.values()}):
-        with ProgressLine() as line:
-            addresses[model] = ensure_calibrated(model, cells.values(), report=line.show, dry_run=dry_run)
+    addresses = bring_calibrated(cells.values(), dry_run=dry_run)
     moved = [chz.replace(cell, model=addresses[cell.model]) for cell in cells.values()]
     return {cell.cell_id: cell for cell in moved}
 
