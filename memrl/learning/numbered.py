@@ -44,6 +44,9 @@ class Numbered(Generic[T]):
         Yields:
             each value that some row has, with the places of its rows.
         """
+        if len(self.values) == 1:
+            yield self.values[0], np.arange(len(cells))
+            return
         number = self.index[cells]
         for place in np.unique(number):
             yield self.values[place], np.flatnonzero(number == place)

@@ -80,10 +80,10 @@ def _learn(
 ) -> np.ndarray:
     """One update of every adapter from a walk's episodes; returns the gradients' norms, float64 (cells,)."""
     gain, cost = weigh_edges(walk, advantages, share)
-    loss = sum_losses(walk, batch.find_rollout_logprob(walk), gain, cost, policy.objectives)
-    if walk.nodes is not None:
-        loss = loss + sum_penalties(walk.nodes, policy.score_base(walk.nodes), share, policy.objectives)
     if gain.any() or cost.any() or walk.nodes is not None:  # else there is no gradient, and Adam goes on by its moments
+        loss = sum_losses(walk, batch.find_rollout_logprob(walk), gain, cost, policy.objectives)
+        if walk.nodes is not None:
+            loss = loss + sum_penalties(walk.nodes, policy.score_base(walk.nodes), share, policy.objectives)
         policy.network.backpropagate(loss)
     norms = state.adapters.gradient_norms()
     state.adapters.update(ended=np.flatnonzero(~state.progress.is_training).tolist())
