@@ -13,8 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+_MOST_KEPT = 2**26
+"""Log-probabilities of a level that stay until the update: 256 MiB of float32. Above, they cost a second pass."""
+
 _MOST_NUMBERS = 2**24
-"""Log-probabilities that are computed at once: 64 MiB of float32, of which a few copies live at a time."""
+"""Log-probabilities that are computed at once where they do not stay."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,7 @@ class NextTokens(Protocol):
 
 def read_next_tokens(states: Tensor, head: Head) -> NextTokens:
     """The distributions after rows whose last hidden states are given, (rows, d), in a graph."""
-    if len(states) * head.vocabulary <= _MOST_NUMBERS:
+    if len(states) * head.vocabulary <= _MOST_KEPT:
         return KeptDistributions(_compute_logprobs(states, head))
     return PassingDistributions(states, head)
 

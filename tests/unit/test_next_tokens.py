@@ -46,7 +46,7 @@ def test_what_passes_equals_what_stays(monkeypatch, most_rows):
 
 @pytest.mark.parametrize(("rows", "kind"), [(7, KeptDistributions), (8, PassingDistributions)])
 def test_few_numbers_stay_and_many_pass(monkeypatch, rows, kind):
-    monkeypatch.setattr(next_tokens, "_MOST_NUMBERS", 7 * VOCABULARY)
+    monkeypatch.setattr(next_tokens, "_MOST_KEPT", 7 * VOCABULARY)
     assert type(read_next_tokens(draw_states()[:rows], HEAD)) is kind
 
 
