@@ -96,7 +96,12 @@ def _start_model(config: WarmupConfig) -> tuple[PreTrainedModel, PreTrainedToken
 def _list_prompts(config: WarmupConfig) -> list[Question]:
     """The prompts asked for, then those that the model is calibrated for already."""
     ending = (config.prompt_format, config.bit_separator, config.prompt)
-    asked: list[Question] = [(N, env_type, *ending) for N in config.sizes for env_type in config.env_types]
+    asked: list[Question] = [
+        (N, env_type, *ending, length)
+        for N in config.sizes
+        for length in config.lengths
+        for env_type in config.env_types
+    ]
     known = [] if config.model == "scratch" else read_questions(Path(check_model_folder(config.model)))
     return list(dict.fromkeys([*asked, *known]))
 
@@ -162,5 +167,6 @@ def print_prompts(prompts: Sequence[CalibratedPrompt]) -> None:
         figures = (f"{prior.kl_bits:.4f}", f"{prior.max_deviation_bits:.3f}", f"{prior.well_formed_mass:.4f}")
         shared = f"{prompt.interference_before:.2f} → {prompt.interference:.2f}"
         verdict = "yes" if prior.is_calibrated else "no"
-        table.add_row(str(task.N), task.env_type, *figures, "·" if math.isnan(prompt.interference) else shared, verdict)
+        kind = task.env_type if task.secret_length is None else f"{task.secret_length} symbols"
+        table.add_row(str(task.N), kind, *figures, "·" if math.isnan(prompt.interference) else shared, verdict)
     Console().print(table)

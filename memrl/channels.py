@@ -15,12 +15,14 @@ class ChannelKind:
 
     Attributes:
         label: its name for a reader.
-        nominal_bits: bits per episode by the usual count, from N, the bits k of a secret and the bins B; inf where
-            the reward is continuous or unknown.
+        nominal_bits: bits per episode by the usual count, from the number of secrets, the bits (of a sequence: symbols)
+            k of one, and the number of values that bins can pay; inf where the reward is continuous or unknown.
         per_step: whether it pays once per env_step, and not once per episode.
         zero_or_one: whether each of its rewards is 0 or 1.
         greedy_is_optimal: whether no agent needs fewer episodes on average than the greedy one, at every N.
         exploration: rough share of the N secrets that a policy tries, as episodes, before its reward shows the way.
+        of_sequence: whether it is there for sequences alone.
+        counterpart: the channel that is to sequences what this one is to integers, or the other way round.
     """
 
     label: str
@@ -29,6 +31,8 @@ class ChannelKind:
     zero_or_one: bool = False
     greedy_is_optimal: bool = False
     exploration: float = 1.0
+    of_sequence: bool = False
+    counterpart: str | None = None
 
 
 SFT = ChannelKind("SFT", lambda N, k, B: math.log2(N), greedy_is_optimal=True, exploration=0.0)
@@ -42,9 +46,33 @@ REWARDS = {
     "binned_distance": ChannelKind("distance", lambda N, k, B: math.log2(B), exploration=0.1),
     "distance": ChannelKind("distance", greedy_is_optimal=True, exploration=0.1),
     "per_bit": ChannelKind(
-        "per bit", lambda N, k, B: float(k), per_step=True, zero_or_one=True, greedy_is_optimal=True, exploration=0.0
+        "per bit",
+        lambda N, k, B: float(k),
+        per_step=True,
+        zero_or_one=True,
+        greedy_is_optimal=True,
+        exploration=0.0,
+        counterpart="per_element",
     ),
-    "bit_count": ChannelKind("bit count", lambda N, k, B: math.log2(k + 1), exploration=0.05),
+    "bit_count": ChannelKind(
+        "bit count", lambda N, k, B: math.log2(k + 1), exploration=0.05, counterpart="element_count"
+    ),
+    "per_element": ChannelKind(
+        "per element",
+        lambda N, k, B: float(k),
+        per_step=True,
+        zero_or_one=True,
+        exploration=0.0,
+        of_sequence=True,
+        counterpart="per_bit",
+    ),
+    "element_count": ChannelKind(
+        "element count",
+        lambda N, k, B: math.log2(k + 1),
+        exploration=0.05,
+        of_sequence=True,
+        counterpart="bit_count",
+    ),
 }
 """The values of reward_type that need no address.
 

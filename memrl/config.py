@@ -59,6 +59,7 @@ _LATER_FIELDS = (
     "prompt",
     "explore",
     "updates_per_batch",
+    "secret_length",
 )
 """Fields that came when there were cells already: where they are unset they are no part of a cell_id."""
 
@@ -103,6 +104,12 @@ SHARED_ROLES = ("base", "sampler", "reuse", "explore")
 
 MOST_SECRETS = 1 << 17
 """The largest N: capacities and observers enumerate all N² pairs of guess and secret."""
+
+MOST_SIGNAL_BITS = 1024
+"""The most bits of a secret."""
+
+MOST_LISTED = 4096
+"""The most secrets of a sequence that are gone through one by one; integers always are."""
 
 MOST_EPISODES = 10_000_000
 """The most episodes of an update, whose sampling takes about `_EPISODE_BYTES` each."""
@@ -158,8 +165,11 @@ class TrainConfig:
         "task", "rl", "rl; sft (cross-entropy on the secret itself); distill (on what an ideal observer knows)"
     )
     env_type: EnvType = _field("task", "single_step", "single_step: a decimal integer; multi_step: bit by bit")
-    N: int = _field("task", 64, "the secret is uniform on 0 .. N-1")
-    secret: int | None = _field("draw", None, "fixes the secret; unset: drawn from N and seed")
+    N: int = _field("task", 64, "the secret, or each of its symbols, is uniform on 0 .. N-1")
+    secret_length: int | None = _field("task", None, "symbols of the secret, a sequence; unset: it is one integer")
+    secret: int | None = _field(
+        "draw", None, "fixes the secret (of a sequence, its number among all); unset: drawn from N and seed"
+    )
     seed: int = _field("draw", 0, "draws the secret, the adapter's start and the episodes")
 
     reward_type: str = _field("channel", "binary", "|".join(REWARD_TYPES) + " or package.module:function")
@@ -247,6 +257,13 @@ class TrainConfig:
             raise ValueError(
                 f"N must be at most {MOST_SECRETS:,}, got {self.N}, which has {self.N**2:.2g} pairs of guess and secret"
             )
+        if self.secret_length is not None:
+            _require(self.secret_length >= 1, "secret_length", "be at least 1", self.secret_length)
+            rule = f"be at most {int(MOST_SIGNAL_BITS / math.log2(max(self.N, 2)))} at N={self.N}"
+            told = f"{self.secret_length}, whose secret has {self.signal_bits:.4g} bits"
+            _require(self.signal_bits <= MOST_SIGNAL_BITS, "secret_length", f"{rule} ({MOST_SIGNAL_BITS} bits)", told)
+            rule = "be unset on env_type=single_step (use multi_step, one env_step per symbol)"
+            _require(self.env_type == "multi_step", "secret_length", rule, self.secret_length)
         if self.episodes_per_update > MOST_EPISODES:
             name = "group_size" if self.batch_size is None else "batch_size"
             told = f"{self.episodes_per_update}, which take {self.episodes_per_update * _EPISODE_BYTES / 1e9:,.0f} GB"
@@ -278,7 +295,8 @@ class TrainConfig:
     @chz.validate
     def _check_task(self) -> None:
         _require(self.N >= 2, "N", "be at least 2", self.N)
-        _require(self.secret is None or 0 <= self.secret < self.N, "secret", f"lie in 0 .. {self.N - 1}", self.secret)
+        last = self.num_secrets - 1
+        _require(self.secret is None or 0 <= self.secret <= last, "secret", f"lie in 0 .. {last}", self.secret)
         _require(self.seed >= 0, "seed", "be at least 0", self.seed)
         stop, most = self.stop_probability, self.max_episodes
         _require(0.0 < stop < 1.0, "stop_probability", "lie strictly between 0 and 1", stop)
@@ -303,6 +321,10 @@ class TrainConfig:
         if self.channel_kind.per_step:
             rule = f"not be {self.reward_type} on env_type=single_step (use multi_step)"
             _require(self.env_type == "multi_step", "reward_type", rule, self.reward_type)
+        other = self.channel_kind.counterpart
+        if other is not None and self.channel_kind.of_sequence != (self.secret_length is not None):
+            which = "an integer" if self.secret_length is None else "a sequence"
+            _require(False, "reward_type", f"be {other} where the secret is {which}", self.reward_type)
 
     def _check_code(self, code: str) -> None:
         if self.reward_type in REWARD_TYPES:
@@ -322,6 +344,10 @@ class TrainConfig:
         _require(self.batch_size is None or self.batch_size >= 1, "batch_size", "be at least 1", self.batch_size)
         _require(self.updates_per_batch >= 1, "updates_per_batch", "be at least 1", self.updates_per_batch)
         if self.algorithm == "distill":
+            if self.secret_length is not None:
+                most = int(math.log(MOST_LISTED, self.N) + 1e-9)
+                rule = f"be at most {most} at N={self.N} for algorithm=distill, which lists every secret"
+                _require(self.num_secrets <= MOST_LISTED, "secret_length", rule, self.secret_length)
             _require(self.rollout == "in_process", "rollout", "be in_process for algorithm=distill", self.rollout)
             alone = self.explore != "greedy" or self.episodes_per_update == 1
             _require(alone, "batch_size", "be 1 for explore=greedy, which asks one best question", self.batch_size)
@@ -357,6 +383,16 @@ class TrainConfig:
         )
 
     @property
+    def num_secrets(self) -> int:
+        """How many secrets are possible: N, or N to the power of secret_length."""
+        return self.N ** (self.secret_length or 1)
+
+    @property
+    def signal_bits(self) -> float:
+        """What there is to learn: H(S) = log2 of the number of secrets."""
+        return math.log2(self.N) * (self.secret_length or 1)
+
+    @property
     def episodes_per_update(self) -> int:
         """Episodes (rl) or examples (sft) that one update uses."""
         if self.batch_size is not None:
@@ -386,13 +422,14 @@ class TrainConfig:
 
     @property
     def channel_name(self) -> str:
-        """A short name of what an episode tells, such as `sft`, `binary` or `multi_step/binary`.
+        """A short name of what an episode tells, such as `sft`, `binary`, `multi_step/binary` or `sequence-64/binary`.
 
         >>> TrainConfig(reward_type="binned_distance", reward_bins=8).channel_name
         'binned_distance-8-log'
         """
+        written = "multi_step" if self.secret_length is None else f"sequence-{self.secret_length}"
         if self.algorithm == "sft":
-            return "sft" if self.env_type == "single_step" else "multi_step/sft"
+            return "sft" if self.env_type == "single_step" else f"{written}/sft"
         name = self.reward_type if self.reward_code is None else f"{self.reward_type}@{self.reward_code}"
         if name == "binned_distance":
             name = f"{name}-{self.reward_bins}-{self.binning}"
@@ -400,8 +437,8 @@ class TrainConfig:
             name = f"{name}-distill-{self.explore}"
         if self.channel_kind.per_step and self.resolved_credit != "per_step":
             name = f"{name}-{self.resolved_credit}"
-        native = self.channel_kind.per_step or self.env_type == "single_step"
-        return name if native else f"multi_step/{name}"
+        native = self.env_type == "single_step" or (self.channel_kind.per_step and self.secret_length is None)
+        return name if native else f"{written}/{name}"
 
     def identity(self) -> dict[str, Any]:
         """Every field in a form in which equal cells are equal: what a cell does not use is None."""

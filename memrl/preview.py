@@ -15,12 +15,12 @@ from rich.text import Text
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from memrl.config import TrainConfig
-from memrl.policy.base_model import EncodedTask, encode_task, load_base_model
+from memrl.policy.base_model import EncodedTask, encode_cell, load_base_model
 from memrl.policy.calibration import Prior, measure_prior
+from memrl.task.answer_format import cell_digits
 from memrl.task.env import step_rewards
 from memrl.task.parse import ParsedAnswer, collect_outcomes, parse_answer
 from memrl.task.reward import Channel, build_channel
-from memrl.task.secret import cell_secret
 
 
 def show_preview(config: TrainConfig, num_answers: int, temperature: float) -> None:
@@ -36,8 +36,7 @@ def show_preview(config: TrainConfig, num_answers: int, temperature: float) -> N
     """
     channel = build_channel(config)
     model, tokenizer = load_base_model(config.model, config.dtype)
-    question = (config.N, config.env_type, config.prompt_format, config.bit_separator, config.prompt)
-    task = encode_task(tokenizer, *question)
+    task = encode_cell(tokenizer, config)
     answers = sample_answers(model, task, num_answers, temperature, config.seed)
     console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
     print_preview(console, config, channel, task, tokenizer, answers, measure_prior(model, task))
@@ -122,22 +121,30 @@ def build_prompt_columns(task: EncodedTask, tokenizer: PreTrainedTokenizerBase) 
     return Columns(tokens, padding=(0, 2))
 
 
+def show_secret(task: EncodedTask, digits: np.ndarray) -> str:
+    """The integer or the sequence that digits write."""
+    answer_format = task.answer_format
+    if not answer_format.is_sequence:
+        return str(answer_format.integers(digits))
+    return "".join(answer_format.spans(np.maximum(digits, 0)))
+
+
 def build_answer_table(
     channel: Channel,
-    secret: int,
+    secret: np.ndarray,
     task: EncodedTask,
     tokenizer: PreTrainedTokenizerBase,
     answers: Sequence[SampledAnswer],
 ) -> Table:
     """Lays sampled answers out, one per row: tokens, guess, rewards against the secret, and surprise."""
-    rewards = step_rewards(channel, collect_outcomes([a.parsed for a in answers]), secret)
+    rewards = step_rewards(channel, collect_outcomes([a.parsed for a in answers]), task.answer_format.read(secret))
     title = "answers" if task.num_env_steps == 1 else f"answers, {task.num_env_steps} env_steps each"
     table = Table(box=box.SIMPLE, title=title, title_justify="left")
     for heading in ("tokens", "guess", "reward" if task.num_env_steps == 1 else "rewards", "bits"):
         table.add_column(heading, no_wrap=True)
     for answer, row in zip(answers, rewards, strict=True):
         pieces = "|".join(show_text(decode(tokenizer, [token])) for token in answer.tokens)
-        guess = str(task.answer_format.integers(np.array(answer.parsed.digits)))
+        guess = show_secret(task, np.array(answer.parsed.digits))
         told = guess if answer.parsed.well_formed else "malformed"
         table.add_row(Text(pieces), told, format_rewards(row), f"{-answer.log2_p:.2f}")
     return table
@@ -158,15 +165,16 @@ def print_preview(
     prior: Prior,
 ) -> None:
     """Prints prompt, secret, answers, and how near the policy is to a uniform secret."""
-    secret = cell_secret(config)
+    secret = cell_digits(config)
     source = "fixed" if config.secret is not None else f"drawn from N={config.N} and seed={config.seed}"
+    span = f"0 .. {config.N - 1}" + ("" if config.secret_length is None else f", {config.secret_length} times")
     console.print(f"prompt: {show_text(decode(tokenizer, task.prompt_ids))}")
     console.print(build_prompt_columns(task, tokenizer))
-    console.print(f"\nsecret: {secret} of 0 .. {config.N - 1} ({source}), channel {channel.name}\n")
+    console.print(f"\nsecret: {show_secret(task, secret)} of {span} ({source}), channel {channel.name}\n")
     console.print(build_answer_table(channel, secret, task, tokenizer, answers))
     console.print("bits: -log2 of the answer's probability under the policy, stop token included")
     verdict = "calibrated" if prior.is_calibrated else "not calibrated: run python -m memrl.warmup_train on it first"
     console.print(
-        f"signal {math.log2(config.N):.2f} bits; prior {prior.kl_bits:.3f} bits from uniform,"
+        f"signal {config.signal_bits:.2f} bits; prior {prior.kl_bits:.3f} bits from uniform,"
         f" well-formed mass {prior.well_formed_mass:.4f} ({verdict})"
     )

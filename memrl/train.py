@@ -134,7 +134,7 @@ def train_to_end(
 
 def describe_run(cell: TrainConfig, last: Stretch) -> str:
     """The live line's text: updates, episodes, bits, and P(secret)."""
-    signal_bits = math.log2(cell.N)
+    signal_bits = cell.signal_bits
     parts = [
         f"{cell.channel_name} N={cell.N}",
         f"{last.updates:,}/{cell.episode_budget // cell.episodes_per_update:,} updates",

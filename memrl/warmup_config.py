@@ -1,12 +1,13 @@
 """What the command `warmup_train` is told: which model to calibrate, for which prompts, and how."""
 
+import math
 from pathlib import Path
 from typing import Literal
 
 import chz
 
 from memrl.cli import read_value
-from memrl.config import MOST_SECRETS, Dtype, EnvType, PromptFormat
+from memrl.config import MOST_SECRETS, MOST_SIGNAL_BITS, Dtype, EnvType, PromptFormat
 from memrl.policy.model_folder import check_model_folder
 
 
@@ -26,6 +27,7 @@ class WarmupConfig:
         default="2,4,8,16,32,64,128,256,512,1024,2048,4096,10,100,500,1000", doc="sizes to calibrate for, by commas"
     )
     env_type: str = chz.field(default="single_step,multi_step", doc="single_step, multi_step, or both by a comma")
+    secret_length: str = chz.field(default="", doc="symbols of sequences, by commas; unset: integers")
     prompt_format: PromptFormat = chz.field(default="plain", doc="plain, or the model's chat template")
     bit_separator: str = chz.field(default="", doc="text between bits, for tokenizers that merge them")
     prompt: str = chz.field(default="", doc="the prompt, as cells set it; unset: the shortest there is")
@@ -46,6 +48,12 @@ class WarmupConfig:
         _require(min(self.sizes) >= 2, "N", "be at least 2", min(self.sizes))
         _require(max(self.sizes) <= MOST_SECRETS, "N", f"be at most {MOST_SECRETS:,}", max(self.sizes))
         _require(bool(self.env_types), "env_type", "name at least one", self.env_type)
+        rule = "be multi_step where secret_length is set"
+        _require(self.lengths == [None] or self.env_types == ["multi_step"], "env_type", rule, self.env_type)
+        for length in self.lengths:
+            _require(length is None or length >= 1, "secret_length", "be at least 1", length)
+            most = int(MOST_SIGNAL_BITS / math.log2(max(self.sizes)))
+            _require((length or 1) <= most, "secret_length", f"be at most {most} at N={max(self.sizes)}", length)
         _require((self.steps is None) or self.steps >= 1, "steps", "be at least 1", self.steps)
         _require(
             self.learning_rate is None or self.learning_rate > 0, "learning_rate", "be positive", self.learning_rate
@@ -68,6 +76,13 @@ class WarmupConfig:
     def env_types(self) -> list[EnvType]:
         """The names that env_type lists."""
         return [read_value("env_type", EnvType, text) for text in self.env_type.split(",")]
+
+    @property
+    def lengths(self) -> list[int | None]:
+        """The lengths of sequences that secret_length lists; None for integers."""
+        if not self.secret_length:
+            return [None]
+        return [read_value("secret_length", int, text) for text in self.secret_length.split(",")]
 
 
 def _require(holds: bool, name: str, rule: str, value: object) -> None:

@@ -41,8 +41,8 @@ def reward_guess(config, guess, secret):
         steps = config.reward_bins - 1
         assert config.binning == "log"
         return 1.0 - min(steps, math.floor(steps * math.log2(1 + distance) / math.log2(config.N) + 0.5)) / steps
-    assert config.reward_type == "bit_count"
-    return float(num_bits(config.N) - bin(guess ^ secret).count("1"))
+    assert config.reward_type in ("bit_count", "element_count")
+    return float(num_bits(config.num_secrets) - bin(guess ^ secret).count("1"))
 
 
 def read_episode(config, secret, text):
@@ -51,14 +51,15 @@ def read_episode(config, secret, text):
         written, end = "".join(text[:-1]), text[-1]
         legal = end == "<eos>" and written.isdigit() and written == str(int(written)) and int(written) < config.N
         return [reward_guess(config, int(written), secret) if legal else config.malformed_reward], [0] * len(text)
-    k = num_bits(config.N)
+    # A sequence is one of bits here, and written as the integer of these bits.
+    k = num_bits(config.num_secrets)
     rewards = []
     for step in range(len(text)):
         bits = "".join(text[: step + 1])
-        if not set(bits) <= {"0", "1"} or int(bits.ljust(k, "0"), 2) >= config.N:
+        if not set(bits) <= {"0", "1"} or int(bits.ljust(k, "0"), 2) >= config.num_secrets:
             assert step == len(text) - 1
             rewards.append(config.malformed_reward)
-        elif config.reward_type == "per_bit":
+        elif config.reward_type in ("per_bit", "per_element"):
             rewards.append(float(bits[-1] == format(secret, f"0{k}b")[step]))
         else:
             rewards.append(reward_guess(config, int(bits, 2), secret) if step == k - 1 else 0.0)
@@ -138,7 +139,7 @@ def list_answers(config, tokenizer):
     if config.env_type == "single_step":
         texts = [f"{guess}{tokenizer.eos_token}" for guess in range(config.N)]
     else:
-        texts = [format(guess, f"0{num_bits(config.N)}b") for guess in range(config.N)]
+        texts = [format(guess, f"0{num_bits(config.num_secrets)}b") for guess in range(config.num_secrets)]
     return [tokenizer.encode(text) for text in texts]
 
 

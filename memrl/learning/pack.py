@@ -18,7 +18,7 @@ from memrl.learning.record import Record, describe_cell, tabulate_update
 from memrl.learning.state import PackState, read_configs
 from memrl.learning.update import update
 from memrl.policy.adapter_pack import describe_adapter
-from memrl.policy.base_model import EncodedTask, bring_model, encode_task, identify_files, load_base_model
+from memrl.policy.base_model import EncodedTask, bring_model, encode_cell, identify_files, load_base_model
 from memrl.policy.calibration import Prior, check_calibrated, measure_prior
 from memrl.policy.trie_walk import Walk
 from memrl.rollout.adapter_files import keep_adapter, prepare_adapters
@@ -94,7 +94,7 @@ class Pack:
         self._adapters = prepare_adapters(adapters) if adapters else None
         where = (configs[0].model, configs[0].dtype, device)
         base, tokenizer = share_base_model(*where)
-        tasks = [encode_task(tokenizer, c.N, c.env_type, c.prompt_format, c.bit_separator, c.prompt) for c in configs]
+        tasks = [encode_cell(tokenizer, config) for config in configs]
         self._base = describe_base(configs[0].model, device)
         self._priors = {}
         for config, task in zip(configs, tasks, strict=True):
@@ -220,7 +220,7 @@ class Pack:
 
     def _examples(self, cell: int, cell_id: str, version: int) -> SampledEpisodes:
         task = self.policy.tasks[cell]
-        tokens = task.automaton.tokens(task.answer_format.digits(int(self.state.secrets[cell])))
+        tokens = task.automaton.tokens(self.state.secrets[cell, : task.num_env_steps])
         shape = (self.state.configs[cell].episodes_per_update, len(tokens))
         return SampledEpisodes(cell_id, version, np.broadcast_to(tokens, shape), np.full(shape, np.nan))
 

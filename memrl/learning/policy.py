@@ -19,8 +19,8 @@ from memrl.policy.base_scores import BaseScores
 from memrl.policy.network import PackedNetwork
 from memrl.policy.packed import build_network
 from memrl.policy.trie_walk import Forest, Nodes
+from memrl.task.answer_format import cell_digits
 from memrl.task.reward import Channel, build_channel
-from memrl.task.secret import cell_secret
 
 
 @dataclass
@@ -65,9 +65,8 @@ class PackPolicy:
         Raises:
             ValueError: the model has no layers for adapters, or a custom reward is no function of (guess, secret, N).
         """
-        secrets = [t.answer_format.digits(cell_secret(c)) for t, c in zip(tasks, configs, strict=True)]
         network, adapters = build_network(base, [task.prompt_ids for task in tasks], configs)
-        forest = Forest([task.automaton for task in tasks], secrets)
+        forest = Forest([task.automaton for task in tasks], [cell_digits(config) for config in configs])
         return cls(
             network,
             adapters,

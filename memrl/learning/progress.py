@@ -75,7 +75,7 @@ class Progress:
             if not math.isfinite(log2):
                 self.fail(cell, f"the policy diverged: log2 P(secret) is {log2}")
                 continue
-            self.absorbed_bits[cell] = math.log2(config.N) + log2
+            self.absorbed_bits[cell] = config.signal_bits + log2
             self.observed_bits[cell] = observed_bits[cell]
             for place, probability in enumerate(REACHED):
                 if log2 >= math.log2(probability) and self.reached[cell, place] < 0:

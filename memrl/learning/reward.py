@@ -10,14 +10,17 @@ from memrl.task.reward import Channel
 
 
 def reward_walk(
-    walk: Walk, channels: Numbered[Channel], secrets: Int[np.ndarray, "cell"], num_env_steps: Int[np.ndarray, "cell"]
+    walk: Walk,
+    channels: Numbered[Channel],
+    secrets: Int[np.ndarray, "cell digit"],
+    num_env_steps: Int[np.ndarray, "cell"],
 ) -> Float[np.ndarray, "outcome env_step"]:
     """Rewards every outcome by its cell's channel.
 
     Args:
         walk: outcomes sorted by cell.
         channels: of the cells; those of one channel are rewarded together.
-        secrets: of the cells.
+        secrets: digits of each cell's secret, padded with -1.
         num_env_steps: env_steps of a whole answer.
 
     Returns:
@@ -27,5 +30,6 @@ def reward_walk(
     for channel, rows in channels.split(walk.outcome_cell):
         cells = walk.outcome_cell[rows]
         steps = int(num_env_steps[cells[0]])
-        rewards[rows, :steps] = step_rewards(channel, walk.outcomes.select(rows), secrets[cells])
+        secret = channel.answer_format.read(secrets[cells, :steps])
+        rewards[rows, :steps] = step_rewards(channel, walk.outcomes.select(rows), secret)
     return rewards

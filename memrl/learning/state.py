@@ -15,7 +15,7 @@ from memrl.learning.policy import PackPolicy
 from memrl.learning.progress import Progress
 from memrl.policy.adapter_pack import AdapterPack
 from memrl.rollout.in_process import start_generators
-from memrl.task.secret import cell_secret
+from memrl.task.answer_format import cell_digits
 from memrl.theory.observer import PackObserver
 
 _ARRAYS, _PLAIN = "state.safetensors", "state.json"
@@ -27,7 +27,7 @@ class PackState:
 
     Attributes:
         configs: the cells that are still training.
-        secrets: what each hides, int64 (cells,).
+        secrets: digits of what each hides, padded with -1; int64 (cells, env_steps).
         progress: counters.
         adapters: their parameters, and the optimizer's tensors.
         generators: the random numbers of each cell's episodes.
@@ -47,7 +47,7 @@ class PackState:
         channels = policy.channels
         return cls(
             list(configs),
-            np.array([cell_secret(config) for config in configs]),
+            _pad_digits([cell_digits(config) for config in configs]),
             Progress.start(len(configs)),
             policy.adapters,
             start_generators(configs),
@@ -76,6 +76,13 @@ class PackState:
         for field in fields(self):
             if field.name != "configs":
                 setattr(self, field.name, _restore(field.name, getattr(self, field.name), arrays, plain))
+
+
+def _pad_digits(secrets: Sequence[np.ndarray]) -> np.ndarray:
+    padded = np.full((len(secrets), max(map(len, secrets))), -1, dtype=np.int64)
+    for row, digits in zip(padded, secrets, strict=True):
+        row[: len(digits)] = digits
+    return padded
 
 
 def read_configs(folder: Path) -> list[TrainConfig]:

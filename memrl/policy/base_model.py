@@ -19,12 +19,12 @@ from transformers import (
 from transformers.utils import logging
 from transformers.utils.hub import cached_file
 
-from memrl.config import Dtype, EnvType, PromptFormat
+from memrl.config import Dtype, EnvType, PromptFormat, TrainConfig
 from memrl.model_files import hash_tokenizer, hash_weights
 from memrl.policy.gguf import dequantize, dequantized_folder
 from memrl.policy.model_folder import RULE, SMOLLM2, SMOLLM2_HUB_NAME, check_model_folder, packaged_smollm2
 from memrl.policy.tokenization import encode_prompt, encode_symbols, find_stop
-from memrl.task.answer_format import AnswerFormat, integer_format
+from memrl.task.answer_format import AnswerFormat, task_format
 from memrl.task.answer_tree import AnswerTree, expand_automaton
 from memrl.task.automaton import AnswerAutomaton, build_automaton
 from memrl.task.prompt import prompt_text
@@ -37,7 +37,7 @@ class EncodedTask:
     """One prompt and all its answers, in the tokens of one tokenizer.
 
     Attributes:
-        N: number of answers.
+        N: number of answers, or of values of a symbol.
         env_type: single_step, or multi_step.
         prompt_format: plain, or chat.
         bit_separator: text between bits.
@@ -62,6 +62,11 @@ class EncodedTask:
         return self.answer_format.num_env_steps
 
     @property
+    def secret_length(self) -> int | None:
+        """Symbols of the secret where it is a sequence."""
+        return self.num_env_steps if self.answer_format.is_sequence else None
+
+    @property
     def max_tokens(self) -> int:
         """Tokens of the longest answer, stop token included."""
         return self.automaton.depth
@@ -73,8 +78,8 @@ class EncodedTask:
 
     @cached_property
     def tree(self) -> AnswerTree:
-        """All answers, listed."""
-        return expand_automaton(self.automaton)
+        """All answers, listed; of very many sequences a random sample."""
+        return expand_automaton(self.automaton, self.answer_format.list_answers())
 
 
 def load_base_model(
@@ -231,6 +236,7 @@ def encode_task(
     prompt_format: PromptFormat = "plain",
     bit_separator: str = "",
     prompt: str = "",
+    secret_length: int | None = None,
 ) -> EncodedTask:
     """Encodes the prompt and the symbols of its answers; the same arguments give the same object.
 
@@ -240,8 +246,14 @@ def encode_task(
         ValueError: the tokenizer merges bits, or prompt and answer, does not say the text again, or has no
             end-of-sequence token; or there is no chat template for prompt_format=chat.
     """
-    encoded = encode_prompt(tokenizer, prompt_text(N, env_type, prompt), prompt_format)
-    answer_format = integer_format(N, env_type, bit_separator)
+    encoded = encode_prompt(tokenizer, prompt_text(N, env_type, prompt, secret_length), prompt_format)
+    answer_format = task_format(N, env_type, bit_separator, secret_length)
     stop = find_stop(tokenizer, prompt_format) if answer_format.ends_with_stop else None
     automaton = build_automaton(answer_format, *encode_symbols(encoded, answer_format), stop)
     return EncodedTask(N, env_type, prompt_format, bit_separator, prompt, encoded.ids, automaton, stop)
+
+
+def encode_cell(tokenizer: "PreTrainedTokenizerBase", cell: TrainConfig) -> EncodedTask:
+    """Encodes the task of a cell; see `encode_task`."""
+    question = (cell.N, cell.env_type, cell.prompt_format, cell.bit_separator, cell.prompt, cell.secret_length)
+    return encode_task(tokenizer, *question)

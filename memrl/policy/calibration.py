@@ -18,6 +18,7 @@ KL_LIMIT_BITS = 0.1
 
 MASS_LIMIT = 0.98
 _ANSWERS_PER_PASS = 256
+_NODES_PER_PASS = 4096
 
 
 @dataclass(frozen=True)
@@ -43,15 +44,16 @@ class Prior:
 def iterate_trees(task: EncodedTask, answers_per_pass: int = _ANSWERS_PER_PASS) -> Iterator[TreeBatch]:
     """Yields batches of one row that together hold every inner node; nodes that passes share occur in each of them."""
     order = np.lexsort(task.tree.paths.T[::-1])
-    for start in range(0, task.N, answers_per_pass):
+    answers_per_pass = max(1, min(answers_per_pass, _NODES_PER_PASS // task.max_tokens))
+    for start in range(0, len(order), answers_per_pass):
         yield plant_trees([task], [task.tree.inner_nodes(order[start : start + answers_per_pass])])
 
 
 def compute_answer_log2(model: PreTrainedModel, task: EncodedTask) -> np.ndarray:
-    """Computes log2 P(answer) of all N answers exactly, stop token included.
+    """Computes log2 P(answer) of every answer of the task's tree exactly, stop token included.
 
     Returns:
-        float64 array of shape (N,), bits, at most 0.
+        float64 array of shape (answers,), bits, at most 0.
     """
     tree = task.tree
     alphabet = torch.from_numpy(task.automaton.alphabet).to(model.device)
@@ -65,26 +67,33 @@ def compute_answer_log2(model: PreTrainedModel, task: EncodedTask) -> np.ndarray
 
 
 def measure_prior(model: PreTrainedModel, task: EncodedTask) -> Prior:
-    """Measures exactly how far a policy is from answering a prompt uniformly.
+    """Measures how far a policy is from answering a prompt uniformly: exactly where all answers are listed.
 
     Raises:
         ValueError: the model does not score a tree of answers as it scores them one by one.
     """
     check_walk(model, task)
-    return summarize_prior(compute_answer_log2(model, task))
+    return summarize_prior(compute_answer_log2(model, task), task.answer_format.signal_bits)
 
 
-def summarize_prior(log2_p: np.ndarray) -> Prior:
-    """Summarizes the log2 probabilities of all N answers, float64 (N,).
+def summarize_prior(log2_p: np.ndarray, signal_bits: float) -> Prior:
+    """Summarizes the log2 probabilities of all answers, or of some that were drawn uniformly.
 
-    >>> summarize_prior(np.array([-1.5, -1.5]))
+    Of drawn ones the means estimate those of all without bias, and the largest deviation is that of the drawn.
+
+    >>> summarize_prior(np.array([-1.5, -1.5]), 1.0)
     Prior(kl_bits=0.5, max_deviation_bits=0.5, well_formed_mass=0.7071067811865476)
+
+    Args:
+        log2_p: of each answer, float64 (answers,).
+        signal_bits: log2 of the number of all answers.
     """
-    deviation = log2_p + math.log2(len(log2_p))
+    deviation = log2_p + signal_bits
+    answers_for_each = signal_bits - math.log2(len(log2_p))
     return Prior(
         kl_bits=float(-deviation.mean()),
         max_deviation_bits=float(np.abs(deviation).max()),
-        well_formed_mass=float(np.exp2(log2_p).sum()),
+        well_formed_mass=float(np.exp2(log2_p + answers_for_each).sum()),
     )
 
 
@@ -101,7 +110,10 @@ def check_calibrated(prior: Prior, task: EncodedTask, model: str) -> None:
     """
     if prior.is_calibrated:
         return
-    command = f"python -m memrl.warmup_train model={model} N={task.N} env_type={task.env_type}"
+    answers = f"N={task.N} env_type={task.env_type}"
+    if task.answer_format.is_sequence:
+        answers += f" secret_length={task.num_env_steps}"
+    command = f"python -m memrl.warmup_train model={model} {answers}"
     if task.prompt_format != "plain":
         command += f" prompt_format={task.prompt_format}"
     if task.bit_separator:
@@ -110,7 +122,7 @@ def check_calibrated(prior: Prior, task: EncodedTask, model: str) -> None:
         command += f" {shlex.quote('prompt=' + task.prompt)}"
     command += " output=FOLDER"
     raise ValueError(
-        f"model must be calibrated for N={task.N} env_type={task.env_type}"
+        f"model must be calibrated for {answers}"
         f" (prior within {KL_LIMIT_BITS} bit of uniform, well-formed mass at least {MASS_LIMIT}),"
         f" got {prior.kl_bits:.3g} bits and mass {prior.well_formed_mass:.3g}; run `{command}`, then use model=FOLDER"
     )

@@ -36,10 +36,10 @@ _RECIPE = WarmupRecipe(steps=2000, learning_rate=1e-3, measure_every=100, stop_e
 _VERSION = 1
 """Part of every key: raised when a change of the code changes what a calibration makes."""
 
-Question = tuple[int, EnvType, PromptFormat, str, str]
+Question = tuple[int, EnvType, PromptFormat, str, str, int | None]
 """What `encode_task` takes beside the tokenizer."""
 
-QUESTION_FIELDS = ("N", "env_type", "prompt_format", "bit_separator", "prompt")
+QUESTION_FIELDS = ("N", "env_type", "prompt_format", "bit_separator", "prompt", "secret_length")
 
 Report = Callable[[str, int, int, str], None]
 """Told what is being done, how much of it is done, out of how much, and a word on how it stands."""
@@ -174,7 +174,8 @@ def _watch_steps(tasks: Sequence[EncodedTask], recipe: WarmupRecipe, report: Rep
         if progress.priors is not None:
             pairs = zip(tasks, progress.priors, strict=True)
             task, prior = max(pairs, key=lambda pair: pair[1].max_deviation_bits)
-            word = f"worst: N={task.N} {task.env_type}, KL {prior.kl_bits:.3f} bits"
+            length = "" if task.secret_length is None else f" secret_length={task.secret_length}"
+            word = f"worst: N={task.N}{length} {task.env_type}, KL {prior.kl_bits:.3f} bits"
         report("warm-up", progress.step, recipe.steps, word)
 
     return watch
@@ -219,7 +220,8 @@ def read_questions(folder: Path) -> list[Question]:
     if not record.is_file():
         return []
     rows = json.loads(record.read_text("utf-8"))["prompts"]
-    return [tuple(row.get(name, "") for name in QUESTION_FIELDS) for row in rows]
+    blank = {"prompt": "", "secret_length": None}
+    return [tuple((blank | row)[name] for name in QUESTION_FIELDS) for row in rows]
 
 
 def ensure_calibrated(
@@ -259,11 +261,12 @@ def ensure_calibrated(
 def ask(cell: TrainConfig) -> Question:
     """What a cell asks of its base model."""
     separator = cell.bit_separator if cell.env_type == "multi_step" else ""
-    return (cell.N, cell.env_type, cell.prompt_format, separator, cell.prompt)
+    return (cell.N, cell.env_type, cell.prompt_format, separator, cell.prompt, cell.secret_length)
 
 
 def _name_calibration(model: str, questions: Sequence[Question], dtype: Dtype) -> str:
-    parts = [_VERSION, asdict(identify_files(model)), questions, dtype, asdict(HeadRecipe()), asdict(_RECIPE)]
+    asked = [question[:-1] if question[-1] is None else question for question in questions]
+    parts = [_VERSION, asdict(identify_files(model)), asked, dtype, asdict(HeadRecipe()), asdict(_RECIPE)]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
 
 

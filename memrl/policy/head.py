@@ -101,7 +101,7 @@ def _lay_targets(task: EncodedTask, tokens: np.ndarray) -> tuple[np.ndarray, np.
     automaton, state = task.automaton, task.tree.state
     log_p = np.full((len(state), len(tokens)), -np.inf)
     log_p[:, np.searchsorted(tokens, automaton.alphabet)] = automaton.uniform_log2()[state] * math.log(2)
-    return log_p, np.exp2(automaton.log2_answers[state]) / task.N
+    return log_p, np.exp2(automaton.log2_answers[state] - task.answer_format.signal_bits)
 
 
 def fit_head(

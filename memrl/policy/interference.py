@@ -69,7 +69,8 @@ def measure_interference(model: PreTrainedModel, task: EncodedTask, num_answers:
         The mean cosine, -1 … 1; NaN where no answer has two places that a symbol could stand at.
     """
     rng = np.random.default_rng(seed)
-    found = (find_places(task, int(answer), rng) for answer in rng.permutation(task.N))
+    answers = task.answer_format.list_answers()
+    found = (find_places(task, answers[place], rng) for place in rng.permutation(len(answers)))
     cosines: list[float] = []
     for places in found:
         if places is not None:
@@ -79,14 +80,14 @@ def measure_interference(model: PreTrainedModel, task: EncodedTask, num_answers:
     return float(np.mean(cosines)) if cosines else math.nan
 
 
-def find_places(task: EncodedTask, answer: int, rng: np.random.Generator) -> Places | None:
-    """Finds the places of one answer, and draws a symbol that may stand at each.
+def find_places(task: EncodedTask, digits: np.ndarray, rng: np.random.Generator) -> Places | None:
+    """Finds the places of the answer that writes some digits, and draws a symbol that may stand at each.
 
     Returns:
         None where the answer has fewer than two places, or they have no symbol in common.
     """
     automaton = task.automaton
-    letters = automaton.encode(automaton.answer_format.digits(answer))
+    letters = automaton.encode(digits)
     states = np.concatenate([[0], automaton.follow(letters)[:-1]])
     allowed = [np.flatnonzero(children >= 0) for children in automaton.child[states]]
     following = [place for place, symbols in enumerate(allowed) if len(symbols) > 1]

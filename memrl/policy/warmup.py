@@ -96,13 +96,14 @@ class AnswerSampler:
     deviations: list[np.ndarray] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.deviations = [np.ones(task.N) for task in self.tasks]
+        self.deviations = [np.ones(len(task.tree.paths)) for task in self.tasks]
 
     def measure(self, model: PreTrainedModel) -> list[Prior]:
         """Measures every prompt exactly, and draws by what was found from now on."""
         log2_p = [compute_answer_log2(model, task) for task in self.tasks]
-        self.deviations = [np.abs(answers + math.log2(len(answers))) for answers in log2_p]
-        return [summarize_prior(answers) for answers in log2_p]
+        signal = [task.answer_format.signal_bits for task in self.tasks]
+        self.deviations = [np.abs(answers + bits) for answers, bits in zip(log2_p, signal, strict=True)]
+        return [summarize_prior(answers, bits) for answers, bits in zip(log2_p, signal, strict=True)]
 
     def draw_prompts(self, count: int) -> np.ndarray:
         """Draws indices of distinct prompts; int64 (at most count,)."""

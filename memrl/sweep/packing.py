@@ -12,6 +12,9 @@ MOST_CELLS = 128
 _ABSORPTION = 0.15
 """Adam moves a weight by about learning_rate per update, so absorbing takes about this / learning_rate updates."""
 
+_MANY = 10**12
+"""More secrets than any run tries."""
+
 
 def estimate_updates(cell: TrainConfig) -> int:
     """A rough guess of how many updates a cell will need; used only to order packs: results do not depend on it.
@@ -19,7 +22,7 @@ def estimate_updates(cell: TrainConfig) -> int:
     >>> estimate_updates(TrainConfig(N=1024, learning_rate=3e-3)), estimate_updates(TrainConfig(algorithm="sft"))
     (82, 50)
     """
-    episodes = cell.N * cell.channel_kind.exploration
+    episodes = min(cell.num_secrets, _MANY) * cell.channel_kind.exploration
     updates = _ABSORPTION / cell.learning_rate + episodes / cell.episodes_per_update
     return max(1, min(math.ceil(updates), cell.episode_budget // cell.episodes_per_update))
 

@@ -1,6 +1,5 @@
 """Rows of episodes_to_memorize: of trained cells, of cells that failed before they could train, and of agents."""
 
-import math
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -13,11 +12,14 @@ from memrl.task.reward import Channel, build_channel
 from memrl.task.secret import cell_secret
 from memrl.theory.agents import AgentRun
 from memrl.theory.capacity import channel_capacity
+from memrl.theory.observer import observes_exactly
 
 LORA = "lora"
 """The value of the column `agent` of a trained policy."""
 
 Row = dict[str, Any]
+
+_COLUMN_LIMIT = 1 << 63
 
 
 def trained_row(
@@ -88,8 +90,8 @@ def _describe(agent: str, config: TrainConfig, fields: Mapping[str, Any]) -> Row
         **fields,
         "agent": agent,
         "channel": config.channel_name,
-        "secret": cell_secret(config),
-        "signal_bits": math.log2(config.N),
+        "secret": cell_secret(config) if config.num_secrets <= _COLUMN_LIMIT else None,
+        "signal_bits": config.signal_bits,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": describe_versions(),
         "processor": describe_processor(),
@@ -103,6 +105,8 @@ def _describe_channel(channel: Channel) -> Row:
         "capacity_nominal_bits": capacity.nominal_bits,
         "capacity_uniform_bits": capacity.uniform_guess_bits,
         "capacity_best_bits": capacity.best_guess_bits,
+        "capacity_is_bound": capacity.is_bound,
+        "observed_is_bound": not observes_exactly(channel),
         "identifiable": capacity.identifiable,
     }
 

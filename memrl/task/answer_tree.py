@@ -1,4 +1,4 @@
-"""All answers of a small automaton, listed as a tree of tokens."""
+"""Answers of an automaton, listed as a tree of tokens."""
 
 from dataclasses import dataclass
 
@@ -39,13 +39,17 @@ class AnswerTree:
         return np.concatenate([[0], nodes[~self.is_leaf[nodes]]])
 
 
-def expand_automaton(automaton: AnswerAutomaton) -> AnswerTree:
-    """Lists all answers of an automaton: for a few thousand of them, as calibration and its checks need."""
-    answer_format = automaton.answer_format
+def expand_automaton(automaton: AnswerAutomaton, answers: np.ndarray) -> AnswerTree:
+    """Lists answers of an automaton, a few thousand of them, as calibration and its checks need.
+
+    Args:
+        automaton: of the answers.
+        answers: their digits, int64 (answers, env_steps).
+    """
     children: list[dict[int, int]] = [{}]
     parent, letter, state = [-1], [-1], [0]
-    paths = np.full((answer_format.num_answers, automaton.depth), -1, dtype=np.int64)
-    for answer, digits in enumerate(answer_format.digits(np.arange(answer_format.num_answers))):
+    paths = np.full((len(answers), automaton.depth), -1, dtype=np.int64)
+    for answer, digits in enumerate(answers):
         node = 0
         for place, written in enumerate(automaton.encode(digits).tolist()):
             following = children[node].setdefault(written, len(children))

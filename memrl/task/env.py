@@ -39,7 +39,7 @@ class Outcomes:
 
 
 def step_rewards(
-    channel: Channel, outcomes: Outcomes, secret: int | Int[np.ndarray, "outcome"]
+    channel: Channel, outcomes: Outcomes, secret: int | Int[np.ndarray, "..."]
 ) -> Float[np.ndarray, "outcome env_step"]:
     """Rewards at every env_step; NaN at env_steps that the episode did not take.
 
@@ -49,14 +49,14 @@ def step_rewards(
     Args:
         channel: the reward function and the value of a malformed answer.
         outcomes: how the episodes ended.
-        secret: the secret, or one per outcome.
+        secret: the integer, or the symbols of a sequence along a last axis; one, or one per outcome.
 
     Returns:
         one column per env_step of a whole answer.
     """
     num_env_steps = channel.answer_format.num_env_steps
-    guess = channel.answer_format.integers(outcomes.digits[:, :num_env_steps])
-    told = channel.rewards(guess, np.broadcast_to(secret, guess.shape))
+    guess = channel.answer_format.read(outcomes.digits[:, :num_env_steps])
+    told = channel.pay(guess, np.broadcast_to(secret, guess.shape))
     rewards = np.full((len(outcomes), num_env_steps), np.nan)
     step, steps_done = np.arange(num_env_steps), outcomes.steps_done
     last = np.minimum(steps_done, num_env_steps - 1)[:, None]

@@ -3,20 +3,25 @@
 from memrl.config import EnvType
 
 
-def prompt_text(N: int, env_type: EnvType, template: str = "") -> str:
+def prompt_text(N: int, env_type: EnvType, template: str = "", secret_length: int | None = None) -> str:
     """The prompt of a cell; the same for every secret, so it tells nothing.
 
     Args:
-        N: number of secrets.
-        env_type: what is asked for: an integer, or bits.
+        N: number of integers, or of values of a symbol.
+        env_type: what is asked for: an integer, or its symbols.
         template: the prompt itself, with {N} and {last} (N - 1) to be filled in; unset: the shortest there is.
+        secret_length: symbols of a sequence; None for an integer.
 
     >>> prompt_text(64, "single_step"), prompt_text(64, "multi_step")
     ('0-63:', 'bits 0-63:')
+    >>> prompt_text(2, "multi_step", secret_length=256)
+    '256 of 0-1:'
     >>> prompt_text(64, "single_step", "Guess a number from 0 to {last}: ")
     'Guess a number from 0 to 63: '
     """
     if template:
         return template.format(N=N, last=N - 1)
     span = f"0-{N - 1}:"
+    if secret_length is not None:
+        return f"{secret_length} of {span}"
     return span if env_type == "single_step" else f"bits {span}"

@@ -12,6 +12,7 @@ from functools import cached_property, lru_cache
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from memrl.channels import REWARDS
 from memrl.config import Binning, TrainConfig
 from memrl.task.answer_format import AnswerFormat, cell_format
 from memrl.task.secret import num_bits, to_bits
@@ -19,8 +20,15 @@ from memrl.task.secret import num_bits, to_bits
 Numbers = np.ndarray | np.generic
 """An array, or the scalar that numpy makes of one without axes."""
 
+Symbols = Int[np.ndarray, "... symbol"]
+"""Sequences: a last axis of symbols."""
+
 RewardFunction = Callable[[np.ndarray, np.ndarray, int], Numbers]
-"""(guess, secret, N) to rewards; arguments broadcast against each other; per-step channels add a last axis of k."""
+"""(guess, secret, N) to rewards; arguments broadcast against each other.
+
+Of integers a per-step channel adds a last axis of k. Of sequences the arguments have a last axis of symbols, each in
+0 .. N-1, which a per-step channel keeps and any other does away with.
+"""
 
 FEEDBACK_DECIMALS = 9
 """Rewards that agree to so many decimals are one feedback: rounding errors of a float tell nothing."""
@@ -59,8 +67,13 @@ class Channel:
 
     @property
     def N(self) -> int:
-        """Number of secrets."""
+        """Number of secrets; all sequences count."""
         return self.answer_format.num_answers
+
+    @property
+    def _values(self) -> int:
+        """What the function is told of how many there are: integers, or values of a symbol."""
+        return self.answer_format.radix if self.answer_format.is_sequence else self.N
 
     @property
     def num_rewards(self) -> int:
@@ -71,14 +84,17 @@ class Channel:
         """Rewards of well-formed guesses.
 
         Args:
-            guess: integers in 0 .. N-1, any shape.
-            secret: integers in 0 .. N-1, of a shape that broadcasts with `guess`.
+            guess: integers in 0 .. N-1 (of sequences: their numbers), any shape.
+            secret: likewise, of a shape that broadcasts with `guess`.
 
         Returns:
             the broadcast shape with one more axis of length `num_rewards`.
         """
-        guess, secret = np.asarray(guess), np.asarray(secret)
-        values = np.asarray(self.function(guess, secret, self.N), dtype=np.float64)
+        return self.pay(self.answer_format.values(guess), self.answer_format.values(secret))
+
+    def pay(self, guess: Int[np.ndarray, "..."], secret: Int[np.ndarray, "..."]) -> Float[np.ndarray, "... reward"]:
+        """The same for guesses and secrets as the function sees them: integers, or symbols along a last axis."""
+        values = np.asarray(self.function(np.asarray(guess), np.asarray(secret), self._values), dtype=np.float64)
         return values if self.per_step else values[..., None]
 
     def feedback(
@@ -89,8 +105,8 @@ class Channel:
         Rewards that agree to `FEEDBACK_DECIMALS` decimals are one feedback.
 
         Args:
-            guess: integers in 0 .. N-1, any shape.
-            secret: integers in 0 .. N-1, of a shape that broadcasts with `guess`.
+            guess: integers in 0 .. N-1 (of sequences: their numbers), any shape.
+            secret: likewise, of a shape that broadcasts with `guess`.
 
         Returns:
             label: a number that is equal for equal feedback and differs where any env_step's reward differs.
@@ -99,7 +115,8 @@ class Channel:
         Raises:
             ValueError: a reward is not finite.
         """
-        values = np.asarray(self.function(np.asarray(guess), np.asarray(secret), self.N))
+        guess, secret = self.answer_format.values(guess), self.answer_format.values(secret)
+        values = np.asarray(self.function(guess, secret, self._values))
         if values.dtype == bool and self.per_step and values.shape[-1] <= _FLOAT32_BITS:
             k = values.shape[-1]
             weights = np.stack([2.0 ** np.arange(k - 1, -1, -1), np.ones(k)], axis=1)
@@ -194,6 +211,42 @@ def secret_itself(guess: Int[np.ndarray, "..."], secret: Int[np.ndarray, "..."],
     return np.broadcast_arrays(guess, secret)[1].astype(np.float64)
 
 
+def per_element_reward(guess: Symbols, secret: Symbols, N: int) -> Bool[np.ndarray, "... symbol"]:
+    """True (1) for each symbol that is right, at its own env_step; last axis the symbols."""
+    return guess == secret
+
+
+def element_count_reward(guess: Symbols, secret: Symbols, N: int) -> Float[Numbers, "..."]:
+    """The number of right symbols, once, at the end."""
+    return (guess == secret).sum(axis=-1).astype(np.float64)
+
+
+def sequence_itself(guess: Symbols, secret: Symbols, N: int) -> Float[Numbers, "..."]:
+    """The feedback of supervised learning of sequences: a number of the secret's own, whatever the guess."""
+    symbols = np.broadcast_arrays(guess, secret)[1]
+    return symbols @ math.pi ** -np.arange(symbols.shape[-1])
+
+
+def all_right_reward(guess: Symbols, secret: Symbols, N: int) -> Float[Numbers, "..."]:
+    """1 where every symbol is right, else 0."""
+    return (guess == secret).all(axis=-1).astype(np.float64)
+
+
+@dataclass(frozen=True)
+class SymbolAverage:
+    """The mean over symbols of a reward of integers: each symbol is rewarded as an integer would be.
+
+    Attributes:
+        function: of one symbol's guess and secret, and N.
+    """
+
+    function: RewardFunction
+
+    def __call__(self, guess: Symbols, secret: Symbols, N: int) -> Float[Numbers, "..."]:
+        """See `RewardFunction`."""
+        return np.asarray(self.function(guess, secret, N)).mean(axis=-1)
+
+
 @lru_cache(maxsize=64)
 def distance_bins(N: int, B: int, binning: Binning) -> Int[np.ndarray, "{N}"]:
     """The bin of every distance d = 0 .. N-1, 0 the nearest, B-1 the farthest.
@@ -235,8 +288,10 @@ REWARD_FUNCTIONS: dict[str, RewardFunction] = {
     "distance": distance_reward,
     "per_bit": per_bit_reward,
     "bit_count": bit_count_reward,
+    "per_element": per_element_reward,
+    "element_count": element_count_reward,
 }
-"""By reward_type; binned_distance has a function for each B and binning."""
+"""By reward_type; binned_distance has a function for each B and binning, and sequences pay means over symbols."""
 
 
 def build_channel(config: TrainConfig) -> Channel:
@@ -245,13 +300,14 @@ def build_channel(config: TrainConfig) -> Channel:
     Raises:
         ValueError: a custom reward function can't be imported, or is no finite function of (guess, secret, N).
     """
-    N, kind = config.N, config.channel_kind
+    kind, length = config.channel_kind, config.secret_length
+    bits_or_symbols, bins = num_bits(config.N) if length is None else length, config.reward_bins or 2
     return Channel(
         config.channel_name,
         cell_format(config),
         _reward_function(config),
         kind.per_step,
-        kind.nominal_bits(N, num_bits(N), config.reward_bins or 2),
+        kind.nominal_bits(config.num_secrets, bits_or_symbols, (bins - 1) * (length or 1) + 1),
         0.0 if config.algorithm == "sft" else config.malformed_reward,
         kind.greedy_is_optimal,
     )
@@ -259,20 +315,30 @@ def build_channel(config: TrainConfig) -> Channel:
 
 def _reward_function(config: TrainConfig) -> RewardFunction:
     if config.algorithm == "sft":
-        return secret_itself
+        return secret_itself if config.secret_length is None else sequence_itself
+    if config.reward_type not in REWARDS:
+        return _import_reward(config)
     if config.reward_type == "binned_distance":
-        return binned_distance_reward(config.reward_bins or 2, config.binning)
-    return REWARD_FUNCTIONS.get(config.reward_type) or _import_reward(config.reward_type, config.N)
+        function = binned_distance_reward(config.reward_bins or 2, config.binning)
+    else:
+        function = REWARD_FUNCTIONS[config.reward_type]
+    if config.secret_length is None or config.channel_kind.of_sequence:
+        return function
+    return all_right_reward if function is binary_reward else SymbolAverage(function)
 
 
-def _import_reward(address: str, N: int) -> RewardFunction:
+def _import_reward(config: TrainConfig) -> RewardFunction:
+    address = config.reward_type
     module, _, name = address.partition(":")
     try:
         function = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
         raise ValueError(f"reward_type must name an importable function, got {address!r} ({error})") from error
     try:
-        sample = np.asarray(function(np.arange(2)[:, None], np.arange(2)[None, :], N), dtype=np.float64)
+        guess, secret = np.arange(2)[:, None], np.arange(2)[None, :]
+        if config.secret_length is not None:
+            guess, secret = (np.repeat(v[..., None], config.secret_length, axis=-1) for v in (guess, secret))
+        sample = np.asarray(function(guess, secret, config.N), dtype=np.float64)
     except Exception as error:
         raise ValueError(f"reward_type must take (guess, secret, N) arrays, got {address!r} ({error!r})") from error
     if sample.shape != (2, 2) or not np.isfinite(sample).all():

@@ -1,5 +1,7 @@
 """Secrets: uniform, and independent across N and seed."""
 
+from functools import reduce
+
 import numpy as np
 from jaxtyping import Int
 
@@ -33,12 +35,17 @@ def draw_secret(N: int, seed: int, length: int = 1) -> Int[np.ndarray, "{length}
 
 
 def cell_secret(cell: TrainConfig) -> int:
-    """The secret of a cell: the one that is fixed, or the one that N and seed draw.
+    """The secret of a cell: the one that is fixed, or the one that N and seed draw; of a sequence, its number.
+
+    The number of a sequence has its symbols as digits of radix N, the first one most significant.
 
     >>> cell_secret(TrainConfig(N=64, secret=42))
     42
     """
-    return int(draw_secret(cell.N, cell.seed)[0]) if cell.secret is None else cell.secret
+    if cell.secret is not None:
+        return cell.secret
+    symbols = draw_secret(cell.N, cell.seed, cell.secret_length or 1).tolist()
+    return reduce(lambda number, symbol: number * cell.N + symbol, symbols)
 
 
 def to_bits(values: Int[np.ndarray, "*shape"], k: int) -> Int[np.ndarray, "*shape {k}"]:

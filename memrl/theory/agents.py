@@ -19,6 +19,7 @@ from memrl.task.reward import Channel, build_channel
 from memrl.task.secret import cell_secret
 from memrl.theory.bayes_agent import EpisodesBySecret, play_greedy
 from memrl.theory.dynamic_programming import LARGEST_N, plan_optimal
+from memrl.theory.sequences import is_listed
 from memrl.theory.tabular import train_tabular
 
 AGENTS = ("optimal", "greedy", "uniform", "tabular_pg")
@@ -76,7 +77,7 @@ def uniform_episodes(N: int, seed: int) -> int:
 def play_agents(
     configs: Iterable[TrainConfig], learning_rates: Sequence[float] = TABULAR_LEARNING_RATES
 ) -> list[AgentRun]:
-    """Lets every agent play the channels and secrets of some cells.
+    """Lets every agent play the channels and secrets of some cells; very many sequences are nobody's to play.
 
     Cells that differ by the policy alone share their runs. An agent with an exact posterior has memorized when that
     reaches 1/2 and 1; where the channel cannot tell every secret, it has no run.
@@ -119,8 +120,10 @@ def _play_greedy(cells: list[TrainConfig]) -> list[AgentRun]:
 def _play_bayes(
     agent: str, play: Callable[[Channel], EpisodesBySecret | None], cells: list[TrainConfig]
 ) -> list[AgentRun]:
-    start = time.perf_counter()
-    episodes = play(build_channel(cells[0]))
+    channel, start = build_channel(cells[0]), time.perf_counter()
+    if not is_listed(channel):
+        return []
+    episodes = play(channel)
     if episodes is None or not np.isfinite(episodes.to_know).all():
         return []
     secrets = [cell_secret(config) for config in cells]
@@ -128,10 +131,10 @@ def _play_bayes(
 
 
 def _play_uniform(cells: list[TrainConfig]) -> list[AgentRun]:
-    if cells[0].algorithm == "sft" or cells[0].reward_type != "binary":
+    if cells[0].algorithm == "sft" or cells[0].reward_type != "binary" or not is_listed(build_channel(cells[0])):
         return []
     start = time.perf_counter()
-    hits = np.array([uniform_episodes(config.N, config.seed) for config in cells])
+    hits = np.array([uniform_episodes(config.num_secrets, config.seed) for config in cells])
     return _come_to_know("uniform", cells, hits, hits, start)
 
 
@@ -139,7 +142,7 @@ def _come_to_know(
     agent: str, cells: list[TrainConfig], to_half: np.ndarray, to_know: np.ndarray, start: float
 ) -> list[AgentRun]:
     """The runs of an agent that came to know its secrets, and with each all that there is to observe."""
-    seconds, bits = (time.perf_counter() - start) / len(cells), math.log2(cells[0].N)
+    seconds, bits = (time.perf_counter() - start) / len(cells), cells[0].signal_bits
     runs = []
     for config, half, know in zip(cells, to_half.astype(int).tolist(), to_know.astype(int).tolist(), strict=True):
         reach = dict(zip(REACHED, (half, know), strict=True))
@@ -154,6 +157,8 @@ def tabular_fields(config: TrainConfig, learning_rate: float) -> dict[str, Any]:
 
 
 def _play_tabular(cells: list[TrainConfig], learning_rates: Sequence[float]) -> list[AgentRun]:
+    if cells[0].secret_length is not None:
+        return []
     start = time.perf_counter()
     tries = [(config, rate) for rate in learning_rates for config in cells]
     secrets, seeds = np.array([cell_secret(config) for config, _ in tries]), [config.seed for config, _ in tries]

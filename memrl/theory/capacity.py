@@ -14,9 +14,18 @@ from functools import lru_cache
 import numpy as np
 from jaxtyping import Float, Int
 
-from memrl.task.answer_format import integer_format
-from memrl.task.reward import FEEDBACK_DECIMALS, Channel, RewardFunction, row_blocks, secret_itself
+from memrl.task.answer_format import AnswerFormat, integer_format
+from memrl.task.reward import (
+    FEEDBACK_DECIMALS,
+    Channel,
+    RewardFunction,
+    SymbolAverage,
+    row_blocks,
+    secret_itself,
+    sequence_itself,
+)
 from memrl.theory.information import row_entropies_bits
+from memrl.theory.sequences import episode_bits, is_listed, signal_bits
 
 _EQUAL_BITS = 1e-12
 """Entropies that differ by less are equal: they are sums of the same terms in another order."""
@@ -34,6 +43,7 @@ class Capacity:
         max_feedback_bits: the most over guesses and over distributions of the secret: log2 of the largest number of
             distinct feedbacks of one guess. No episode of an adaptive learner tells more on average.
         identifiable: whether maximizing the reward means saying the secret, for every secret.
+        is_bound: whether the capacities are upper bounds, because the secrets are too many to list.
     """
 
     nominal_bits: float
@@ -42,6 +52,7 @@ class Capacity:
     best_guess: int
     max_feedback_bits: float
     identifiable: bool
+    is_bound: bool = False
 
 
 @dataclass(frozen=True)
@@ -68,6 +79,8 @@ def channel_capacity(channel: Channel) -> Capacity:
     Source: Li 2025, Information Bandwidth in Reinforcement Learning, Theorems 1 and 2, for the nominal counts; the rest
         follows from the channel being a function, see the module's docstring.
     """
+    if not is_listed(channel):
+        return _sequence_capacity(channel)
     found = _enumerate(channel)
     best = float(found.information_bits.max())
     return Capacity(
@@ -78,6 +91,15 @@ def channel_capacity(channel: Channel) -> Capacity:
         max_feedback_bits=math.log2(int(found.num_feedbacks.max())),
         identifiable=identifiability_warning(channel) is None,
     )
+
+
+def _sequence_capacity(channel: Channel) -> Capacity:
+    """Of sequences every guess tells as much as any other, where the capacity is exact."""
+    bits, is_exact = episode_bits(channel)
+    is_told = channel.function is sequence_itself
+    most = signal_bits(channel) if is_told else min(channel.nominal_bits, signal_bits(channel))
+    identifiable = identifiability_warning(channel) is None
+    return Capacity(channel.nominal_bits, bits, bits, 0, most, identifiable, not is_exact)
 
 
 def guess_information_bits(channel: Channel) -> Float[np.ndarray, "N"]:
@@ -91,20 +113,37 @@ def identifiability_warning(channel: Channel) -> str | None:
     Two things break it: another guess pays as much as the secret (log bins with N > 4^(B-1), equal_mass bins with
     B < N), or a malformed answer does. SFT maximizes no reward and always passes.
     """
-    if channel.function is secret_itself:
+    if channel.function in (secret_itself, sequence_itself):
         return None
-    rivals = int(_enumerate(channel).num_rivals.max())
+    where, rivals = _describe_size(channel), _count_rivals(channel)
     if rivals:
         return (
-            f"{channel.name} at N={channel.N}: up to {rivals + 1} guesses pay as much as the secret, "
+            f"{channel.name} at {where}: up to {rivals + 1} guesses pay as much as the secret, "
             f"so maximizing the reward cannot teach all log2 N = {math.log2(channel.N):.2f} bits"
         )
     if _malformed_pays(channel):
         return (
-            f"{channel.name} at N={channel.N}: a malformed answer pays malformed_reward={channel.malformed_reward}, "
+            f"{channel.name} at {where}: a malformed answer pays malformed_reward={channel.malformed_reward}, "
             "no less than the secret, so maximizing the reward does not mean saying the secret"
         )
     return None
+
+
+def _describe_size(channel: Channel) -> str:
+    answers = channel.answer_format
+    return f"N={answers.radix}, length {answers.num_env_steps}" if answers.is_sequence else f"N={channel.N}"
+
+
+def _count_rivals(channel: Channel) -> int:
+    """The most guesses that pay as much as the secret; where they can't be listed, as far as a single symbol shows."""
+    if is_listed(channel):
+        return int(_enumerate(channel).num_rivals.max())
+    if not isinstance(channel.function, SymbolAverage):
+        return 0
+    of_symbol = integer_format(channel.answer_format.radix, "single_step")
+    return _count_rivals(
+        Channel(channel.name, of_symbol, channel.function.function, per_step=False, nominal_bits=math.inf)
+    )
 
 
 def distinct_guess_gain_bits(N: int, num_distinct: int | Int[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
@@ -152,13 +191,15 @@ def occupancy(N: int, draws: int) -> Float[np.ndarray, "{N}+1"]:
 
 
 def _enumerate(channel: Channel) -> _Enumeration:
-    return _enumerate_function(channel.function, channel.N, channel.per_step, channel.name)
+    return _enumerate_function(channel.function, channel.answer_format, channel.per_step, channel.name)
 
 
 @lru_cache(maxsize=512)
-def _enumerate_function(function: RewardFunction, N: int, per_step: bool, name: str) -> _Enumeration:
-    answer_format = integer_format(N, "multi_step" if per_step else "single_step")
+def _enumerate_function(
+    function: RewardFunction, answer_format: AnswerFormat, per_step: bool, name: str
+) -> _Enumeration:
     channel = Channel(name, answer_format, function, per_step, math.inf)
+    N = channel.N
     secrets = np.arange(N)
     own = channel.feedback(secrets, secrets)[1]
     information, feedbacks = np.empty(N), np.empty(N, dtype=np.int64)
@@ -173,7 +214,7 @@ def _enumerate_function(function: RewardFunction, N: int, per_step: bool, name: 
 
 def _malformed_pays(channel: Channel) -> bool:
     """Whether, for some secret, breaking off its answer at some env_step pays no less than the whole of it."""
-    secrets = np.arange(channel.N)
+    secrets = np.arange(channel.N if is_listed(channel) else 1)
     own = channel.rewards(secrets, secrets).round(FEEDBACK_DECIMALS)
     kept = np.cumsum(own, axis=1) - own
     return bool(((kept + channel.malformed_reward).max(axis=1) >= own.sum(axis=1)).any())

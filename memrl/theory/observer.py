@@ -1,62 +1,81 @@
 """An ideal Bayes observer of a pack's own reward streams: what could have been known, in bits.
 
-A channel is a function, so the exact posterior of a uniform secret is uniform over the secrets that agree with
-everything seen so far. A set per cell says it all, and an episode whose guess was seen before tells nothing new.
+Three ways share the work, each with the cells that it can follow: a set of the secrets that are still possible, a set
+of values for each symbol, and, where neither is tractable, a bound of what can have been told.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
 from memrl.task.env import Outcomes
-from memrl.task.reward import FEEDBACK_DECIMALS, Channel
+from memrl.task.reward import Channel
+from memrl.theory.bound_observer import BoundObserver
+from memrl.theory.candidate_observer import CandidateObserver
+from memrl.theory.sequences import is_listed, tells_by_symbol
+from memrl.theory.symbol_observer import SymbolObserver
 
-_SAME = 0.5 * 10.0**-FEEDBACK_DECIMALS
-"""Rewards that differ by less are one feedback."""
 
-_ROUND_GROWTH = 4
-"""A round reads so many times the guesses of the round before: many a cell is certain after its first."""
+class _Observer(Protocol):
+    """Observes cells of one sort, by their places among themselves."""
 
-_NARROW = 4
-"""A set of fewer than 1/4 of all secrets is small: it is worth remembering, or going through one by one."""
+    @property
+    def observed_bits(self) -> Float[np.ndarray, "cell"]: ...
 
-_CHUNK_REWARDS = 1 << 16
-"""Rewards computed at a time, so that they stay in a core's cache."""
+    def observe(
+        self, cells: Int[np.ndarray, "outcome"], outcomes: Outcomes, rewards: Float[np.ndarray, "outcome env_step"]
+    ) -> None: ...
+
+    def candidates(self, cell: int) -> Int[np.ndarray, "candidate"]: ...
+
+    def keep(self, cells: Int[np.ndarray, "kept"]) -> None: ...
+
+    def arrays(self) -> dict[str, np.ndarray]: ...
+
+    def restore(self, arrays: Mapping[str, np.ndarray]) -> None: ...
 
 
 class PackObserver:
-    """Keeps, for every cell of a pack, the secrets that agree with all feedback seen so far.
+    """Knows, of every cell of a pack, what its feedback so far has told about the secret.
 
     Malformed answers tell nothing, except that on a per-step channel an answer that became malformed at env_step j
     tells what its first j env_steps paid.
 
     Args:
-        channels: the channel of each cell; cells may differ in N.
+        channels: the channel of each cell; cells may differ in all.
     """
 
     def __init__(self, channels: Sequence[Channel]) -> None:
-        kinds = dict.fromkeys(channels)
-        self._kinds = [_Kind(channel, {}) for channel in kinds]
-        position = {channel: kind for kind, channel in enumerate(kinds)}
-        self._kind = np.array([position[channel] for channel in channels], dtype=np.int64)
-        self._N = np.array([channel.N for channel in channels], dtype=np.int64)
-        self._consistent = np.arange(self._N.max(initial=0)) < self._N[:, None]
-        self._seen = np.zeros((len(channels), max((kind.num_keys for kind in self._kinds), default=0)), dtype=bool)
-        self._count = self._N.copy()
+        self._way = np.array([_choose_way(channel) for channel in channels], dtype=np.int64)
+        self._place = _number_within(self._way)
+        self._ways: list[_Observer] = [
+            observer([channels[cell] for cell in np.flatnonzero(self._way == way)])
+            for way, observer in enumerate(_WAYS)
+        ]
 
     def __len__(self) -> int:
-        return len(self._N)
+        return len(self._way)
 
     @property
     def observed_bits(self) -> Float[np.ndarray, "cell"]:
-        """log2 N - H(S | all seen so far) of each cell, in bits, from 0 to log2 N."""
-        return np.log2(self._N) - np.log2(self._count)
+        """signal_bits - H(S | all seen so far) of each cell, in bits, from 0 to signal_bits.
+
+        An upper bound for the cells whose channel `observes_exactly` denies.
+        """
+        bits = np.zeros(len(self))
+        for way, observer in enumerate(self._ways):
+            bits[self._way == way] = observer.observed_bits
+        return bits
 
     def candidates(self, cell: int) -> Int[np.ndarray, "candidate"]:
-        """The secrets of a cell that agree with all feedback so far, ascending."""
-        return np.flatnonzero(self._consistent[cell])
+        """The secrets of a cell that agree with all feedback so far, ascending.
+
+        Raises:
+            ValueError: its secrets are too many to list.
+        """
+        return self._ways[self._way[cell]].candidates(int(self._place[cell]))
 
     def observe(
         self,
@@ -65,8 +84,6 @@ class PackObserver:
         rewards: Float[np.ndarray, "outcome env_step"],
     ) -> None:
         """Reads episodes and what they paid, of one cell or of the whole pack at once, in any order.
-
-        A cell that is certain of its secret is not read any more.
 
         Args:
             cells: the cell of each outcome, or one cell for all.
@@ -78,153 +95,50 @@ class PackObserver:
             ValueError: no secret explains a cell's rewards: they are not those of its channel.
         """
         cells = np.broadcast_to(cells, len(outcomes))
-        for kind in range(len(self._kinds)):
-            of_kind = np.flatnonzero((self._kind == kind)[cells] & (self._count[cells] > 1))
-            if len(of_kind):
-                channel = self._kinds[kind].channel
-                heard = _hear(channel, outcomes.select(of_kind), rewards[of_kind])
-                self._observe_kind(self._kinds[kind], cells[of_kind], heard)
+        for way, observer in enumerate(self._ways):
+            rows = np.flatnonzero(self._way[cells] == way)
+            if len(rows) == len(cells):
+                observer.observe(self._place[cells], outcomes, rewards)
+            elif len(rows):
+                observer.observe(self._place[cells[rows]], outcomes.select(rows), rewards[rows])
 
     def keep(self, cells: Int[np.ndarray, "kept"]) -> None:
         """Keeps these cells alone, in this order."""
-        self._kind, self._N, self._count = self._kind[cells], self._N[cells], self._count[cells]
-        self._consistent = self._consistent[cells, : self._N.max(initial=0)]
-        self._seen = self._seen[cells]
+        kept = np.asarray(cells, dtype=np.int64)
+        for way, observer in enumerate(self._ways):
+            observer.keep(self._place[kept[self._way[kept] == way]])
+        self._way = self._way[kept]
+        self._place = _number_within(self._way)
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Everything that an observer of the same channels needs to go on, by name, one row per cell."""
-        return {"consistent": self._consistent, "seen": self._seen}
+        """Everything that an observer of the same channels needs to go on, by name."""
+        ways = enumerate(self._ways)
+        return {f"{way}.{name}": array for way, observer in ways for name, array in observer.arrays().items()}
 
     def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Takes up what `arrays` gave, for the same channels."""
-        self._consistent, self._seen = arrays["consistent"].copy(), arrays["seen"].copy()
-        self._count = self._consistent.sum(axis=1)
-
-    def _observe_kind(self, kind: "_Kind", cells: Int[np.ndarray, "episode"], heard: "_Heard") -> None:
-        """Reads episodes of cells that share a channel, a few per cell at first, until the cell is certain."""
-        news = np.flatnonzero((heard.read > 0) & ~self._seen[cells, heard.key])
-        news = news[np.unique(cells[news] * kind.num_keys + heard.key[news], return_index=True)[1]]
-        self._seen[cells[news], heard.key[news]] = True
-        for places in _growing_rounds(cells[news]):
-            episodes = news[places]
-            episodes = episodes[self._count[cells[episodes]] > 1]
-            self._strike_out(kind, cells[episodes], heard.select(episodes))
-            touched = np.unique(cells[episodes])
-            self._count[touched] = self._consistent[touched].sum(axis=1)
-            if not self._count[touched].all():
-                raise ValueError(f"rewards must be those of {kind.channel.name}, got some that no secret explains")
-
-    def _strike_out(self, kind: "_Kind", cells: Int[np.ndarray, "episode"], heard: "_Heard") -> None:
-        """Strikes out the secrets under which these episodes would have been told something else."""
-        wide = self._count[cells] * _NARROW > kind.channel.N
-        ruled_out = kind.rule_out(heard.select(wide))
-        sizes = np.fromiter(map(len, ruled_out), dtype=np.int64, count=len(ruled_out))
-        if sizes.any():
-            self._consistent[np.repeat(cells[wide], sizes), np.concatenate(ruled_out)] = False
-        # Where few candidates are left, they alone are looked at.
-        narrow = np.flatnonzero(~wide)
-        distinct, which = np.unique(cells[narrow], return_inverse=True)
-        candidates = np.nonzero(self._consistent[distinct])[1]
-        sizes = self._consistent[distinct].sum(axis=1)
-        secret = candidates[_join_ranges((np.cumsum(sizes) - sizes)[which], sizes[which])]
-        episode = np.repeat(narrow, sizes[which])
-        wrong = ~heard.select(episode).agrees(kind.channel, secret)
-        self._consistent[cells[episode[wrong]], secret[wrong]] = False
+        for way, observer in enumerate(self._ways):
+            prefix = f"{way}."
+            observer.restore({k.removeprefix(prefix): a for k, a in arrays.items() if k.startswith(prefix)})
 
 
-@dataclass(frozen=True)
-class _Heard:
-    """What episodes of one channel told.
-
-    Attributes:
-        key: a number for the env_steps that were completed; equal keys of a cell tell the same.
-        guess: the guess.
-        told: the rewards that the channel's function gave.
-        read: how many of them count; 0 where the episode tells nothing.
-    """
-
-    key: Int[np.ndarray, "episode"]
-    guess: Int[np.ndarray, "episode"]
-    told: Float[np.ndarray, "episode reward"]
-    read: Int[np.ndarray, "episode"]
-
-    def select(self, chosen: Int[np.ndarray, "place"] | Bool[np.ndarray, "episode"]) -> "_Heard":
-        return _Heard(self.key[chosen], self.guess[chosen], self.told[chosen], self.read[chosen])
-
-    def agrees(self, channel: Channel, secret: Int[np.ndarray, "episode"]) -> Bool[np.ndarray, "episode"]:
-        """Whether the secret would have told the same; one secret per episode."""
-        return _agrees(channel, self.guess, secret, self.told, self.read)
-
-    def agrees_with_all(self, channel: Channel) -> Bool[np.ndarray, "episode secret"]:
-        """Whether each of the N secrets would have told the same."""
-        guess, told, read = self.guess[:, None], self.told[:, None], self.read[:, None]
-        return _agrees(channel, guess, np.arange(channel.N), told, read)
+_WAYS = (CandidateObserver, SymbolObserver, BoundObserver)
 
 
-@dataclass(frozen=True)
-class _Kind:
-    """A channel that cells share, and what its feedback was found to rule out."""
-
-    channel: Channel
-    remembered: dict[tuple[int, bytes], Int[np.ndarray, "_"]]
-
-    @property
-    def num_keys(self) -> int:
-        """Keys of `_Heard`: the beginnings of answers for a per-step channel, else the guesses."""
-        return self.channel.answer_format.num_prefixes if self.channel.per_step else self.channel.N
-
-    def rule_out(self, heard: _Heard) -> list[Int[np.ndarray, "_"]]:
-        """The secrets that each episode rules out, ascending; small sets are remembered for the cells to come."""
-        names = [(key, told.tobytes()) for key, told in zip(heard.key.tolist(), heard.told, strict=True)]
-        answers = [self.remembered.get(name) for name in names]
-        unknown = np.array([i for i, answer in enumerate(answers) if answer is None], dtype=np.int64)
-        size = max(1, _CHUNK_REWARDS // (self.channel.N * self.channel.num_rewards))
-        for chunk in np.split(unknown, range(size, len(unknown), size)):
-            for i, agrees in zip(chunk.tolist(), heard.select(chunk).agrees_with_all(self.channel), strict=True):
-                answers[i] = answer = np.flatnonzero(~agrees)
-                if len(answer) * _NARROW < self.channel.N:
-                    self.remembered[names[i]] = answer
-        return [answer for answer in answers if answer is not None]
+def _choose_way(channel: Channel) -> int:
+    if is_listed(channel):
+        return 0
+    return 1 if tells_by_symbol(channel) else 2
 
 
-def _hear(channel: Channel, outcomes: Outcomes, rewards: Float[np.ndarray, "outcome env_step"]) -> _Heard:
-    """Reads what the channel's function gave: the reward of every env_step, or of the last one that was taken."""
-    answer_format = channel.answer_format
-    digits = outcomes.digits[:, : answer_format.num_env_steps]
-    guess = answer_format.integers(digits)
-    if not channel.per_step:
-        last = np.isfinite(rewards).sum(axis=1) - 1
-        told = np.take_along_axis(rewards, last[:, None], axis=1)
-        return _Heard(guess, guess, told, outcomes.well_formed.astype(np.int64))
-    told = rewards[:, : answer_format.num_env_steps]
-    return _Heard(answer_format.prefix_numbers(digits), guess, told, outcomes.steps_done)
+def observes_exactly(channel: Channel) -> bool:
+    """Whether observed_bits of a channel are exact, and not an upper bound."""
+    return _choose_way(channel) != 2
 
 
-def _agrees(
-    channel: Channel,
-    guess: Int[np.ndarray, "..."],
-    secret: Int[np.ndarray, "..."],
-    told: Float[np.ndarray, "... reward"],
-    read: Int[np.ndarray, "..."],
-) -> Bool[np.ndarray, "..."]:
-    same = np.abs(channel.rewards(guess, secret) - told) < _SAME
-    if not channel.per_step:
-        return same[..., 0]
-    unread = np.arange(channel.num_rewards) >= read[..., None]
-    return np.logical_and.reduce(same | unread, axis=-1)
-
-
-def _join_ranges(start: Int[np.ndarray, "range"], length: Int[np.ndarray, "range"]) -> Int[np.ndarray, "_"]:
-    """The integers start[i] .. start[i] + length[i] - 1, for all i one after the other."""
-    begin = np.cumsum(length) - length
-    return np.arange(length.sum()) + np.repeat(start - begin, length)
-
-
-def _growing_rounds(cells: Int[np.ndarray, "episode"]) -> Iterator[Int[np.ndarray, "_"]]:
-    """Splits positions so that the first round holds one episode per cell, the next 4, 16, ...; `cells` ascending."""
-    _, starts, counts = np.unique(cells, return_index=True, return_counts=True)
-    place = np.arange(len(cells)) - np.repeat(starts, counts)
-    low, high = 0, 1
-    while low < counts.max(initial=0):
-        yield np.flatnonzero((place >= low) & (place < high))
-        low, high = high, high + (high - low) * _ROUND_GROWTH
+def _number_within(way: Int[np.ndarray, "cell"]) -> Int[np.ndarray, "cell"]:
+    """The place of each cell among those that go the same way."""
+    place = np.zeros(len(way), dtype=np.int64)
+    for which in np.unique(way):
+        place[way == which] = np.arange((way == which).sum())
+    return place

@@ -16,6 +16,8 @@ CHANNELS = {
     "binned": {"reward_type": "binned_distance", "reward_bins": 4},
     "per_bit": {"reward_type": "per_bit", "env_type": "multi_step"},
     "bit_count": {"reward_type": "bit_count", "env_type": "multi_step"},
+    "per_element": {"reward_type": "per_element", "env_type": "multi_step", "N": 2, "secret_length": 3},
+    "element_count": {"reward_type": "element_count", "env_type": "multi_step", "N": 2, "secret_length": 3},
 }
 
 

@@ -11,6 +11,7 @@ from scipy import stats
 from memrl.analysis.leak import leak_report
 from memrl.config import TrainConfig
 from memrl.learning.pack import Pack
+from memrl.task.secret import cell_secret
 
 NUM_SECRETS = 64
 CHANNELS = {
@@ -94,7 +95,7 @@ def test_no_objective_takes_more_than_was_told(objective):
 
 def plant(pack, leaking, learning_rate):
     """One supervised update on the secret, behind the observer's back, of every cell that leaks."""
-    told = [(pack.state.configs[place], int(pack.state.secrets[place])) for place in leaking]
+    told = [(pack.state.configs[place], cell_secret(pack.state.configs[place])) for place in leaking]
     shared = {"algorithm": "sft", "lora_rank": 4, "learning_rate": learning_rate}
     hidden = Pack(
         [

@@ -17,6 +17,7 @@ from memrl.config import TrainConfig
 from memrl.learning.pack import Pack
 from memrl.policy.base_model import load_base_model
 from memrl.task.reward import build_channel
+from memrl.task.secret import cell_secret
 from memrl.theory.capacity import channel_capacity
 
 SHARED: dict[str, Any] = {"n_steps": 10, "learning_rate": 4e-3, "dtype": "float64"}
@@ -42,9 +43,7 @@ def write_cell(config, secret):
 def train_pack(configs):
     """Trains a pack to its end; returns each cell's secret, start, episodes by update, last adapter and ledger."""
     pack = Pack(configs)
-    secrets = {
-        config.cell_id: int(secret) for config, secret in zip(pack.state.configs, pack.state.secrets, strict=True)
-    }
+    secrets = {config.cell_id: cell_secret(config) for config in pack.state.configs}
     starts = {config.cell_id: pack.state.adapters.export_peft(i) for i, config in enumerate(configs)}
     adapters, episodes = dict(starts), {config.cell_id: [] for config in configs}
     while not pack.finished:

@@ -15,6 +15,7 @@ from memrl.learning.pack import Pack
 from memrl.policy.adapter_pack import describe_adapter
 from memrl.policy.base_model import encode_task, load_base_model
 from memrl.rollout.adapter_files import publish_adapter
+from memrl.task.secret import cell_secret
 
 UPDATES = 10
 TOLERANCE = 1e-9
@@ -108,7 +109,7 @@ def train_beside_peft(base, configs, compared):
     pack = Pack(configs)
     names = [config.cell_id for config in configs]
     loops = {
-        name: PlainLoop(base, configs[i], int(pack.state.secrets[i]), pack.state.adapters.export_peft(i))
+        name: PlainLoop(base, configs[i], cell_secret(configs[i]), pack.state.adapters.export_peft(i))
         for i, name in enumerate(names)
         if i in compared
     }

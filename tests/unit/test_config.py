@@ -61,7 +61,7 @@ REFUSED = [
     (
         {"reward_type": "zzz"},
         "reward_type must name a channel or package.module:function, got 'zzz'; choose from "
-        "binary, binned_distance, distance, per_bit, bit_count",
+        "binary, binned_distance, distance, per_bit, bit_count, per_element, element_count",
     ),
     (
         {"reward_type": "binned_distance"},
@@ -211,6 +211,7 @@ def test_is_frozen():
 
 IRRELEVANT = [
     ({}, {"secret": None}),
+    (MULTI_STEP, {"secret_length": None}),
     ({}, {"reward_bins": 4}),
     ({}, {"binning": "linear"}),
     ({}, {"baseline": 0.5}),
@@ -241,6 +242,7 @@ RELEVANT = [
     ({}, {"algorithm": "sft"}),
     ({}, MULTI_STEP),
     ({}, {"N": 65}),
+    (MULTI_STEP, {"secret_length": 64}),
     ({}, {"secret": 0}),
     ({}, {"seed": 1}),
     ({}, {"reward_type": "distance"}),
@@ -336,6 +338,11 @@ def test_integers_and_floats_of_one_value_are_one_cell():
         ({"reward_type": "per_bit", "credit": "episode", **MULTI_STEP}, "per_bit-episode"),
         (SFT, "sft"),
         ({**SFT, **MULTI_STEP}, "multi_step/sft"),
+        ({**SFT, **MULTI_STEP, "secret_length": 3}, "sequence-3/sft"),
+        (
+            {"reward_type": "per_element", "credit": "episode", **MULTI_STEP, "secret_length": 3},
+            "sequence-3/per_element-episode",
+        ),
     ],
 )
 def test_channel_name(fields, name):
@@ -366,15 +373,20 @@ def test_episode_counts(fields, per_update, groups, budget):
     reward_type=st.sampled_from(REWARD_TYPES),
     env_type=st.sampled_from(literal_choices("env_type")),
     advantage=st.sampled_from(literal_choices("advantage")),
+    length=st.none() | st.integers(-1, 5) | st.just(1025),
 )
-def test_refuses_or_takes_by_the_rules(N, bins, group, batch, reward_type, env_type, advantage):
+def test_refuses_or_takes_by_the_rules(N, bins, group, batch, reward_type, env_type, advantage, length):
     sound = group >= 1 and (group > 1 or advantage in NEEDS_NO_PEER)
-    sound &= advantage not in ("rejection", "maxrl") or reward_type in ("binary", "per_bit")
+    sound &= advantage not in ("rejection", "maxrl") or reward_type in ("binary", "per_bit", "per_element")
     sound &= batch is None or (batch >= 1 and group >= 1 and batch % group == 0)
     sound &= reward_type != "binned_distance" or 2 <= bins <= N
-    sound &= reward_type != "per_bit" or env_type == "multi_step"
+    sound &= reward_type not in ("per_bit", "per_element") or env_type == "multi_step"
+    sound &= length is None or (1 <= length <= 5 and env_type == "multi_step")
+    sound &= reward_type not in ("per_bit", "bit_count") or length is None
+    sound &= reward_type not in ("per_element", "element_count") or length is not None
     fields = {"N": N, "reward_bins": bins, "group_size": group, "batch_size": batch}
     fields |= {"reward_type": reward_type, "env_type": env_type, "advantage": advantage}
+    fields["secret_length"] = length
     if not sound:
         with pytest.raises(ValueError, match=r"^\w+ must .*$"):
             TrainConfig(**fields)

@@ -11,7 +11,7 @@ import pytest
 from memrl.cli import build, split_words
 from memrl.config import Advantage, Credit, EnvType, TrainConfig
 from memrl.task.advantage import AdvantageRule, assign_credit, group_advantages
-from memrl.task.answer_format import cell_format
+from memrl.task.answer_format import cell_digits, cell_format
 from memrl.task.automaton import build_automaton
 from memrl.task.env import step_rewards
 from memrl.task.parse import collect_outcomes, parse_answer
@@ -49,9 +49,11 @@ def play(config, written):
     parsed = parse_answer(automaton, encode(text))
     assert parsed is not None, f"{text} goes on"
     assert parsed.num_tokens == len(text), f"{text} ends before its end"
-    (rewards,) = step_rewards(build_channel(config), collect_outcomes([parsed]), config.secret)
-    guess = answer_format.integers(np.array(parsed.digits))
-    return str(guess) if parsed.well_formed else "malformed", rewards
+    secret = answer_format.read(cell_digits(config))
+    (rewards,) = step_rewards(build_channel(config), collect_outcomes([parsed]), secret)
+    digits = np.array(parsed.digits)
+    said = " ".join(answer_format.spans(digits)) if answer_format.is_sequence else str(answer_format.integers(digits))
+    return said if parsed.well_formed else "malformed", rewards
 
 
 SECTIONS = re.findall(r"\n### `([^`]*)`\n(.*?)(?=\n##)", TEXT, re.S)

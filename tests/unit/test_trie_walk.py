@@ -17,7 +17,7 @@ from memrl.config import Advantage, Credit, Loss, TrainConfig
 from memrl.learning.policy import PackPolicy
 from memrl.learning.state import PackState
 from memrl.learning.update import update
-from memrl.policy.base_model import encode_task, load_base_model
+from memrl.policy.base_model import encode_cell, load_base_model
 from memrl.policy.calibration import compute_answer_log2
 from memrl.policy.embedded import build_embedded_model, build_embedded_tokenizer
 from memrl.policy.next_tokens import KeptDistributions
@@ -26,6 +26,7 @@ from memrl.rollout.in_process import InProcessSampler, start_generators
 from memrl.task.answer_format import AnswerFormat, integer_format
 from memrl.task.automaton import build_automaton
 from memrl.task.parse import parse_answer
+from memrl.task.secret import cell_secret
 
 EPISODES = 1_000_000
 """Walks cost by distinct answers, so many episodes cost nothing, and show small errors."""
@@ -53,7 +54,7 @@ class Bench:
     def __init__(self, base, configs, spread):
         self.model, self.tokenizer = base
         self.configs = configs
-        self.tasks = [encode_task(self.tokenizer, c.N, c.env_type) for c in configs]
+        self.tasks = [encode_cell(self.tokenizer, config) for config in configs]
         self.policy = PackPolicy.build(self.model, self.tasks, self.configs)
         self.state = PackState.start(self.configs, self.policy)
         self.tensors = [self._move(cell, spread) for cell in range(len(configs))]
@@ -144,7 +145,7 @@ def test_the_secret_is_scored_exactly_whether_sampled_or_not(base, request):
     bench = Bench(request.getfixturevalue(base), DRAWN, spread=0.05)
     walk = bench.walk([[1]] * 3)
     for cell, task in enumerate(bench.tasks):
-        expected = compute_answer_log2(bench.merge(cell), task)[bench.state.secrets[cell]]
+        expected = compute_answer_log2(bench.merge(cell), task)[cell_secret(bench.configs[cell])]
         assert walk.secret_log2[cell] == pytest.approx(expected, abs=1e-10)
 
 
@@ -168,6 +169,10 @@ def list_learning_rules():
             channel = {}
         rule = {"loss": loss, "advantage": advantage, "group_size": 6}
         cells.append(TrainConfig(N=11, **channel, **rule, **next(penalties), **shared, seed=len(cells)))
+    sequence: dict[str, Any] = {"N": 2, "secret_length": 5, "env_type": "multi_step", "group_size": 5, "batch_size": 10}
+    for channel_name, credit in itertools.product(["per_element", "element_count", "binary"], get_args(Credit)):
+        rule = {"reward_type": channel_name, "credit": credit, "malformed_reward": -0.5}
+        cells.append(TrainConfig(**sequence, **rule, **next(penalties), **shared, seed=len(cells)))
     return [*cells, *(TrainConfig(algorithm="sft", N=N, batch_size=n, **shared) for N, n in [(11, 1), (100, 3)])]
 
 
@@ -197,7 +202,7 @@ def differentiate_naively(bench, model, cell, walk, rollout):
             if owner == cell
         }
         old = [rollout[paths[tuple(tokens)]] for tokens in episodes]
-        loss = cell_loss(config, int(bench.state.secrets[cell]), bench.tokenizer, groups, logprobs, old)
+        loss = cell_loss(config, cell_secret(config), bench.tokenizer, groups, logprobs, old)
         if config.entropy_bonus or config.kl_penalty:
             loss = loss + regularize(config, bench.tokenizer, model, bench.model, task.prompt_ids, groups)
     model.zero_grad()

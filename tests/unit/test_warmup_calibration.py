@@ -70,6 +70,21 @@ def test_an_uncalibrated_prompt_is_refused_with_the_command_to_run():
     with pytest.raises(ValueError, match=r"mass 0\.97"):
         check_calibrated(Prior(0.05, 0.3, 0.97), task, "embedded")
     check_calibrated(Prior(0.1, 0.3, 0.98), task, "embedded")
+    sequence = encode_task(TOKENIZER, 12, "multi_step", secret_length=40)
+    with pytest.raises(ValueError, match="must be calibrated for N=12 env_type=multi_step secret_length=40 ") as error:
+        check_calibrated(Prior(0.2, 0.3, 0.99), sequence, "embedded")
+    assert "model=embedded N=12 env_type=multi_step secret_length=40 output=FOLDER" in str(error.value)
+
+
+def test_the_prior_of_many_sequences_is_estimated_without_bias_from_some():
+    model = build_embedded_model(seed=0).eval()
+    torch.nn.init.zeros_(model.lm_head.weight)
+    task = encode_task(TOKENIZER, 12, "multi_step", secret_length=20)
+    prior = measure_prior(model, task)
+    bits = 40 * math.log2(len(TOKENIZER)) - 20 * math.log2(12)
+    assert len(task.tree.paths) == 256
+    assert prior.kl_bits == pytest.approx(bits)
+    assert math.log2(prior.well_formed_mass) == pytest.approx(-bits)
 
 
 def test_an_encoded_task_knows_its_answers():

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
@@ -54,6 +55,21 @@ def test_only_a_model_from_scratch_trains_to_the_end():
     assert not make_recipe(WarmupConfig(model="scratch", output="out")).stop_early
     assert make_recipe(WarmupConfig(output="out", seed=7, steps=5)).stop_early
     assert make_recipe(WarmupConfig(output="out", seed=7, steps=5)).seed == 7
+
+
+def test_a_folder_is_calibrated_for_sequences(tmp_path):
+    save_base_model(build_embedded_model(seed=2), build_embedded_tokenizer(), tmp_path / "raw")
+    fields: dict[str, Any] = {"N": "2", "env_type": "multi_step", "steps": 60, "learning_rate": 3e-3}
+    config = WarmupConfig(model=str(tmp_path / "raw"), secret_length="20", output=str(tmp_path / "a"), **fields)
+    (prompt,) = calibrate(config).prompts
+    assert prompt.task.secret_length == 20
+    assert prompt.prior.kl_bits < 1.0
+    again = WarmupConfig(model=config.output, secret_length="3", output=str(tmp_path / "b"), **fields)
+    assert [prompt.task.secret_length for prompt in calibrate(again).prompts] == [3, 20]
+    with pytest.raises(ValueError, match="env_type must be multi_step where secret_length is set"):
+        WarmupConfig(secret_length="3", output="out")
+    with pytest.raises(ValueError, match="secret_length must be at most 1024 at N=2, got 1025"):
+        WarmupConfig(secret_length="1025", output="out", **fields)
 
 
 def test_a_folder_is_calibrated_and_keeps_what_it_was_calibrated_for(tmp_path):
