@@ -54,7 +54,7 @@ def main(argv: Sequence[str]) -> int:
             check_engines(list(cells.values()), execution)
             store = TableStore(execution.results or own_address(selection.grid))
             if execution.dry_run:
-                print(f"{selection.grid}: {describe_plan(cells, store, execution)}")
+                SteadyConsole().say(f"{selection.grid}: {describe_plan(cells, store, execution)}")
                 return 0
             stack.enter_context(store.open_for_writing())
         set_environment(execution)

@@ -108,7 +108,9 @@ class HalfPacks:
                 half.save(folder / f"half_{number}")
 
     @classmethod
-    def load(cls, folder: Path, *, backend: RolloutBackend, timeline: Timeline | None = None) -> "HalfPacks":
+    def load(
+        cls, folder: Path, *, backend: RolloutBackend, timeline: Timeline | None = None, adapters: str = ""
+    ) -> "HalfPacks":
         """The half-packs that `save` wrote; they ask for their episodes again."""
-        halves = [Pack.load(half) for half in sorted(folder.glob("half_*"))]
+        halves = [Pack.load(half, adapters=adapters) for half in sorted(folder.glob("half_*"))]
         return cls(halves, backend=backend, timeline=timeline)

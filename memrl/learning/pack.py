@@ -179,14 +179,19 @@ class Pack:
         (folder / _DEVICE).write_text(json.dumps({"device": self._device, "episodes": self.episodes}))
 
     @classmethod
-    def load(cls, folder: Path, *, backend: RolloutBackend | None = None) -> "Pack":
+    def load(cls, folder: Path, *, backend: RolloutBackend | None = None, adapters: str = "") -> "Pack":
         """The pack that `save` wrote: it goes on as if it had never been away, to the bit on the same machine.
+
+        Args:
+            folder: where it lies.
+            backend: as for a new pack.
+            adapters: likewise.
 
         Raises:
             ValueError: as for a new pack.
         """
         where = json.loads((folder / _DEVICE).read_text())
-        pack = cls(read_configs(folder), device=where["device"], backend=backend)
+        pack = cls(read_configs(folder), device=where["device"], backend=backend, adapters=adapters)
         pack.state.load(folder)
         pack.episodes = where["episodes"]
         return pack

@@ -5,10 +5,12 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, Protocol
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import torch
 
 from memrl.config import TrainConfig
@@ -18,7 +20,10 @@ from memrl.learning.timeline import Timeline
 from memrl.rollout.backend import RolloutBackend
 from memrl.sweep.stretch import Stretch
 from memrl.tables.rows import failed_row
-from memrl.tables.schema import CURVES_SCHEMA
+from memrl.tables.schema import CURVES_SCHEMA, EPISODES_TO_MEMORIZE_SCHEMA
+
+_TRAINER, _ROWS, _CURVES, _UPDATES = "trainer", "rows.parquet", "curves.parquet", "updates.txt"
+"""The parts of a saved run."""
 
 
 class Trainer(Protocol):
@@ -51,6 +56,10 @@ class Trainer(Protocol):
         """Takes what was recorded since the last call: rows of the cells that ended, and curves of all cells."""
         ...
 
+    def save(self, folder: Path) -> None:
+        """Writes all that it takes to go on into a folder, which must exist; after a drain."""
+        ...
+
 
 StartTrainer = Callable[[Sequence[TrainConfig]], Trainer]
 
@@ -81,6 +90,8 @@ class PackRun:
         self._timeline = timeline or Timeline()
         self._holds_curves = holds_curves
         self._held = CURVES_SCHEMA.empty_table()
+        self._ended_rows: list[dict[str, Any]] = []
+        self._ended_curves = CURVES_SCHEMA.empty_table()
         self._last_bits: dict[str, tuple[float, float]] = {}
         self._updates = 0
 
@@ -97,6 +108,33 @@ class PackRun:
         with timeline.record("start", "pack"):
             trainer, failed_rows = _start_what_can(cells, start)
         return cls(trainer, failed_rows=failed_rows, timeline=timeline)
+
+    def save(self, folder: Path) -> None:
+        """Writes all that `load` needs into a folder, which must exist; between two stretches of a run that goes on."""
+        assert self._trainer is not None, "a run that goes on has a trainer"
+        (folder / _TRAINER).mkdir()
+        self._trainer.save(folder / _TRAINER)
+        pq.write_table(pa.Table.from_pylist(self._ended_rows, schema=EPISODES_TO_MEMORIZE_SCHEMA), folder / _ROWS)
+        pq.write_table(pa.concat_tables([self._ended_curves, self._held]), folder / _CURVES)
+        (folder / _UPDATES).write_text(str(self._updates), encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path, load: Callable[[Path], Trainer], timeline: Timeline | None = None) -> "PackRun":
+        """The run that `save` wrote: its first stretch brings once more all that had ended by then.
+
+        Args:
+            folder: where it lies.
+            load: makes the trainer; see `load_pack`.
+            timeline: what this process did before, for the same trace.
+        """
+        timeline = timeline or Timeline()
+        with timeline.record("load", "pack"):
+            rows = pq.read_table(folder / _ROWS).to_pylist()
+            run = cls(load(folder / _TRAINER), failed_rows=rows, timeline=timeline)
+            run._held = pq.read_table(folder / _CURVES).cast(CURVES_SCHEMA)
+            run._updates = int((folder / _UPDATES).read_text(encoding="utf-8"))
+        run._note_bits(run._held)
+        return run
 
     @property
     def finished(self) -> bool:
@@ -133,7 +171,8 @@ class PackRun:
             ended, recorded = self._trainer.drain()
             rows += ended
             self._note_bits(recorded)
-            curves = self._release({row["cell_id"] for row in ended}, recorded)
+            curves = self._release({row["cell_id"] for row in rows}, recorded)
+        self._ended_rows += rows
         absorbed, observed = (_mean([bits[i] for bits in self._last_bits.values()]) for i in (0, 1))
         live, episodes = (self._trainer.live, self._trainer.episodes) if self._trainer is not None else (0, 0)
         return Stretch(rows, curves, live, self._updates, episodes, absorbed, observed)
@@ -152,6 +191,7 @@ class PackRun:
             return CURVES_SCHEMA.empty_table()
         has_ended = pc.field("cell_id").isin(list(ended))
         released, self._held = self._held.filter(has_ended), self._held.filter(~has_ended)
+        self._ended_curves = pa.concat_tables([self._ended_curves, released])
         return released
 
 
@@ -212,6 +252,15 @@ def start_pack(
     if backend is None or len(cells) == 1 or not alternates:
         return Pack(cells, device=device, backend=backend, adapters=adapters)
     return HalfPacks.split(cells, device=device, backend=backend, timeline=timeline, adapters=adapters)
+
+
+def load_pack(
+    folder: Path, backend: RolloutBackend | None = None, timeline: Timeline | None = None, adapters: str = ""
+) -> Trainer:
+    """What `start_pack` has made, as it was saved into a folder; the arguments are those of `start_pack`."""
+    if backend is not None and any(folder.glob("half_*")):
+        return HalfPacks.load(folder, backend=backend, timeline=timeline, adapters=adapters)
+    return Pack.load(folder, backend=backend, adapters=adapters)
 
 
 def set_up_torch(num_threads: int | None) -> None:

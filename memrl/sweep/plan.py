@@ -28,6 +28,7 @@ class Plan:
         colocated: whether a trial is sampled by the engine on its own GPU, in turn with the learner.
         placements: placement groups that the packs take in turn; none: one of the learner's bundle alone.
         adapters: folder where the adapters of cells that end are kept; empty: nowhere.
+        checkpoints: address beside which packs leave checkpoints; empty: they leave none.
         reuses_processes: whether a trial's process serves the next one too, which saves imports and the base model.
     """
 
@@ -39,6 +40,7 @@ class Plan:
     colocated: bool = False
     placements: Sequence[Bundles] = ()
     adapters: str = ""
+    checkpoints: str = ""
     reuses_processes: bool = True
 
     @property
@@ -73,13 +75,18 @@ def plan_packs(cells: Sequence[TrainConfig], execution: Execution, num_cpus: flo
         num_cpus: CPUs of the machine or the cluster.
         num_gpus: its GPUs.
     """
-    device = execution.device if execution.device != "auto" else ("cuda" if num_gpus else "cpu")
+    device = choose_device(execution, num_gpus)
     places = num_gpus if device == "cuda" else num_cpus // execution.num_threads
     num_trials = execution.num_trials or max(1, int(places))
     packs = pack_cells(cells, execution.pack_size or choose_pack_size(len(cells), num_trials))
     # Trials run in folders of their own.
     adapters = os.path.abspath(os.path.expanduser(execution.save_adapters)) if execution.save_adapters else ""
     return Plan(packs, num_trials, device, execution.num_threads, adapters=adapters)
+
+
+def choose_device(execution: Execution, num_gpus: float) -> str:
+    """What trials train on: cpu or cuda."""
+    return execution.device if execution.device != "auto" else ("cuda" if num_gpus else "cpu")
 
 
 def describe_plan(cells: Mapping[str, TrainConfig], store: TableStore, execution: Execution) -> str:

@@ -35,6 +35,10 @@ class ProgressLine:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Takes the line away."""
         if self._console.is_terminal:
             self._live.stop()
 

@@ -2,10 +2,12 @@
 
 import time
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from memrl.config import TrainConfig
 from memrl.sweep.packing import estimate_pack_updates
@@ -28,12 +30,15 @@ class Recorder:
     Args:
         store: the sweep's tables.
         num_cells: cells of the sweep.
-        num_finished: those of them that had finished before.
+        finished: those of them that had finished before; what is told of them again is passed over.
         traces: whether to write the packs' timelines.
     """
 
-    def __init__(self, store: TableStore, num_cells: int, num_finished: int = 0, *, traces: bool = False) -> None:
-        self.num_cells, self.num_finished = num_cells, num_finished
+    def __init__(
+        self, store: TableStore, num_cells: int, finished: Collection[str] = (), *, traces: bool = False
+    ) -> None:
+        self.num_cells, self.num_finished = num_cells, len(finished)
+        self._known = set(finished)
         self.statuses: Counter[str] = Counter()
         self.first_error = ""
         self._store = store
@@ -50,7 +55,7 @@ class Recorder:
     def begin(self, packs: Sequence[Sequence[TrainConfig]]) -> None:
         """Takes note of the packs that will run; trials report by their numbers."""
         self._packs = packs
-        self._ended = [set() for _ in packs]
+        self._ended = [self._known & {cell.cell_id for cell in pack} for pack in packs]
         self._weights = [estimate_pack_updates(pack) for pack in packs]
         self._episodes = [0] * len(packs)
 
@@ -95,6 +100,7 @@ class Recorder:
         self._recent.append((now, self.episodes))
         while now - self._recent[0][0] > _RATE_SECONDS:
             self._recent.popleft()
+        stretch = self._pass_over_known(stretch)
         if stretch.rows or stretch.curves.num_rows:
             self._keep(pack, stretch)
         if self._stretches and now >= self._next_flush:
@@ -126,6 +132,15 @@ class Recorder:
             self._count(row)
         end = time.monotonic()
         self._next_flush = end + max(_FLUSH_SECONDS, (end - start) / _MOST_TIME_FLUSHING)
+
+    def _pass_over_known(self, stretch: Stretch) -> Stretch:
+        """Without what was told before: a pack that goes on from a checkpoint tells it again."""
+        again = [row["cell_id"] for row in stretch.rows if row["cell_id"] in self._known]
+        self._known.update(row["cell_id"] for row in stretch.rows)
+        if not again:
+            return stretch
+        rows = [row for row in stretch.rows if row["cell_id"] not in again]
+        return replace(stretch, rows=rows, curves=stretch.curves.filter(~pc.field("cell_id").isin(again)))
 
     def _keep(self, pack: int, stretch: Stretch) -> None:
         self._stretches.append(stretch)

@@ -1,10 +1,12 @@
 """A sweep: which of a grid's cells are left, training them, and what came of it."""
 
 import importlib
+import os
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 
 from memrl.config import TrainConfig
@@ -12,20 +14,23 @@ from memrl.errors import WriteError
 from memrl.rollout.actor_pool import EngineRecord
 from memrl.sweep.actor_logs import collect_logs
 from memrl.sweep.agent_play import AgentPlay, AgentsFailedError, find_unplayed
+from memrl.sweep.checkpoints import Checkpoints
 from memrl.sweep.console import SteadyConsole
 from memrl.sweep.engines import place_trials, start_engines
 from memrl.sweep.execution import Execution
-from memrl.sweep.plan import Plan, find_left, plan_packs
+from memrl.sweep.plan import Plan, choose_device, find_left, plan_packs
 from memrl.sweep.progress import ProgressLine, describe_sweep, format_seconds
 from memrl.sweep.ray_session import start_ray
 from memrl.sweep.recorder import Recorder
 from memrl.sweep.rollouts import POOL, count_places, uses_engines
 from memrl.sweep.stopping import StopRequest, catch_signals
 from memrl.sweep.stretch import Stretch
-from memrl.tables.places import local_folder
+from memrl.sweep.watchdog import watch_daemons
+from memrl.tables.places import absolute_address, local_folder
 from memrl.tables.rows import LORA
 from memrl.tables.schema import EPISODES_TO_MEMORIZE
 from memrl.tables.store import TableStore
+from memrl.tables.wandb_log import WandbLog
 
 _TICK_SECONDS = 0.25
 """While the agents play, the live line is looked after this often."""
@@ -46,6 +51,9 @@ class Sweep:
         left: the cells that have not finished, by cell_id.
         unplayed: the cells for which the baseline agents have not played.
         stop: whether somebody wants the sweep to stop.
+
+    Raises:
+        StartError: wandb is to log the cells, and can't start.
     """
 
     def __init__(
@@ -60,12 +68,16 @@ class Sweep:
         self._name, self._cells, self._execution = name, cells, execution
         self._store, self._command, self._console = store, command, console
         self.left = find_left(store, cells)
-        rows = store.read(EPISODES_TO_MEMORIZE, ["cell_id", "agent"]).to_pylist()
+        rows = store.read(EPISODES_TO_MEMORIZE, ["cell_id", "agent", "status"]).to_pylist()
         self._played = {row["cell_id"] for row in rows if row["agent"] != LORA}
         self.unplayed = find_unplayed(cells.values(), self._played)
         self.stop = StopRequest()
-        self._recorder = Recorder(store, len(cells), len(cells) - len(self.left), traces=execution.timeline)
+        self._interrupted = self.left.keys() - {row["cell_id"] for row in rows if row["status"] == "failed"}
+        self._checkpoints = Checkpoints(store.address)
+        self._recorder = Recorder(store, len(cells), cells.keys() - self.left.keys(), traces=execution.timeline)
         self._agents = AgentPlay(self.unplayed)
+        project = execution.wandb_project
+        self._wandb = WandbLog(project, store.address) if project is not None else None
         self._unwritable = self._agents_problem = ""
         self._phase = ""
         self._packs_left: set[int] = set()
@@ -74,12 +86,31 @@ class Sweep:
         self._line = ProgressLine(self._describe, console)
 
     def plan(self, engines: Sequence[EngineRecord], num_cpus: float, num_gpus: float) -> Plan:
-        """Packs the cells that are left for the CPUs and GPUs that engines leave to trials."""
+        """Packs the cells that are left for the CPUs and GPUs that engines leave to trials.
+
+        A pack that an earlier launch had not trained to its end goes on as it was formed, finished cells included, so
+        that its results are those of an undisturbed one to the bit.
+        """
         execution = self._execution
         num_cpus, num_gpus = count_places(engines, execution, num_cpus, num_gpus)
-        plan = plan_packs(list(self.left.values()), execution, max(num_cpus, execution.num_threads), num_gpus)
+        num_cpus = max(num_cpus, execution.num_threads)
+        formed_for = {"device": choose_device(execution, num_gpus), "pack_size": execution.pack_size}
+        begun = [
+            pack
+            for pack in self._checkpoints.find_packs(self._cells, formed_for)
+            if self._interrupted & {cell.cell_id for cell in pack}
+        ]
+        again = {cell.cell_id for pack in begun for cell in pack}
+        afresh = [cell for cell_id, cell in self.left.items() if cell_id not in again]
+        plan = plan_packs(afresh, execution, num_cpus, num_gpus)
+        packs = [*begun, *plan.packs]
+        # Where they can't be listed, packs leave no checkpoints.
+        with suppress(OSError):
+            self._checkpoints.list_packs(packs, formed_for)
         return replace(
             plan,
+            packs=packs,
+            checkpoints=absolute_address(self._store.address),
             placements=place_trials(plan, engines, execution),
             pool=POOL if engines else "",
             colocated=execution.colocated and bool(engines),
@@ -134,7 +165,15 @@ class Sweep:
                 self._packs_left, self._num_trials = set(range(len(plan.packs))), plan.num_trials
                 self._phase = "loading the model"
                 if not self.should_stop():
-                    tune_packs(plan, self)
+                    with watch_daemons(self._end_without_ray):
+                        tune_packs(plan, self)
+
+    def _end_without_ray(self, daemon: str) -> None:
+        """Ends the process, from the watchdog's thread: without its daemons Ray may do so at any moment."""
+        self._line.stop()
+        told = f"error: Ray's {daemon} has ended; what has finished is kept. To go on: {self._command}"
+        print(told, file=sys.stderr, flush=True)
+        os._exit(1)
 
     def _add_agents(self) -> None:
         """Waits for the agents, which have played beside the last trials, and writes their rows."""
@@ -208,12 +247,12 @@ class Sweep:
         if self.should_stop():
             self._console.say(f"Stopped; what has finished is kept. To go on: {self._command}")
             return False
-        if self._execution.wandb_project is not None:
-            log_to_wandb(self._execution.wandb_project, self._store, self._cells, self._console)
+        logged = self._wandb is None or log_to_wandb(self._wandb, self._store, self._cells, self._console)
         report_written = write_report(self._store, self._name, len(self._cells), self._command, self._console)
         compare_with_reference(self._store, self._name, self._console)
+        self._checkpoints.clear()
         failed = self._recorder.statuses["failed"] or self._agents_problem or self._store.damaged
-        return report_written and not failed
+        return report_written and logged and not failed
 
     def _say_counts(self) -> None:
         recorder, took = self._recorder, format_seconds(self._seconds)

@@ -1,9 +1,11 @@
 """PackTrial: Ray Tune's execution of one pack. The only module that imports ray.tune."""
 
 import logging
+import time
+import traceback
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ray import tune
 from ray.tune.experiment import Trial
@@ -11,13 +13,24 @@ from ray.tune.schedulers import TrialScheduler
 
 from memrl.learning.timeline import Timeline
 from memrl.rollout.actor_pool import VLLMRollout
+from memrl.rollout.backend import RolloutBackend
+from memrl.sweep.checkpoints import Checkpoints
 from memrl.sweep.plan import Plan
 from memrl.sweep.rollouts import uses_engines
 from memrl.sweep.scratch import scratch_folder
+
+if TYPE_CHECKING:
+    from memrl.sweep.pack_run import PackRun
 from memrl.sweep.stretch import Stretch
 
 STRETCH_SECONDS = 1.0
 """A trial tells about this often; what has ended by then is kept, whatever happens next."""
+
+CHECKPOINT_SECONDS = 30.0
+"""A trial leaves a checkpoint about this often: no more work than this is lost, whatever happens."""
+
+TRIES_MORE = 2
+"""A trial that dies is started again, from its checkpoint, this often before its cells fail."""
 
 STRETCH, TRACE = "stretch", "trace"
 """The keys under which a result carries what a stretch brought and, the last one, its timeline."""
@@ -48,22 +61,53 @@ class PackTrial(tune.Trainable):
             pack_run.set_up_torch(plan.num_threads)
             self._pack_run = pack_run
             self._backend = VLLMRollout.connect(plan.pool, colocated=plan.colocated) if plan.pool else None
+            checkpoints = Checkpoints(plan.checkpoints) if plan.checkpoints else None
+            self._checkpoints = checkpoints if checkpoints is not None and checkpoints.are_kept else None
         self.reset_config(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Goes on to another pack in the same process."""
-        cells, plan = self._plan.packs[new_config["pack"]], self._plan
+        self._cells, plan = self._plan.packs[new_config["pack"]], self._plan
         timeline, self._timeline = self._timeline, Timeline()
+        backend = self._backend if uses_engines(self._cells) else None
         start = partial(
             self._pack_run.start_pack,
             device=plan.device,
-            backend=self._backend if uses_engines(cells) else None,
+            backend=backend,
             alternates=not plan.colocated,
             timeline=timeline,
             adapters=plan.adapters,
         )
-        self._run = self._pack_run.PackRun.start(cells, start, timeline)
+        loaded = self._load_run(backend, timeline)
+        self._run = loaded or self._pack_run.PackRun.start(self._cells, start, timeline)
+        self._saved = time.monotonic()
         return True
+
+    def _load_run(self, backend: RolloutBackend | None, timeline: Timeline) -> "PackRun | None":
+        """The pack's run as its last checkpoint has it; None where there is none that can be read."""
+        if self._checkpoints is None:
+            return None
+        load = partial(self._pack_run.load_pack, backend=backend, timeline=timeline, adapters=self._plan.adapters)
+        with self._checkpoints.open(self._cells) as folder:
+            try:
+                return None if folder is None else self._pack_run.PackRun.load(folder, load, timeline)
+            except Exception:  # of another version of the code, say: it starts afresh
+                traceback.print_exc()
+                return None
+
+    def _save_run(self) -> None:
+        """Leaves a checkpoint; a disk that takes none is no reason to stop."""
+        self._saved = time.monotonic()
+        if self._checkpoints is None or self._run.finished:
+            return
+        try:
+            self._checkpoints.save(self._cells, self._run.save)
+        except OSError:
+            traceback.print_exc()
+
+    def cleanup(self) -> None:
+        """Leaves a checkpoint where the sweep is stopped before the pack's end."""
+        self._save_run()
 
     def step(self) -> dict[str, Any]:
         """Trains for about STRETCH_SECONDS.
@@ -72,6 +116,8 @@ class PackTrial(tune.Trainable):
             what the stretch brought; out of it, for schedulers and the eye, `live`, `updates`, `episodes` and
             `absorbed_bits`; and `done`.
         """
+        if time.monotonic() - self._saved >= CHECKPOINT_SECONDS:
+            self._save_run()
         stretch = self._run.advance(STRETCH_SECONDS)
         shown = {name: getattr(stretch, name) for name in ("live", "updates", "episodes", "absorbed_bits")}
         trace = self._run.trace if self._run.finished else ""
@@ -90,7 +136,7 @@ class Listener(Protocol):
         ...
 
     def fail(self, pack: int, error: str) -> None:
-        """A trial died."""
+        """A trial died once too often."""
         ...
 
     def should_stop(self) -> bool:
@@ -123,7 +169,7 @@ def tune_packs(plan: Plan, listener: Listener, scheduler: TrialScheduler | None 
                 verbose=0,
                 callbacks=[_Reporting(listener)],
                 stop=_Stopping(listener),
-                failure_config=tune.FailureConfig(max_failures=0),
+                failure_config=tune.FailureConfig(max_failures=TRIES_MORE),
                 checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
             ),
         )
@@ -153,10 +199,12 @@ class _Reporting(_StaysHere, tune.Callback):
             self._listener.take_trace(trial.config["pack"], trace)
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """Hands on that a trial's process died."""
+        """Hands on that a trial has died once too often."""
         # The file on this machine: Tune copies it to where trial.get_error looks only later.
         error = Path(trial.error_file).read_text("utf-8") if trial.error_file else ""
-        self._listener.fail(trial.config["pack"], " ".join(error.split())[-_ERROR_LENGTH:])
+        words = " ".join(error.split())
+        told = words if len(words) <= _ERROR_LENGTH else f"... {words[-_ERROR_LENGTH:].partition(' ')[2]}"
+        self._listener.fail(trial.config["pack"], told)
 
 
 class _Stopping(_StaysHere, tune.Stopper):

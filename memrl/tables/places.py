@@ -39,3 +39,12 @@ def local_folder(address: str) -> Path:
     if not separator:
         return Path(os.path.expanduser(address))
     return Path(path) if scheme == "file" else Path(own_address(path.rstrip("/").rpartition("/")[2]))
+
+
+def absolute_address(address: str) -> str:
+    """The address as a process in another folder has to say it.
+
+    >>> absolute_address("s3://bucket/sweeps/bitrate")
+    's3://bucket/sweeps/bitrate'
+    """
+    return address if "://" in address else str(Path(address).expanduser().absolute())

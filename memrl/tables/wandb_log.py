@@ -4,12 +4,14 @@ wandb itself is imported only where a project is given.
 """
 
 import math
+import shlex
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from memrl.config import TrainConfig
+from memrl.errors import StartError
 from memrl.tables.places import local_folder
 
 if TYPE_CHECKING:
@@ -20,6 +22,9 @@ Row = dict[str, Any]
 
 _FORBIDDEN = r"/\#?%:"
 """Characters that wandb allows in no project's name."""
+
+_LONGEST = {"job_type": 64, "group": 64, "name": 128}
+"""Characters that wandb's server takes; offline runs with more could not be sent."""
 
 _REACH_SECONDS = 3.0
 _STEP_METRIC = "episodes"
@@ -52,7 +57,7 @@ class WandbLog:
         notice: what the user should be told once, one line; empty where there is nothing to tell.
 
     Raises:
-        ValueError: a setting of wandb's makes no sense.
+        StartError: wandb can't start, such as where a setting of its own makes no sense.
     """
 
     def __init__(self, project: str, results: str) -> None:
@@ -63,24 +68,44 @@ class WandbLog:
         self._project = project
         self._folder = local_folder(results)
         self._folder.mkdir(parents=True, exist_ok=True)
-        self.group = self._folder.name
-        chosen = wandb.setup(wandb.Settings(silent=True)).settings.mode
+        self._logged = self._folder / "wandb" / f"{project}.logged"
+        self.group = self._folder.absolute().name[: _LONGEST["group"]]
+        try:
+            chosen = wandb.setup(wandb.Settings(silent=True)).settings.mode
+        except Exception as error:
+            advice = "mend WANDB_MODE and its like, or leave wandb_project out"
+            raise StartError(f"wandb can't start ({error}): {advice}") from error
         missing = "" if chosen != "online" else self._find_what_is_missing()
         self._mode: Any = "offline" if missing else chosen
         self.notice = self._describe(missing) if missing else ""
 
-    def log_cells(self, rows: Sequence[Row], curves: "pa.Table") -> None:
-        """Writes one run for each row.
+    def log_cells(
+        self,
+        rows: Sequence[Row],
+        curves: "pa.Table",
+        on_progress: Callable[[int, int], None] = lambda done, missing: None,
+    ) -> None:
+        """Writes one run for each row that has none yet in this project.
+
+        Which have is noted in `wandb/PROJECT.logged` beside the tables, run by run, so that a later call makes up for
+        what an ended one has not come to.
 
         Args:
             rows: of episodes_to_memorize; a failed cell makes a failed run.
             curves: of the same cells, and of others perhaps.
+            on_progress: told before each run how many of the missing ones are made, and how many there are.
         """
         if self._mode == "disabled":
             return
-        points = _group_points(curves, {row["cell_id"] for row in rows})
-        for row in rows:
+        logged = set(self._logged.read_text("utf-8").split()) if self._logged.exists() else set()
+        missing = [row for row in rows if _name_run(row) not in logged]
+        points = _group_points(curves, {row["cell_id"] for row in missing})
+        self._logged.parent.mkdir(exist_ok=True)
+        for number, row in enumerate(missing):
+            on_progress(number, len(missing))
             self._log_cell(row, points.get(row["cell_id"], []))
+            with self._logged.open("a", encoding="utf-8") as file:
+                file.write(f"{_name_run(row)}\n")
 
     def close(self) -> None:
         """Waits until all is written or sent, and ends wandb's own process."""
@@ -91,8 +116,8 @@ class WandbLog:
         run = self._wandb.init(
             project=self._project,
             group=self.group,
-            job_type=row["channel"],
-            name=name,
+            job_type=row["channel"][: _LONGEST["job_type"]],
+            name=name[: _LONGEST["name"]],
             config={field: row[field] for field in ("cell_id", *TrainConfig.__annotations__) if field in row},
             dir=str(self._folder),
             mode=self._mode,
@@ -130,7 +155,8 @@ class WandbLog:
 
     def _describe(self, missing: str) -> str:
         runs = self._folder / "wandb"
-        return f"wandb: {missing}, so runs are logged offline in {runs}; send them by: wandb sync {runs}/offline-run-*"
+        send = f"wandb sync {shlex.quote(str(runs))}/offline-run-*"
+        return f"wandb: {missing}, so runs are logged offline in {runs}; send them by: {send}"
 
 
 def _group_points(curves: "pa.Table", cell_ids: set[str]) -> dict[str, list[Row]]:
@@ -142,6 +168,11 @@ def _group_points(curves: "pa.Table", cell_ids: set[str]) -> dict[str, list[Row]
     for mine in points.values():
         mine.sort(key=lambda point: point["update"])
     return points
+
+
+def _name_run(row: Row) -> str:
+    """Names what a run shows: a cell that is trained again makes another run."""
+    return f"{row['cell_id']}@{row['created']}"
 
 
 def _drop_missing(values: Row) -> Row:

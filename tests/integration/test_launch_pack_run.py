@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from memrl.config import TrainConfig
-from memrl.sweep.pack_run import PackRun, start_pack
+from memrl.sweep.pack_run import PackRun, load_pack, start_pack
 from memrl.sweep.stretch import Stretch
 from memrl.tables.schema import CURVES, EPISODES_TO_MEMORIZE
 from memrl.tables.store import TableStore
@@ -108,3 +108,24 @@ def test_an_error_in_the_middle_fails_what_is_left_and_keeps_what_has_ended(monk
     failed = rows[fragile.cell_id]
     assert failed["status"] == "failed"
     assert failed["error"].startswith("RuntimeError: the reward service is gone (")
+
+
+def join(stretches: list[Stretch]) -> list[pd.DataFrame]:
+    """Rows and curves of some stretches, without times, in one order."""
+    rows = pd.DataFrame([row for stretch in stretches for row in stretch.rows]).drop(columns=TIMES)
+    curves = pd.concat([stretch.curves.to_pandas() for stretch in stretches])
+    return [
+        rows.sort_values("cell_id", ignore_index=True),
+        curves.sort_values(["cell_id", "update"], ignore_index=True),
+    ]
+
+
+def test_a_run_goes_on_from_its_checkpoint_to_the_same_tables(tmp_path):
+    run = start_run(CELLS)
+    while run.advance(0.0).live == len(CELLS):
+        pass
+    run.save(tmp_path)
+    run.advance(0.0)
+    resumed = run_to_the_end(PackRun.load(tmp_path, load_pack))
+    for expected, found in zip(join(run_to_the_end(start_run(CELLS))), join(resumed), strict=True):
+        pd.testing.assert_frame_equal(found, expected, check_exact=True, check_dtype=False)

@@ -2,9 +2,12 @@
 
 import os
 import signal
+import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 from launching import DEADLINE_S, finish, read, start
 
@@ -65,3 +68,51 @@ def test_ctrl_c_keeps_what_has_finished_and_the_same_command_goes_on(folder):
     assert kept <= store.finished_cell_ids()
     cells, curves = read(folder)
     assert set(curves["cell_id"]) == set(cells["cell_id"])
+
+
+def find_processes(launcher: subprocess.Popen[str], name: str) -> list[psutil.Process]:
+    """The launcher's descendants whose title holds a name."""
+    found = []
+    for process in psutil.Process(launcher.pid).children(recursive=True):
+        with suppress(psutil.Error):
+            if name in " ".join(process.cmdline()):
+                found.append(process)
+    return found
+
+
+def find_open_ports(processes: list[psutil.Process]) -> set[str]:
+    """The addresses on which these processes listen."""
+    return {
+        connection.laddr.ip
+        for process in processes
+        for connection in process.net_connections("tcp")
+        if connection.status == psutil.CONN_LISTEN
+    }
+
+
+def test_a_trial_that_dies_is_started_again_and_sigterm_leaves_a_checkpoint(folder):
+    # One pack: two cells end within seconds, and two would go on for an hour.
+    words = ["N=4", "seeds=2", "reward_type=binary", "env_type=single_step", "learning_rate=3e-3,1e-9"]
+    process = start(folder, *words, "n_steps=100000", "num_trials=1")
+    trials: list[psutil.Process] = []
+    deadline = time.monotonic() + 2 * DEADLINE_S
+    while len(trials) < 2 and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.2)
+        for trial in find_processes(process, "ray::PackTrial"):
+            if trial not in trials:
+                trials.append(trial)
+                ports = find_open_ports(psutil.Process(process.pid).children(recursive=True))
+                assert {"127.0.0.1", "::ffff:127.0.0.1"} >= ports > set()
+                if len(trials) == 1:
+                    trial.kill()
+    store = TableStore(str(folder / "results" / "smoke"))
+    while len(store.finished_cell_ids()) < 2 and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.2)
+    process.terminate()
+    output = finish(process)
+    assert process.returncode == 143, output
+    assert "To go on: python sweeps/launch.py grid=smoke N=4 seeds=2" in output
+    cells, curves = read(folder)
+    assert cells["status"].tolist() == ["memorized"] * 2
+    assert not curves.duplicated(["cell_id", "update"]).any()
+    assert len(list((folder / "results" / "smoke" / "checkpoints").glob("pack-*.zip"))) == 1

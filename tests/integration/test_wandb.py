@@ -12,6 +12,7 @@ import pyarrow as pa
 import pytest
 
 from memrl.config import TrainConfig
+from memrl.errors import StartError
 from memrl.learning.pack import Pack
 from memrl.tables.places import local_folder
 from memrl.tables.wandb_log import WandbLog
@@ -144,6 +145,27 @@ def test_a_key_without_a_network_logs_offline(tmp_path, finished, monkeypatch):
     log.log_cells(*finished)
     log.close()
     assert len(find_runs(tmp_path / "out")) == 2
+
+
+@pytest.mark.usefixtures("no_key")
+def test_a_cell_gets_one_run_however_often_it_is_logged_and_a_longer_name_than_wandb_takes_is_cut(tmp_path, finished):
+    rows, curves = finished
+    rows = [{**rows[0], "channel": "my_research_project_rewards.graded:" + "x" * 100}, *rows[1:]]
+    for logged in (rows[:1], rows, rows):
+        log = WandbLog("memory", str(tmp_path / "out"))
+        log.log_cells(logged, curves)
+        log.close()
+    runs = list((tmp_path / "out" / "wandb").glob("offline-run-*"))
+    assert len(runs) == len(rows)
+    run = find_runs(tmp_path / "out")[rows[0]["cell_id"]].run
+    assert (len(run.job_type), len(run.display_name)) == (64, 128)
+
+
+@pytest.mark.usefixtures("no_key")
+def test_a_setting_that_wandb_refuses_is_one_line_with_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "sometimes")
+    with pytest.raises(StartError, match=r"wandb can't start (?s:.*) mend WANDB_MODE and its like"):
+        WandbLog("memory", str(tmp_path / "out"))
 
 
 def test_runs_of_tables_in_a_bucket_lie_in_the_results_folder_here():

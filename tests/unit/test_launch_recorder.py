@@ -4,6 +4,7 @@ import pyarrow as pa
 import pytest
 
 from memrl.config import TrainConfig
+from memrl.errors import WriteError
 from memrl.sweep import recorder as recorder_module
 from memrl.sweep.console import SteadyConsole
 from memrl.sweep.execution import Execution
@@ -12,6 +13,7 @@ from memrl.sweep.progress import ProgressLine, describe_sweep
 from memrl.sweep.recorder import Recorder
 from memrl.sweep.stretch import Stretch
 from memrl.sweep.summary import summarize, summarize_rows
+from memrl.sweep.sweep import Sweep
 from memrl.tables.rows import failed_row
 from memrl.tables.schema import CURVES, CURVES_SCHEMA, EPISODES_TO_MEMORIZE
 from memrl.tables.store import TableStore
@@ -56,7 +58,7 @@ def store(tmp_path) -> TableStore:
 
 @pytest.fixture
 def recorder(store) -> Recorder:
-    recorder = Recorder(store, num_cells=8, num_finished=2)
+    recorder = Recorder(store, num_cells=8, finished=["a", "b"])
     recorder.begin(PACKS)
     return recorder
 
@@ -156,3 +158,37 @@ def test_a_plan_gives_each_core_a_pack_and_each_gpu_a_trial():
         .describe()
         .startswith("40 cells in 40 packs of up to 1, on 2 cpu trials at once")
     )
+
+
+def test_what_a_pack_tells_again_is_written_once(store):
+    recorder = Recorder(store, num_cells=6, finished=[CELLS[0].cell_id])
+    recorder.begin(PACKS)
+    for told in (stretch(ended(CELLS[0]), ended(CELLS[1]), live=2), stretch(ended(CELLS[1]), ended(CELLS[2]), live=1)):
+        recorder.take(0, told)
+    recorder.flush()
+    assert recorder.num_done == 3
+    assert [row["cell_id"] for row in store.read(EPISODES_TO_MEMORIZE).to_pylist()] == sorted(
+        cell.cell_id for cell in CELLS[1:3]
+    )
+    assert store.read(CURVES).num_rows == 6
+    recorder.fail(0, "lost")
+    assert recorder.statuses == {"memorized": 2, "failed": 1}
+
+
+def test_tables_that_can_not_be_written_stop_a_sweep_in_one_line(tmp_path, monkeypatch, capsys):
+    sweep_store = TableStore(str(tmp_path))
+    sweep_store.create()
+    sweep = Sweep("smoke", {cell.cell_id: cell for cell in CELLS}, Execution(), sweep_store, "again", SteadyConsole())
+
+    def refuse(*_: object) -> None:
+        raise WriteError("results must be a writable address, got x (No space left on device)")
+
+    monkeypatch.setattr(sweep_store, "append", refuse)
+    sweep._recorder.begin(PACKS)
+    assert not sweep.should_stop()
+    sweep.take(0, stretch(ended(CELLS[0]), live=3))
+    assert sweep.should_stop()
+    assert not sweep.finish()
+    *_, problem, advice = capsys.readouterr().out.splitlines()
+    assert problem == "error: results must be a writable address, got x (No space left on device)"
+    assert advice == "Stopped; what has finished is kept. To go on: again"

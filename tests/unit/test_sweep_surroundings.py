@@ -2,6 +2,9 @@
 
 import io
 import os
+import queue
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,7 +12,8 @@ import sys
 import pytest
 from rich.table import Table
 
-from memrl.errors import StartError
+from memrl.cli import repeat_command, run_command
+from memrl.errors import RefusedError, StartError
 from memrl.sweep.actor_logs import read_logs
 from memrl.sweep.console import SteadyConsole
 from memrl.sweep.environment import set_environment
@@ -17,6 +21,7 @@ from memrl.sweep.execution import Execution
 from memrl.sweep.machine import count_local_cpus, count_local_gpus
 from memrl.sweep.scratch import scratch_folder
 from memrl.sweep.stopping import StopRequest, catch_signals
+from memrl.sweep.watchdog import find_daemons, watch_daemons
 
 
 def dead_process() -> int:
@@ -168,3 +173,43 @@ def test_a_table_is_whole_where_there_is_no_terminal():
     output = io.StringIO()
     SteadyConsole(file=output).print(table)
     assert output.getvalue().split() == ["channel", "N", "a_channel_of_ones_own." * 8, "64"]
+
+
+def test_the_end_of_a_daemon_is_noticed_at_once(tmp_path):
+    program = tmp_path / "raylet"
+    shutil.copy(shutil.which("sleep") or "sleep", program)
+    daemon = subprocess.Popen([program, "600"])
+    lost = queue.Queue()
+    try:
+        assert find_daemons() == {daemon.pid: "raylet"}
+        with watch_daemons(lost.put):
+            with pytest.raises(queue.Empty):
+                lost.get(timeout=1.0)
+            daemon.kill()
+            assert lost.get(timeout=5.0) == "raylet"
+    finally:
+        daemon.kill()
+        daemon.wait()
+
+
+def test_what_can_not_start_is_one_line_with_exit_code_1_or_2_where_the_input_is_to_blame(capsys):
+    def fail(error):
+        def main(argv):
+            raise error
+
+        return main
+
+    for error, code in ((StartError("Ray can't\nstart"), 1), (RefusedError("no such model"), 2)):
+        with pytest.raises(SystemExit) as ended:
+            run_command(fail(error))
+        assert ended.value.code == code
+        assert capsys.readouterr().err == f"error: {' '.join(str(error).split())}\n"
+
+
+def test_the_command_to_go_on_with_can_be_pasted(monkeypatch):
+    monkeypatch.setenv("UV_RUN_RECURSION_DEPTH", "1")
+    words = ["grid=smoke", "results=out dir (1)"]
+    command = repeat_command("sweeps/launch.py", words)
+    assert shlex.split(command) == ["uv", "run", "python", "sweeps/launch.py", *words]
+    monkeypatch.delenv("UV_RUN_RECURSION_DEPTH")
+    assert repeat_command("sweeps/launch.py", words) == command.removeprefix("uv run ")

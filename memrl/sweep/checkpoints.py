@@ -1,0 +1,99 @@
+"""Checkpoints of packs, beside the tables while a sweep runs: with them it goes on where it was ended.
+
+A checkpoint is one file, so that it is there whole or not at all: a zip of what a pack's run saves, whose checksums
+tell a damaged one. The packs themselves are listed, too: one that is formed anew of other cells would round otherwise.
+"""
+
+import hashlib
+import io
+import json
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from pyarrow import fs
+
+from memrl.config import TrainConfig
+from memrl.sweep.scratch import scratch_folder
+from memrl.tables.files import find_filesystem, read_file, replace_file
+
+_FOLDER, _PACKS = "checkpoints", "packs.json"
+
+Pack = Sequence[TrainConfig]
+
+
+class Checkpoints:
+    """The checkpoints of one sweep.
+
+    Args:
+        address: of the sweep's tables.
+    """
+
+    def __init__(self, address: str) -> None:
+        self._filesystem, root = find_filesystem(address)
+        self._root = f"{root}/{_FOLDER}"
+
+    def list_packs(self, packs: Sequence[Pack], formed_for: Mapping[str, object]) -> None:
+        """Writes down which packs are about to be trained.
+
+        Args:
+            packs: the packs.
+            formed_for: what decided on them, such as the device; JSON.
+        """
+        listed = {"formed_for": dict(formed_for), "packs": [[cell.cell_id for cell in pack] for pack in packs]}
+        replace_file(self._filesystem, f"{self._root}/{_PACKS}", json.dumps(listed).encode())
+
+    def find_packs(self, cells: Mapping[str, TrainConfig], formed_for: Mapping[str, object]) -> list[list[TrainConfig]]:
+        """The packs that an earlier launch has listed, if formed for the same; of cells of this sweep alone."""
+        try:
+            listed = json.loads(read_file(self._filesystem, f"{self._root}/{_PACKS}"))
+        except (OSError, ValueError):
+            return []
+        if listed["formed_for"] != dict(formed_for):
+            return []
+        return [[cells[name] for name in pack] for pack in listed["packs"] if cells.keys() >= set(pack)]
+
+    @property
+    def are_kept(self) -> bool:
+        """Whether the packs are listed, as this process sees the address: a node of a cluster may see another disk."""
+        info = self._filesystem.get_file_info(f"{self._root}/{_PACKS}")
+        return info.type == fs.FileType.File
+
+    def save(self, pack: Pack, write: Callable[[Path], None]) -> None:
+        """Puts a checkpoint in the place of the pack's last one.
+
+        Args:
+            pack: all its cells, those that have ended included.
+            write: fills a folder.
+
+        Raises:
+            OSError: it can't be written; the last one stays.
+        """
+        content = io.BytesIO()
+        with scratch_folder() as folder, zipfile.ZipFile(content, "w") as archive:
+            write(folder)
+            for path in sorted(folder.rglob("*")):
+                archive.write(path, path.relative_to(folder))
+        replace_file(self._filesystem, self._path(pack), content.getvalue())
+
+    @contextmanager
+    def open(self, pack: Pack) -> Iterator[Path | None]:
+        """The folder that was filled for a pack; None where there is no sound checkpoint of it."""
+        with scratch_folder() as folder:
+            try:
+                with zipfile.ZipFile(io.BytesIO(read_file(self._filesystem, self._path(pack)))) as archive:
+                    archive.extractall(folder)
+            except (OSError, zipfile.BadZipFile):
+                yield None
+                return
+            yield folder
+
+    def clear(self) -> None:
+        """Removes them all: the sweep has come to its end."""
+        if self._filesystem.get_file_info(self._root).type == fs.FileType.Directory:
+            self._filesystem.delete_dir(self._root)
+
+    def _path(self, pack: Pack) -> str:
+        name = hashlib.sha256(" ".join(cell.cell_id for cell in pack).encode()).hexdigest()[:16]
+        return f"{self._root}/pack-{name}.zip"
