@@ -172,7 +172,7 @@ class TrainConfig:
     )
     seed: int = _field("draw", 0, "draws the secret, the adapter's start and the episodes")
 
-    reward_type: str = _field("channel", "binary", "|".join(REWARD_TYPES) + " or package.module:function")
+    reward_type: str = _field("channel", "binary", " | ".join(REWARD_TYPES) + " or package.module:function")
     reward_code: str | None = _field(
         "channel",
         None,
@@ -515,7 +515,7 @@ def fields_of(*roles: str) -> tuple[str, ...]:
     """The fields of TrainConfig that have one of some roles, role by role, as declared.
 
     >>> fields_of("adapter", "task")
-    ('lora_rank', 'lora_alpha', 'algorithm', 'env_type', 'N')
+    ('lora_rank', 'lora_alpha', 'algorithm', 'env_type', 'N', 'secret_length')
     """
     fields = chz.chz_fields(TrainConfig)
     return tuple(name for role in roles for name, field in fields.items() if (field.metadata or {}).get("role") == role)

@@ -132,7 +132,7 @@ def test_answers_are_counted_and_a_uniform_secret_makes_all_equally_likely(token
 @given(tokenized_formats())
 def test_the_tree_lists_every_beginning_once_and_knows_its_state(tokenized):
     answer_format, automaton, answers, _ = tokenized
-    tree = expand_automaton(automaton)
+    tree = expand_automaton(automaton, answer_format.list_answers())
     beginnings = {flatten(steps)[:n] for _, steps in answers for n in range(len(flatten(steps)) + 1)}
     assert len(tree.parent) == len(beginnings)
     for value, (digits, steps) in enumerate(answers):
