@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from types import NoneType, UnionType
-from typing import Any, Literal, NoReturn, Union, get_args, get_origin
+from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin
 
 import chz
 
@@ -21,6 +21,8 @@ from memrl.config import TrainConfig, did_you_mean
 from memrl.errors import RefusedError, StartError
 from memrl.policy.model_folder import check_model_folder
 from memrl.sweep.execution import RunOptions
+
+T = TypeVar("T")
 
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 """Exit codes of every command, besides 0: something failed; the input is refused; Ctrl-C."""
@@ -162,7 +164,7 @@ def reject_unknown(names: Iterable[str], known: Iterable[str]) -> None:
             raise ValueError(f"unknown field {name!r}{did_you_mean(name, known)}")
 
 
-def build(cls: type, words: Mapping[str, str], defaults: Mapping[str, object] | None = None) -> Any:
+def build(cls: type[T], words: Mapping[str, str], defaults: Mapping[str, object] | None = None) -> T:
     """An instance of a chz class from the words that name its fields.
 
     Raises:
@@ -174,7 +176,7 @@ def build(cls: type, words: Mapping[str, str], defaults: Mapping[str, object] | 
     return cls(**values)
 
 
-def read_field(cls: type, name: str, text: str) -> Any:
+def read_field(cls: type, name: str, text: str) -> object:
     """Reads a text as the type of a chz class's field.
 
     >>> from memrl.config import TrainConfig
@@ -190,7 +192,7 @@ def read_field(cls: type, name: str, text: str) -> Any:
     return read_value(name, chz.chz_fields(cls)[name].final_type, text)
 
 
-def read_value(name: str, annotation: Any, text: str) -> Any:
+def read_value(name: str, annotation: object, text: str) -> Any:
     """Reads a text as str, int (1e3 is one), float, bool, a Literal, or an optional of these (`none` unsets it)."""
     kind, optional = _split_optional(annotation)
     if optional and text.lower() in ("none", ""):
@@ -208,7 +210,7 @@ def read_value(name: str, annotation: Any, text: str) -> Any:
     return text
 
 
-def _split_optional(annotation: Any) -> tuple[Any, bool]:
+def _split_optional(annotation: object) -> tuple[object, bool]:
     if get_origin(annotation) not in (Union, UnionType):
         return annotation, False
     kinds = [kind for kind in get_args(annotation) if kind is not NoneType]
@@ -221,7 +223,7 @@ def _read_bool(name: str, text: str) -> bool:
     return text.lower() in _TRUE
 
 
-def _read_number(name: str, kind: type, text: str) -> int | float:
+def _read_number(name: str, kind: object, text: str) -> int | float:
     rule = "be an integer" if kind is int else "be a number"
     try:
         if kind is int and re.fullmatch(r"[+-]?\d[\d_]*", text):
@@ -231,7 +233,7 @@ def _read_number(name: str, kind: type, text: str) -> int | float:
         raise ValueError(f"{name} must {rule}, got {text!r}") from None
     if kind is int and not number.is_integer():
         raise ValueError(f"{name} must {rule}, got {text!r}")
-    return kind(number)
+    return int(number) if kind is int else number
 
 
 def format_help(usage: str, classes: Sequence[type], defaults: Mapping[str, object]) -> str:

@@ -149,7 +149,7 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str:
     return f"; choose from {', '.join(choices)}" if len(choices) <= _MOST_CHOICES else "; --help lists them all"
 
 
-def _field(role: str, default: Any, doc: str, munger: Callable[[Any, Any], Any] | None = None) -> Any:
+def _field(role: str, default: object, doc: str, munger: Callable[..., object] | None = None) -> Any:
     return chz.field(default=default, doc=doc, metadata={"role": role}, munger=munger)
 
 
@@ -440,12 +440,12 @@ class TrainConfig:
         native = self.env_type == "single_step" or (self.channel_kind.per_step and self.secret_length is None)
         return name if native else f"{written}/{name}"
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, object]:
         """Every field in a form in which equal cells are equal: what a cell does not use is None."""
-        fields: dict[str, Any] = {name: getattr(self, name) for name in TrainConfig.__annotations__}
+        fields: dict[str, object] = {name: getattr(self, name) for name in TrainConfig.__annotations__}
         # 32 and 32.0 are one number, but not one text.
         fields.update(
-            {name: float(fields[name]) for name, type_ in TrainConfig.__annotations__.items() if type_ is float}
+            {name: float(getattr(self, name)) for name, type_ in TrainConfig.__annotations__.items() if type_ is float}
         )
         fields["batch_size"] = self.episodes_per_update
         fields["credit"] = self.resolved_credit
@@ -480,7 +480,7 @@ class TrainConfig:
         return hash_fields({"result_version": RESULT_VERSION, **self.identity(), "model": model})
 
 
-def hash_fields(fields: Mapping[str, Any]) -> str:
+def hash_fields(fields: Mapping[str, object]) -> str:
     """16 hex digits that stand for some fields and their values."""
     counted = {name: value for name, value in fields.items() if value is not None or name not in _LATER_FIELDS}
     return hashlib.sha256(json.dumps(counted, sort_keys=True).encode()).hexdigest()[:16]
@@ -521,12 +521,12 @@ def fields_of(*roles: str) -> tuple[str, ...]:
     return tuple(name for role in roles for name, field in fields.items() if (field.metadata or {}).get("role") == role)
 
 
-def shared_fields(config: TrainConfig) -> tuple[Any, ...]:
+def shared_fields(config: TrainConfig) -> tuple[object, ...]:
     """The fields of a cell in which all cells of its pack agree with it."""
     return (config.algorithm == "distill", *(getattr(config, name) for name in fields_of(*SHARED_ROLES)))
 
 
-def _type_name(annotation: Any) -> str:
+def _type_name(annotation: object) -> str:
     return annotation.__name__ if isinstance(annotation, type) else str(annotation).replace("None", "unset")
 
 

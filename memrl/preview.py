@@ -3,7 +3,6 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -79,7 +78,7 @@ def sample_answers(
     while open_rows := [row for row in range(num_answers) if parsed[row] is None]:
         input_ids = torch.tensor([[*task.prompt_ids, *written[row]] for row in open_rows], device=model.device)
         with torch.inference_mode():
-            output: Any = model(input_ids=input_ids, use_cache=False)
+            output = model(input_ids=input_ids, use_cache=False)
         logits = output.logits[:, -1].double().cpu()
         drawn = torch.multinomial(torch.softmax(logits / temperature, dim=-1), 1, generator=generator)
         scores = torch.log_softmax(logits, dim=-1).gather(1, drawn) / math.log(2)

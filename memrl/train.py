@@ -2,9 +2,7 @@
 
 import math
 import os
-from collections.abc import Mapping
 from contextlib import ExitStack
-from typing import Any
 
 import pyarrow.compute as pc
 import torch
@@ -20,7 +18,7 @@ from memrl.sweep.progress import ProgressLine
 from memrl.sweep.recorder import Recorder
 from memrl.sweep.stopping import StopRequest, catch_signals
 from memrl.sweep.stretch import Stretch
-from memrl.tables.schema import CURVES, EPISODES_TO_MEMORIZE
+from memrl.tables.schema import CURVES, EPISODES_TO_MEMORIZE, Row
 from memrl.tables.store import TableStore
 from memrl.tables.wandb_log import WandbLog
 
@@ -71,7 +69,7 @@ def train_cell(cell: TrainConfig, options: RunOptions) -> int:
         return conclude(last.rows[0], options, console)
 
 
-def find_finished_row(store: TableStore, cell: TrainConfig) -> dict[str, Any] | None:
+def find_finished_row(store: TableStore, cell: TrainConfig) -> Row | None:
     """The row of a cell that was trained to its end before; None where there is none."""
     if cell.cell_id not in store.finished_cell_ids():
         return None
@@ -149,7 +147,7 @@ def describe_run(cell: TrainConfig, last: Stretch) -> str:
     return "  ".join(parts)
 
 
-def conclude(row: Mapping[str, Any], options: RunOptions, console: SteadyConsole) -> int:
+def conclude(row: Row, options: RunOptions, console: SteadyConsole) -> int:
     """Prints the cell's result; returns the exit code."""
     console.say(f"{describe_result(row)} | tables in {options.results}")
     adapter = os.path.join(options.save_adapters, row["cell_id"])
@@ -158,7 +156,7 @@ def conclude(row: Mapping[str, Any], options: RunOptions, console: SteadyConsole
     return FAILED if row["status"] == "failed" else 0
 
 
-def describe_result(row: Mapping[str, Any]) -> str:
+def describe_result(row: Row) -> str:
     """The result line of a cell, in bits, from its row of episodes_to_memorize.
 
     E50 and E90 of a run that ended first are written as `> episodes used`: censored, not reached.
@@ -183,11 +181,11 @@ def _unit(algorithm: str) -> str:
     return "examples" if algorithm == "sft" else "episodes"
 
 
-def _format_reach(row: Mapping[str, Any], name: str) -> str:
+def _format_reach(row: Row, name: str) -> str:
     return f"> {row[name]:,}" if row[f"{name}_censored"] else f"{row[name]:,}"
 
 
-def _format_capacity(row: Mapping[str, Any]) -> str:
+def _format_capacity(row: Row) -> str:
     nominal = row["capacity_nominal_bits"]
     shown = "unbounded" if math.isinf(nominal) else f"{nominal:.3g}"
     return f"{shown} nominal, {row['capacity_uniform_bits']:.3g} at a uniform guess"

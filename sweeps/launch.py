@@ -4,7 +4,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import chz
 
@@ -110,7 +109,7 @@ def calibrate_models(grid: str, cells: dict[str, TrainConfig], *, dry_run: bool)
     return {cell.cell_id: cell for cell in moved}
 
 
-def read_values(words: Mapping[str, str]) -> dict[str, Sequence[Any]]:
+def read_values(words: Mapping[str, str]) -> dict[str, Sequence[object]]:
     """The values of every cell field among the words.
 
     Raises:

@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import altair as alt
 import numpy as np
@@ -197,14 +196,14 @@ def chart_learning(data: pd.DataFrame, width: Width) -> alt.TopLevelMixin:
     observed, absorbed, low = (
         alt.Y(f"{name}:Q", scale=scale, axis=axis) for name in ("observed_median", "absorbed_median", "absorbed_low")
     )
-    steps: dict[str, Any] = {"interpolate": "step-after"}
+    steps = "step-after"
     layers = [
         alt.Chart()
         .mark_rule(color=SOFT, strokeWidth=0.6, strokeDash=[1, 2])
         .encode(y=alt.Y(datum=bits, scale=scale, axis=axis)),
-        base.mark_area(color=SKY, opacity=0.45, **steps).encode(y=low, y2="absorbed_high:Q"),
-        base.mark_line(color=INK, strokeWidth=0.9, strokeDash=[3, 2], **steps).encode(y=observed),
-        base.mark_line(color=BLUE, strokeWidth=1.4, **steps).encode(y=absorbed),
+        base.mark_area(color=SKY, opacity=0.45, interpolate=steps).encode(y=low, y2="absorbed_high:Q"),
+        base.mark_line(color=INK, strokeWidth=0.9, strokeDash=[3, 2], interpolate=steps).encode(y=observed),
+        base.mark_line(color=BLUE, strokeWidth=1.4, interpolate=steps).encode(y=absorbed),
     ]
     return _arrange_panels(layers, data, width, 0.75)
 

@@ -1,7 +1,5 @@
 """Two sweeps side by side: the same conditions, and how far they differ."""
 
-from typing import Any
-
 import pandas as pd
 
 from memrl.analysis.cells import CELL_COLUMNS, IDENTITY, TUNED, measured_cells
@@ -66,7 +64,7 @@ def list_differences(first: pd.DataFrame, second: pd.DataFrame) -> list[str]:
     return found
 
 
-def _list_values(values: list[Any]) -> str:
+def _list_values(values: list[object]) -> str:
     texts = [f"{value:g}" if isinstance(value, float) else str(value) for value in values]
     return ", ".join(texts) or "none"
 

@@ -6,7 +6,6 @@ over cells follow from the increments of those step functions: one bincount and 
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -90,7 +89,7 @@ def collect_curves(table: pa.Table | pd.DataFrame, cells: pd.DataFrame) -> Curve
     return Curves(cell, update[order], episodes, observed, absorbed, is_first)
 
 
-def _index_in(ids: Any, names: pa.Array) -> Any:
+def _index_in(ids: pa.ChunkedArray, names: pa.Array) -> pa.ChunkedArray:
     """Position of each id among the names, -1 where it is none of them."""
     options = pc.SetLookupOptions(value_set=names, skip_nulls=True)
     return pc.fill_null(pc.call_function("index_in", [ids.cast(pa.string())], options), -1)
@@ -172,7 +171,7 @@ def quartile_curves(curves: Curves, group: np.ndarray, keys: pd.DataFrame, num_p
         observed, absorbed = (
             _carry_forward(curves, rows, values, grid) for values in (curves.observed, curves.absorbed)
         )
-        piece: dict[Any, Any] = {name: keys[name].iloc[number] for name in keys}
+        piece: dict[str, object] = {name: keys[name].iloc[number] for name in keys}
         piece |= {"num_secrets": len(absorbed), "episodes": grid, "observed_median": np.median(observed, axis=0)}
         quartiles = np.quantile(absorbed, (0.25, 0.5, 0.75), axis=0, method="nearest")
         piece |= dict(zip(("absorbed_low", "absorbed_median", "absorbed_high"), quartiles, strict=True))

@@ -3,7 +3,6 @@
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,9 +11,7 @@ from memrl.analysis.published import PUBLISHED_BUDGET, published_episodes
 from memrl.analysis.style import agent_label
 from memrl.analysis.summary import Summary
 from memrl.analysis.wording import format_estimate, format_number
-
-Row = dict[Any, Any]
-"""A row of a data frame, by column."""
+from memrl.tables.schema import Row
 
 
 @dataclass(frozen=True)

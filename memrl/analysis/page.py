@@ -4,7 +4,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import jinja2
 from markupsafe import Markup
@@ -172,7 +171,7 @@ def read_template(name: str) -> jinja2.Template:
     return environment.get_template(name)
 
 
-def _to_script(value: Any) -> Markup:
+def _to_script(value: object) -> Markup:
     """JSON that may stand inside a script element."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return Markup(text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029"))
@@ -180,7 +179,7 @@ def _to_script(value: Any) -> Markup:
 
 def describe_figure(
     figure: Figure, drawings: Sequence[Drawing], N: int | None = None, folder: str = "figures"
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """What a template needs of a figure: the drawing of this N is shown, others are folded."""
     columns = name_models(_TABLE_COLUMNS.get(figure.name, ()), figure.data)
     short = bool(columns) and len(figure.data) <= _MOST_TABLE_ROWS
@@ -203,7 +202,7 @@ def describe_figure(
     }
 
 
-def _choices(settings: Table) -> list[dict[str, Any]]:
+def _choices(settings: Table) -> list[dict[str, object]]:
     """The selects above the table: agent, channel and N, where there is something to choose."""
     choices = []
     for index, column in enumerate(settings.columns):

@@ -1,13 +1,12 @@
 """A sweep's own medians beside those of the reference result that comes with the code."""
 
-from typing import Any
-
 import numpy as np
 import pandas as pd
 
 from memrl.analysis.cells import IDENTITY, TUNED
 from memrl.analysis.comparison import compare_conditions, read_trained
 from memrl.analysis.figure_data import say_estimate
+from memrl.tables.schema import Row
 from memrl.tables.store import TableStore
 
 SETTING = (*IDENTITY, *TUNED)
@@ -48,5 +47,5 @@ def _keep_shared(cells: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
     return cells[np.asarray(keys.isin(others))].reset_index(drop=True)
 
 
-def _describe(row: dict[Any, Any]) -> str:
+def _describe(row: Row) -> str:
     return f"{row['channel']}, N = {row['N']} ({say_estimate(row, 'e50')} here, {say_estimate(row, 'e50_other')} there)"

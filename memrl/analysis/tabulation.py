@@ -3,7 +3,6 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -57,7 +56,7 @@ class Table:
     """A table on the page: each cell is its text, followed by the number to sort by where the text is none."""
 
     columns: list[Column]
-    rows: list[list[list[Any]]]
+    rows: list[list[list[str | float | None]]]
 
 
 def tabulate(data: pd.DataFrame, columns: Sequence[str]) -> Table:
@@ -76,7 +75,7 @@ def tabulate(data: pd.DataFrame, columns: Sequence[str]) -> Table:
     return Table(heads, [list(row) for row in zip(*cells, strict=True)])
 
 
-def _format_column(data: pd.DataFrame, name: str, is_text: bool) -> list[list[Any]]:
+def _format_column(data: pd.DataFrame, name: str, is_text: bool) -> list[list[str | float | None]]:
     values = data[name].tolist()
     if is_text:
         words = agent_label if name == "agent" else str

@@ -3,14 +3,14 @@
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 
 from memrl.config import TrainConfig
 from memrl.learning.pack import Pack
 from memrl.learning.timeline import Timeline
-from memrl.rollout.backend import RolloutBackend, SampledEpisodes
+from memrl.rollout.backend import RolloutBackend, SampledEpisodes, SampleRequest
+from memrl.tables.schema import Row
 
 
 class HalfPacks:
@@ -81,7 +81,7 @@ class HalfPacks:
         if self._pending[index] is None and not half.finished:
             self._pending[index] = self._threads.submit(self._sample, index, half.requests())
 
-    def _sample(self, index: int, requests: list[Any]) -> list[SampledEpisodes]:
+    def _sample(self, index: int, requests: list[SampleRequest]) -> list[SampledEpisodes]:
         with self.timeline.record("sample", f"rollout, half {index}"):
             return self._backend.sample(requests)
 
@@ -91,7 +91,7 @@ class HalfPacks:
             half.fail(error)
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    def drain(self) -> tuple[list[dict[str, Any]], pa.Table]:
+    def drain(self) -> tuple[list[Row], pa.Table]:
         """Takes what was recorded since the last call; see Pack.drain."""
         rows, curves = zip(*(half.drain() for half in self._halves), strict=True)
         return [row for part in rows for row in part], pa.concat_tables(curves)

@@ -26,7 +26,7 @@ from memrl.rollout.backend import RolloutBackend, SampledEpisodes, SampleRequest
 from memrl.rollout.in_process import InProcessSampler
 from memrl.rollout.replay import Replay
 from memrl.tables.provenance import describe_processor
-from memrl.tables.rows import Row
+from memrl.tables.schema import Row
 
 _DEVICE = "device.json"
 

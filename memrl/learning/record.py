@@ -12,8 +12,8 @@ from memrl.learning.policy import PackPolicy
 from memrl.learning.state import PackState
 from memrl.learning.update import Update
 from memrl.policy.calibration import Prior
-from memrl.tables.rows import Row, trained_row
-from memrl.tables.schema import CURVES_SCHEMA
+from memrl.tables.rows import trained_row
+from memrl.tables.schema import CURVES_SCHEMA, Row
 
 
 @dataclass

@@ -64,7 +64,7 @@ class PackState:
     def save(self, folder: Path) -> None:
         """Writes the whole state into a folder, which must exist."""
         arrays: dict[str, np.ndarray] = {}
-        plain: dict[str, Any] = {}
+        plain: dict[str, object] = {}
         for field in fields(self):
             _flatten(field.name, getattr(self, field.name), arrays, plain)
         save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, folder / _ARRAYS)
@@ -105,7 +105,7 @@ def _keep_fields(value: Any, cells: np.ndarray) -> None:
             part.keep(cells)
 
 
-def _flatten(name: str, value: Any, arrays: dict[str, np.ndarray], plain: dict[str, Any]) -> None:
+def _flatten(name: str, value: Any, arrays: dict[str, np.ndarray], plain: dict[str, object]) -> None:
     """Files a field under its name: arrays by themselves, everything else as JSON."""
     if isinstance(value, np.ndarray):
         arrays[name] = value
@@ -118,7 +118,7 @@ def _flatten(name: str, value: Any, arrays: dict[str, np.ndarray], plain: dict[s
         arrays.update({f"{name}.{part}": array for part, array in value.arrays().items()})
 
 
-def _restore(name: str, value: Any, arrays: Mapping[str, np.ndarray], plain: Mapping[str, Any]) -> Any:
+def _restore(name: str, value: Any, arrays: Mapping[str, np.ndarray], plain: Mapping[str, list]) -> Any:
     """The inverse of `_flatten`; `value` is the field of a state that has just started."""
     if isinstance(value, np.ndarray):
         return arrays[name].copy()
@@ -131,13 +131,13 @@ def _restore(name: str, value: Any, arrays: Mapping[str, np.ndarray], plain: Map
     return value
 
 
-def _simplify(item: Any) -> Any:
+def _simplify(item: object) -> object:
     if isinstance(item, TrainConfig):
         return chz.asdict(item)
     return item.bit_generator.state if isinstance(item, np.random.Generator) else item
 
 
-def _specialize(started: Any, saved: Any) -> Any:
+def _specialize(started: object, saved: Any) -> object:
     if isinstance(started, np.random.Generator):
         started.bit_generator.state = saved
         return started

@@ -99,13 +99,13 @@ class _Checkpointed(nn.Module):
         super().__init__()
         self.layer = layer
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> Tensor | nn.Module:
         try:
             return super().__getattr__(name)
         except AttributeError:
             return getattr(super().__getattr__("layer"), name)
 
-    def forward(self, *inputs: Any, **named: Any) -> Any:
+    def forward(self, *inputs: object, **named: Any) -> object:
         return checkpoint(self.layer, *inputs, use_reentrant=False, preserve_rng_state=False, **named)
 
 

@@ -1,4 +1,4 @@
-"""Any Hugging Face model as the network of a pack, through its own forward pass and autograd."""
+"""A Hugging Face model of any kind as the network of a pack, through its own forward pass and autograd."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -74,7 +74,7 @@ class PackedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Applies base and adapters: (cells, tokens, d_in), or (cells · tokens, d_in), to the same of d_out."""
         by_cell = x.reshape(len(self.A), -1, x.shape[-1])
-        out: Any = _Adapted.apply(by_cell, self._tracked, self)
+        out = _Adapted.apply(by_cell, self._tracked, self)
         return out.reshape(*x.shape[:-1], -1)
 
 
@@ -99,7 +99,7 @@ class AutogradNetwork:
         adapters: AdapterPack,
         activations: Activations,
     ) -> None:
-        self._model: Any = model
+        self._model = model
         self._adapters, self._activations = adapters, activations
         self._tree = TokenTree(prompts, root_cell)
         self._body = find_body(model)

@@ -189,10 +189,9 @@ def save_base_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
 
 def drop_sampling_settings(model: PreTrainedModel) -> None:
     """Keeps only the special tokens of a model's generation settings: others may be such as can't be saved again."""
-    generating: Any = model
-    old = generating.generation_config
+    old = model.generation_config
     names = ("bos_token_id", "eos_token_id", "pad_token_id")
-    generating.generation_config = GenerationConfig(**{name: getattr(old, name, None) for name in names})
+    model.generation_config = GenerationConfig(**{name: getattr(old, name, None) for name in names})
 
 
 def load_tokenizer(model: str) -> PreTrainedTokenizerBase:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -20,7 +20,7 @@ from memrl.policy.head import HeadRecipe, fit_head, read_states
 from memrl.policy.interference import measure_interference
 from memrl.policy.model_folder import calibrated_folder, check_model_folder
 from memrl.policy.walk_check import check_walk
-from memrl.policy.warmup import WarmupRecipe, attach_lora, merge_lora, warm_up
+from memrl.policy.warmup import WarmupProgress, WarmupRecipe, attach_lora, merge_lora, warm_up
 
 RECORD = "warmup.json"
 """The file beside the weights that says what they are calibrated for, and how they were made."""
@@ -166,10 +166,12 @@ def measure_all_interference(
     return measured
 
 
-def _watch_steps(tasks: Sequence[EncodedTask], recipe: WarmupRecipe, report: Report) -> Callable[[Any], None]:
+def _watch_steps(
+    tasks: Sequence[EncodedTask], recipe: WarmupRecipe, report: Report
+) -> Callable[[WarmupProgress], None]:
     word = ""
 
-    def watch(progress: Any) -> None:
+    def watch(progress: WarmupProgress) -> None:
         nonlocal word
         if progress.priors is not None:
             pairs = zip(tasks, progress.priors, strict=True)
@@ -204,7 +206,7 @@ def save_calibration(calibration: Calibration, tokenizer: PreTrainedTokenizerBas
     (folder / RECORD).write_text(json.dumps(record, indent=1) + "\n", "utf-8")
 
 
-def _describe_prompt(prompt: CalibratedPrompt) -> dict[str, Any]:
+def _describe_prompt(prompt: CalibratedPrompt) -> dict[str, object]:
     values = {"interference_before": prompt.interference_before, "interference": prompt.interference}
     return {
         **{name: getattr(prompt.task, name) for name in QUESTION_FIELDS},

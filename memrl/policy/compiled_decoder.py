@@ -13,9 +13,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from memrl.policy import kernels
+from memrl.policy import kernels, llama
 from memrl.policy.adapter_pack import AdapterPack
-from memrl.policy.llama import group_linears
 from memrl.policy.next_tokens import Head, NextTokens, read_next_tokens
 from memrl.policy.token_tree import TokenTree
 
@@ -55,7 +54,7 @@ class _Buffers:
 class _Linear:
     """A group of linear layers that read the same input: frozen weights in panels, and where their adapters lie."""
 
-    def __init__(self, layers: dict[str, nn.Linear], library: Any) -> None:
+    def __init__(self, layers: dict[str, nn.Linear], library: ctypes.CDLL) -> None:
         self._names = list(layers)
         weight = torch.cat([m.weight.detach() for m in layers.values()])
         self.widths = [m.out_features for m in layers.values()]
@@ -77,7 +76,7 @@ class _Norm:
         self.weight, self._epsilon = weight.detach().contiguous(), epsilon
 
     @classmethod
-    def read(cls, norm: Any) -> "_Norm":
+    def read(cls, norm: llama.Norm) -> "_Norm":
         """One of the model's own."""
         return cls(norm.weight[None], norm.variance_epsilon)
 
@@ -89,7 +88,7 @@ class _Norm:
 class _Layer:
     """The frozen weights of one decoder layer, and buffers for its activations."""
 
-    def __init__(self, layer: Any, groups: list[dict[str, nn.Linear]], library: Any) -> None:
+    def __init__(self, layer: llama.DecoderLayer, groups: list[dict[str, nn.Linear]], library: ctypes.CDLL) -> None:
         self._linears = [_Linear(group, library) for group in groups]
         self.qkv, self.o, _, self.down = self._linears
         attention = layer.self_attn
@@ -101,7 +100,7 @@ class _Layer:
         self.d = self.qkv.d_in
         self.kept = _Buffers(layer.input_layernorm.weight.dtype, {})
 
-    def _join_norms(self, attention: Any) -> _Norm:
+    def _join_norms(self, attention: llama.Attention) -> _Norm:
         """The norms of queries and keys as one, whose weight differs by head."""
         weights = [(attention.q_norm, self.heads), (attention.k_norm, self.kv_heads)]
         joined = torch.cat([norm.weight.expand(heads, -1) for norm, heads in weights])
@@ -142,9 +141,9 @@ class CompiledDecoderNetwork:
         prompts: Sequence[Sequence[int]],
         root_cell: np.ndarray,
         adapters: AdapterPack,
-        library: Any,
+        library: ctypes.CDLL,
     ) -> None:
-        groups = group_linears(model)
+        groups = llama.group_linears(model)
         body: Any = model.get_submodule("model")
         self._adapters, self._library = adapters, library
         self._layers = [_Layer(layer, groups[4 * i : 4 * i + 4], library) for i, layer in enumerate(body.layers)]

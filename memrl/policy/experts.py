@@ -277,8 +277,8 @@ class PackedExperts(nn.Module):
         routing = Routing(top_k_index, num_experts, num_cells)
         chosen = top_k_index.shape[1]
         by_assignment = hidden_states.index_select(0, routing.order // chosen)
-        gate_up: Any = _Adapted.apply(by_assignment, self._tracked, self._gate_up, routing)
-        down: Any = _Adapted.apply(self.base._apply_gate(gate_up), self._tracked, self._down, routing)
+        gate_up = _Adapted.apply(by_assignment, self._tracked, self._gate_up, routing)
+        down = _Adapted.apply(self.base._apply_gate(gate_up), self._tracked, self._down, routing)
         weighted = down * top_k_weights.flatten().index_select(0, routing.order)[:, None]
         by_token = weighted.index_select(0, torch.argsort(routing.order)).unflatten(0, (-1, chosen))
         return by_token.sum(1).to(hidden_states.dtype)

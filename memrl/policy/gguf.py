@@ -44,13 +44,12 @@ def dequantize(file: Path) -> Path:
 
 
 def _write_dequantized(file: Path, folder: Path) -> None:
-    source: Any = {"pretrained_model_name_or_path": file.parent, "gguf_file": file.name}
-    tokenizer: Any = AutoTokenizer.from_pretrained(**source)
-    read: Any = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    read: Any = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
     # A model that was read from GGUF refuses to be saved, and says of its plain weights that they are quantized.
     if hasattr(read.config, "quantization_config"):
         del read.config.quantization_config
-    model: Any = AutoModelForCausalLM.from_config(read.config, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_config(read.config, dtype=torch.float32)
     model.load_state_dict(read.state_dict())
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

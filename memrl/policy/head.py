@@ -152,7 +152,7 @@ def fit_head(
 
 
 def _find_head(model: PreTrainedModel) -> nn.Linear:
-    head: Any = model.get_output_embeddings()
+    head = model.get_output_embeddings()
     if not isinstance(head, nn.Linear):
         raise ValueError(f"model must have a linear head, got {type(model).__name__} (use method=lora)")
     return head
@@ -160,7 +160,7 @@ def _find_head(model: PreTrainedModel) -> nn.Linear:
 
 def _find_shape(model: PreTrainedModel) -> Callable[[Tensor], Tensor]:
     """What the model makes of its head's output before it is a logit: mostly nothing, a cap or a factor in some."""
-    config: Any = model.config.get_text_config()
+    config = model.config.get_text_config()
     cap, factor = getattr(config, "final_logit_softcapping", None), getattr(config, "logit_scale", None)
     divisor = getattr(config, "logits_scaling", None)
     if cap:

@@ -24,7 +24,6 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -111,7 +110,7 @@ def _multiply_gradients(model: PreTrainedModel, task: EncodedTask, places: Place
     ids = torch.tensor([[*task.prompt_ids, *places.tokens]], device=model.device)
     alphabet = torch.from_numpy(task.automaton.alphabet).to(model.device)
     with torch.enable_grad(), _watch(model, leave_out_routers(model, find_linears(model))) as seen:
-        output: Any = model(input_ids=ids, use_cache=False)
+        output = model(input_ids=ids, use_cache=False)
         logits = output.logits[0, len(task.prompt_ids) - 1 :][:, alphabet]
         centered = [
             logits[place, places.symbol] - logits[place, torch.from_numpy(allowed).to(model.device)].mean()
@@ -148,7 +147,7 @@ def _watch(model: PreTrainedModel, layers: Mapping[str, nn.Linear]) -> Iterator[
         return output.detach().requires_grad_()
 
     with ExitStack() as stack:
-        embeddings: Any = model.get_input_embeddings()
+        embeddings = model.get_input_embeddings()
         stack.callback(embeddings.register_forward_hook(start_graph).remove)
         for layer in layers.values():
             stack.callback(layer.register_forward_hook(see).remove)

@@ -11,7 +11,6 @@ import subprocess
 import tempfile
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -110,7 +109,7 @@ class _Address:
 
 
 @cache
-def load_kernels(dtype: torch.dtype) -> Any:
+def load_kernels(dtype: torch.dtype) -> ctypes.CDLL | None:
     """The functions of kernels.c for base models of one dtype, compiled on first use into the user's cache.
 
     Args:
@@ -145,7 +144,7 @@ def load_kernels(dtype: torch.dtype) -> Any:
     return library
 
 
-def cut_panels(matrix: torch.Tensor, library: Any) -> torch.Tensor:
+def cut_panels(matrix: torch.Tensor, library: ctypes.CDLL) -> torch.Tensor:
     """Base weights (k, n) as the library's multiply_base takes them; products.h describes the layout."""
     columns = library.panel_columns()
     filled = torch.nn.functional.pad(matrix, (0, -matrix.shape[1] % columns))

@@ -1,15 +1,39 @@
 """Llama and Qwen3 decoders: which of them kernels.c computes, and which of their layers read the same input."""
 
-from typing import Any
+from typing import Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import LlamaForCausalLM, PreTrainedModel, Qwen3ForCausalLM
+
+
+class Norm(Protocol):
+    """A root-mean-square norm of such a decoder."""
+
+    weight: Tensor
+    variance_epsilon: float
+
+
+class Attention(Protocol):
+    """What kernels.c is told of a layer's attention; the norms are Qwen3's."""
+
+    head_dim: int
+    scaling: float
+    q_norm: Norm
+    k_norm: Norm
+
+
+class DecoderLayer(Protocol):
+    """What kernels.c is told of a decoder layer, beside its linear layers."""
+
+    self_attn: Attention
+    input_layernorm: Norm
+    post_attention_layernorm: Norm
 
 
 def is_supported(model: PreTrainedModel) -> bool:
     """Whether the model is a Llama or Qwen3 decoder without biases or sliding windows, in float32 or float64."""
-    config: Any = model.config
+    config = model.config
     return (
         type(model) in (LlamaForCausalLM, Qwen3ForCausalLM)
         and not any(name.endswith(".bias") for name, _ in model.named_parameters())

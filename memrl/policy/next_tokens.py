@@ -149,8 +149,7 @@ class PassingDistributions:
         values = self._scored[torch.from_numpy(row).to(device), torch.from_numpy(column).to(device)]
         for place in np.nonzero(self._alphabet[column] != token)[0]:
             values[place] = self._rare[int(row[place])][int(token[place])]
-        picked: Any = _Pick.apply(self._states, self, row, token, values)
-        return picked
+        return _Pick.apply(self._states, self, row, token, values)
 
     def pull_back(self, row: Tensor, token: Tensor, slopes: Tensor) -> Tensor:
         """The gradient of the states, given that of log-probabilities that were picked."""

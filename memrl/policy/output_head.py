@@ -1,5 +1,6 @@
 """A causal language model cut in two: the body, whose last hidden states are kept, and what makes logits of them."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,8 +38,8 @@ def find_body(model: PreTrainedModel) -> Body:
     """
     found: list[Body] = []
 
-    def note(path: str) -> Any:
-        def see(module: nn.Module, inputs: Any, output: Any) -> None:
+    def note(path: str) -> Callable[[nn.Module, object, object], None]:
+        def see(module: nn.Module, inputs: object, output: object) -> None:
             if isinstance(output, ModelOutput) and "last_hidden_state" in output:
                 found.append(Body(path, type(output)))
 
@@ -84,7 +85,7 @@ class _Given(nn.Module):
         super().__init__()
         self._output = output
 
-    def forward(self, *inputs: Any, **named: Any) -> ModelOutput:
+    def forward(self, *inputs: object, **named: object) -> ModelOutput:
         return self._output
 
 
@@ -96,7 +97,7 @@ class _WideLinear(nn.Module):
         self._base = base
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Any = _WideProduct.apply(x.flatten(0, -2), self._base.weight)
+        out = _WideProduct.apply(x.flatten(0, -2), self._base.weight)
         out = out if self._base.bias is None else out + self._base.bias
         return out.unflatten(0, x.shape[:-1])
 

@@ -174,7 +174,7 @@ def _sample_answers(answer_format: AnswerFormat, most: int) -> np.ndarray:
 
 def _find_start(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, ...]:
     """What the tokenizer puts before a text of its own accord, such as a token for its beginning."""
-    whole: Any = tokenizer(text)["input_ids"]
+    whole = tokenizer(text)["input_ids"]
     plain = _encode(tokenizer, [text])[0]
     starts = (place for place in range(len(whole)) if whole[place : place + len(plain)] == plain)
     return tuple(whole[: next(starts, 0)])
@@ -190,5 +190,4 @@ def _check_said(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], text: st
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
-    encoded: Any = tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]
-    return encoded
+    return tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]

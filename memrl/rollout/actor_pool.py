@@ -8,7 +8,7 @@ the learner's bundle.
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 import ray
 from ray.exceptions import RayActorError
@@ -48,6 +48,20 @@ class EngineRecord:
     node_ip: str
     gpu_ids: tuple[str, ...]
     started: float
+
+
+class PoolStats(TypedDict):
+    """What a pool has done.
+
+    Attributes:
+        engines_started: restarts included.
+        engines: all of them.
+        actors: of each actor an `EngineStats`, as a dict.
+    """
+
+    engines_started: int
+    engines: list[EngineRecord]
+    actors: list[dict[str, float]]
 
 
 class EngineRoster:
@@ -136,13 +150,8 @@ class VLLMRollout:
         ]
         return PendingEpisodes(parts, len(requests))
 
-    def stats(self) -> dict[str, Any]:
-        """What the pool has done.
-
-        Returns:
-            `engines_started` (restarts included), `engines` (an `EngineRecord` each) and `actors` (of this backend's
-            actors, an `EngineStats` each, as dicts).
-        """
+    def stats(self) -> PoolStats:
+        """What the pool has done, and this backend's actors."""
         records = ray.get(self._roster.records.remote())
         actors = ray.get([actor.stats.remote() for actor in self.actors])
         return {"engines_started": len(records), "engines": records, "actors": actors}
@@ -163,7 +172,7 @@ class VLLMRollout:
 class PendingEpisodes:
     """Episodes that engines are sampling."""
 
-    def __init__(self, parts: list[tuple[list[int], Any]], num_requests: int) -> None:
+    def __init__(self, parts: list[tuple[list[int], ray.ObjectRef]], num_requests: int) -> None:
         self._parts = parts
         self._num_requests = num_requests
 
@@ -222,7 +231,7 @@ def start_rollout_actors(
     if num_rollout_actors < 1:
         raise ValueError(f"num_rollout_actors must be at least 1, got {num_rollout_actors}")
     gpus = count_engine_gpus(options) if num_gpus is None else num_gpus
-    outside: Any = PlacementGroupSchedulingStrategy(placement_group=None)  # pyright: ignore[reportArgumentType]
+    outside = PlacementGroupSchedulingStrategy(placement_group=None)  # pyright: ignore[reportArgumentType]
     common: dict[str, Any] = {"namespace": NAMESPACE, "scheduling_strategy": outside}
     roster: Any = ray.remote(EngineRoster).options(name=f"{pool}-roster", num_cpus=0, **common).remote()
     remote_class: Any = ray.remote(VLLMRolloutActor)

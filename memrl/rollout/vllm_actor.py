@@ -15,13 +15,18 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from memrl.config import Dtype
 from memrl.rollout.adapter_files import make_adapter_folder, publish_adapter, withdraw_adapter
 from memrl.rollout.backend import SampledEpisodes, SampleRequest
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+    from vllm import RequestOutput, SamplingParams  # pyright: ignore[reportMissingImports]
+    from vllm.lora.request import LoRARequest  # pyright: ignore[reportMissingImports]
 
 ENGINE_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """The values that vLLM takes for max_lora_rank; adapters of any smaller rank are served under them."""
@@ -180,8 +185,10 @@ class VLLMEngine:
         device = find_engine_device()
         for name, value in _ENVIRONMENT.items():
             os.environ.setdefault(name, value)
-        from vllm import LLM  # pyright: ignore[reportMissingImports]
+        from vllm import LLM, SamplingParams  # pyright: ignore[reportMissingImports]
+        from vllm.lora.request import LoRARequest  # pyright: ignore[reportMissingImports]
 
+        self._params_class, self._lora_class = SamplingParams, LoRARequest
         self._options = options
         self._engine_rank = round_up_rank(options.max_lora_rank)
         self._has_experts = _has_experts(options.model)
@@ -212,15 +219,13 @@ class VLLMEngine:
             self._llm.sleep(level=1)
         return [done[position] for position in range(len(requests))]
 
-    def load_adapters(self, requests: Sequence[SampleRequest]) -> dict[tuple[str, int], Any]:
+    def load_adapters(self, requests: Sequence[SampleRequest]) -> "dict[tuple[str, int], LoRARequest]":
         """Loads the adapters of a wave, each under a name that was never used before, and deletes their files.
 
         Returns:
             a `LoRARequest` for each (cell_id, adapter_version).
         """
-        from vllm.lora.request import LoRARequest  # pyright: ignore[reportMissingImports]
-
-        loaded: dict[tuple[str, int], Any] = {}
+        loaded: dict[tuple[str, int], LoRARequest] = {}
         for request in requests:
             key = request.cell_id, request.adapter_version
             if key in loaded:
@@ -229,12 +234,12 @@ class VLLMEngine:
             name = f"{request.cell_id}-{request.adapter_version}-{serial}"
             tensors = name_for_engine(request.adapter, self._model_type)
             files = publish_adapter(self._folder, name, tensors, request.adapter_config)
-            loaded[key] = LoRARequest(name, serial, str(files), is_3d_lora_weight=self._has_experts)
+            loaded[key] = self._lora_class(name, serial, str(files), is_3d_lora_weight=self._has_experts)
             self._llm.llm_engine.add_lora(loaded[key])
             withdraw_adapter(files)
         return loaded
 
-    def remove_adapters(self, loaded: Mapping[tuple[str, int], Any]) -> None:
+    def remove_adapters(self, loaded: "Mapping[tuple[str, int], LoRARequest]") -> None:
         """Takes what `load_adapters` loaded out of the engine."""
         for lora in loaded.values():
             self._llm.llm_engine.remove_lora(lora.lora_int_id)
@@ -270,10 +275,8 @@ class VLLMEngine:
         stats.num_cached_tokens += sum(output.num_cached_tokens or 0 for output in outputs)
         return episodes
 
-    def _sampling_params(self, request: SampleRequest) -> Any:
-        from vllm import SamplingParams  # pyright: ignore[reportMissingImports]
-
-        return SamplingParams(
+    def _sampling_params(self, request: SampleRequest) -> "SamplingParams":
+        return self._params_class(
             n=request.num_episodes,
             temperature=self._options.temperature,
             max_tokens=request.max_tokens,
@@ -300,7 +303,7 @@ def name_for_engine(tensors: Mapping[str, np.ndarray], model_type: str) -> dict[
     return {name.replace(".mlp.experts.", ".block_sparse_moe.experts."): tensor for name, tensor in tensors.items()}
 
 
-def describe_engine(options: EngineOptions, device: str) -> dict[str, Any]:
+def describe_engine(options: EngineOptions, device: str) -> dict[str, object]:
     """The arguments of `vllm.LLM` for these options on cpu or cuda.
 
     Raises:
@@ -310,7 +313,7 @@ def describe_engine(options: EngineOptions, device: str) -> dict[str, Any]:
     if device == "cpu" and has_experts:
         raise ValueError("vLLM's CPU build serves no adapters on models with experts")
     parallel = options.tensor_parallel_size
-    described: dict[str, Any] = {
+    described: dict[str, object] = {
         "model": options.model,
         "skip_tokenizer_init": True,
         "generation_config": "vllm",
@@ -339,7 +342,7 @@ def describe_engine(options: EngineOptions, device: str) -> dict[str, Any]:
     return described | {"gpu_memory_utilization": utilization, "enable_sleep_mode": options.colocated}
 
 
-def _read_config(model: str) -> Any:
+def _read_config(model: str) -> "PreTrainedConfig":
     from transformers import AutoConfig
 
     return AutoConfig.from_pretrained(model, trust_remote_code=False).get_text_config()
@@ -362,7 +365,7 @@ def _rank_of(request: SampleRequest) -> int:
     return rank
 
 
-def _collect_episodes(request: SampleRequest, output: Any) -> SampledEpisodes:
+def _collect_episodes(request: SampleRequest, output: "RequestOutput") -> SampledEpisodes:
     shape = (request.num_episodes, request.max_tokens)
     tokens, logprobs = np.full(shape, -1, dtype=np.int64), np.zeros(shape)
     for row, (sampled, scored) in enumerate(_walk_completions(output)):
@@ -371,7 +374,7 @@ def _collect_episodes(request: SampleRequest, output: Any) -> SampledEpisodes:
     return SampledEpisodes(request.cell_id, request.adapter_version, tokens, logprobs)
 
 
-def _walk_completions(output: Any) -> Iterator[tuple[list[int], list[float]]]:
+def _walk_completions(output: "RequestOutput") -> Iterator[tuple[list[int], list[float]]]:
     """Token ids and their logprobs, nats, completion by completion, in the order in which they were asked."""
     for completion in output.outputs:
         if completion.finish_reason not in ("stop", "length"):

@@ -9,10 +9,11 @@ import signal
 import threading
 from collections.abc import Iterable, Sequence
 from multiprocessing.connection import Connection, wait
-from typing import Any
+from multiprocessing.context import SpawnProcess
 
 from memrl.config import TrainConfig
 from memrl.tables.rows import agent_id, agent_row
+from memrl.tables.schema import Row
 from memrl.theory.agents import TABULAR_LEARNING_RATES, play_agents, tabular_fields
 
 _SPAWN = multiprocessing.get_context("spawn")
@@ -32,7 +33,7 @@ class AgentPlay:
     def __init__(self, cells: Sequence[TrainConfig]) -> None:
         self._cells = cells
         self._receiver: Connection | None = None
-        self._process: Any = None
+        self._process: SpawnProcess | None = None
 
     def start(self) -> None:
         """Starts the play, once."""
@@ -48,13 +49,14 @@ class AgentPlay:
         assert self._receiver is not None, "started before"
         return self._receiver.poll(seconds)
 
-    def rows(self) -> list[dict[str, Any]]:
+    def rows(self) -> list[Row]:
         """Waits for the agents' rows of episodes_to_memorize.
 
         Raises:
             AgentsFailedError: something ended the play.
         """
         assert self._receiver is not None, "started before"
+        assert self._process is not None, "started before"
         try:
             rows, error = self._receiver.recv()
         except EOFError:

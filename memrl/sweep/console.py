@@ -2,7 +2,7 @@
 
 import os
 import sys
-from typing import Any
+from typing import IO
 
 from rich.console import Console
 
@@ -15,9 +15,9 @@ class SteadyConsole(Console):
     Where there is no terminal, lines and tables are as wide as they are.
     """
 
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        if not self.is_terminal and "width" not in options:
+    def __init__(self, file: IO[str] | None = None, width: int | None = None) -> None:
+        super().__init__(file=file, width=width)
+        if not self.is_terminal and width is None:
             self.width = _WIDEST
 
     def say(self, text: str) -> None:

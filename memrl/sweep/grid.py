@@ -27,10 +27,13 @@ from typing import Any
 import chz
 
 from memrl.config import TrainConfig, did_you_mean
-from memrl.sweep.grid_file import read_document
+from memrl.sweep.grid_file import Value, read_document
 
 FIELDS = tuple(TrainConfig.__annotations__)
 """What a grid may set."""
+
+Fields = Mapping[str, Any]
+"""Some of a cell's fields, by name."""
 
 MOST_CELLS = 250_000
 """The most cells of a grid."""
@@ -54,8 +57,8 @@ class Grid:
 
     name: str
     description: str = ""
-    base: Mapping[str, Any] = field(default_factory=dict)
-    axes: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    base: Fields = field(default_factory=dict)
+    axes: Mapping[str, Sequence[Fields]] = field(default_factory=dict)
     seeds: Sequence[int] = (0,)
     calibrate: bool = False
 
@@ -77,7 +80,7 @@ class Grid:
                 cells.setdefault(cell.cell_id, cell)
         return cells
 
-    def override(self, words: Mapping[str, Sequence[Any]]) -> "Grid":
+    def override(self, words: Mapping[str, Sequence[object]]) -> "Grid":
         """The grid with fields as the command line gives them, one value or more a field.
 
         - `seed` gives the seeds themselves; `seeds` (a count or several seeds) is read by the caller.
@@ -85,7 +88,7 @@ class Grid:
         - A field that a compound axis sets keeps the entries that use one of these values (`reward_type=binary` keeps
           binary rewards on both env_types, and drops sft, which has no reward); a value that no entry uses is put into
           the entries that set the field (`reward_bins=4` where the grid has 8).
-        - Any other field replaces the base's, and becomes an axis if it has several values.
+        - Every other field replaces the base's, and becomes an axis if it has several values.
 
         >>> grid = Grid("g", axes={"N": [{"N": 4}], "channel": [{"algorithm": "sft"}, {"reward_type": "binary"}]})
         >>> [(c.N, c.channel_name) for c in grid.override({"N": [8, 16], "reward_type": ["binary"]}).cells().values()]
@@ -133,7 +136,7 @@ def read_question(name: str, folder: Path) -> str:
     return load_grid(name, folder).description if name in list_grids(folder) else ""
 
 
-def parse_grid(name: str, content: Any) -> Grid:
+def parse_grid(name: str, content: Value) -> Grid:
     """Checks what a grid file says and puts it into one form.
 
     Raises:
@@ -165,7 +168,7 @@ def parse_grid(name: str, content: Any) -> Grid:
     return Grid(name, description, base, axes, read_seeds(parts.get("seeds", 1)), calibrate)
 
 
-def read_seeds(seeds: Any) -> tuple[int, ...]:
+def read_seeds(seeds: object) -> tuple[int, ...]:
     """A count, or the seeds themselves.
 
     >>> read_seeds(3), read_seeds([5, 7])
@@ -183,13 +186,13 @@ def read_seeds(seeds: Any) -> tuple[int, ...]:
     return tuple(dict.fromkeys(given if isinstance(seeds, list) else range(count)))
 
 
-def _read_mapping(name: str, value: Any, of: str) -> dict[str, Any]:
+def _read_mapping(name: str, value: object, of: str) -> dict[str, object]:
     if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
         raise ValueError(f"{name} must be a mapping of {of}, got {reprlib.repr(value)}")
     return value
 
 
-def _read_axis(axis: str, values: Any) -> list[dict[str, Any]]:
+def _read_axis(axis: str, values: object) -> list[Fields]:
     if not isinstance(values, list) or not values:
         raise ValueError(f"axis {axis} must be a list of values, got {reprlib.repr(values)}")
     if axis in FIELDS:
@@ -201,10 +204,11 @@ def _read_axis(axis: str, values: Any) -> list[dict[str, Any]]:
     return [entry for value in values for entry in _spread(axis, value)]
 
 
-def _read_value(name: str, value: Any) -> Any:
+def _read_value(name: str, value: object) -> Any:
     """1e3 is an integer where an integer is asked for, as on the command line."""
-    is_whole = isinstance(value, float) and value.is_integer()
-    return int(value) if is_whole and TrainConfig.__annotations__.get(name) in (int, int | None) else value
+    if not (isinstance(value, float) and value.is_integer()):
+        return value
+    return int(value) if TrainConfig.__annotations__.get(name) in (int, int | None) else value
 
 
 def _check_count(what: str, factors: Mapping[str, int]) -> None:
@@ -217,7 +221,7 @@ def _check_count(what: str, factors: Mapping[str, int]) -> None:
         )
 
 
-def _spread(axis: str, entry: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+def _spread(axis: str, entry: Fields) -> Iterator[Fields]:
     """An entry whose fields may be lists stands for their product."""
     options = {key: value if isinstance(value, list) else [value] for key, value in entry.items()}
     _check_count(f"entries of axis {axis}", {key: len(values) for key, values in options.items()})
@@ -225,10 +229,8 @@ def _spread(axis: str, entry: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         yield {key: _read_value(key, value) for key, value in zip(entry, values, strict=True)}
 
 
-def _restrict(
-    entries: Sequence[Mapping[str, Any]], key: str, values: Sequence[Any], base: Mapping[str, Any]
-) -> list[Mapping[str, Any]]:
-    kept: list[Mapping[str, Any]] = []
+def _restrict(entries: Sequence[Fields], key: str, values: Sequence[object], base: Fields) -> list[Fields]:
+    kept: list[Fields] = []
     for value in values:
         matching = [entry for entry in entries if _uses({**base, **entry}, key, value)]
         kept += matching or [{**entry, key: value} for entry in entries if key in entry]
@@ -237,7 +239,7 @@ def _restrict(
     return kept
 
 
-def _uses(fields: Mapping[str, Any], key: str, value: Any) -> bool:
+def _uses(fields: Fields, key: str, value: object) -> bool:
     """Whether the cells of these fields use a field (sft uses no reward_type) and give it this value."""
     try:
         return TrainConfig(**fields).identity()[key] == value
@@ -246,11 +248,11 @@ def _uses(fields: Mapping[str, Any], key: str, value: Any) -> bool:
         return fields.get(key) == value
 
 
-def _sets(entries: Iterable[Mapping[str, Any]], key: str) -> bool:
+def _sets(entries: Iterable[Fields], key: str) -> bool:
     return any(key in entry for entry in entries)
 
 
-def _build_cell(fields: Mapping[str, Any]) -> TrainConfig:
+def _build_cell(fields: Fields) -> TrainConfig:
     try:
         return TrainConfig(**fields)
     except ValueError as error:
@@ -259,7 +261,7 @@ def _build_cell(fields: Mapping[str, Any]) -> TrainConfig:
         raise ValueError(f"{error} (in the cell {told})") from None
 
 
-def _reject_unknown(what: str, names: Iterable[Any], known: Sequence[str]) -> None:
+def _reject_unknown(what: str, names: Iterable[str], known: Sequence[str]) -> None:
     for name in names:
         if name not in known:
             raise ValueError(f"unknown {what} {name!r}{did_you_mean(str(name), known)}")

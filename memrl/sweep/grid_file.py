@@ -2,8 +2,9 @@
 
 import re
 from collections import Counter
+from collections.abc import Callable, Hashable
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
 import yaml
 from yaml.composer import ComposerError
@@ -11,6 +12,9 @@ from yaml.constructor import ConstructorError
 
 MOST_BYTES = 100_000
 """A grid file is no larger."""
+
+Value: TypeAlias = "str | int | float | bool | list[Value] | dict[str, Value] | None"
+"""What a grid file says."""
 
 _SCALARS = {
     "null": (r"(?:~|null|)", ["~", "n", ""]),
@@ -21,7 +25,7 @@ _SCALARS = {
 """What each kind of scalar looks like, and begins with; all others are texts: yes, 0x10, 12:30, 2026-01-31."""
 
 
-def read_document(path: Path) -> Any:
+def read_document(path: Path) -> Value:
     """What a file says, in dicts, lists and scalars.
 
     Raises:
@@ -34,7 +38,7 @@ def read_document(path: Path) -> Any:
     return parse_document(f"grid {path.stem}", content)
 
 
-def parse_document(name: str, content: bytes) -> Any:
+def parse_document(name: str, content: bytes) -> Value:
     """The same, of a file's bytes.
 
     >>> parse_document("grid g", b"{N: [1e3, 010, yes]}")
@@ -54,21 +58,21 @@ def parse_document(name: str, content: bytes) -> Any:
 class _Loader(yaml.SafeLoader):
     """Reads mappings, lists and scalars of five kinds."""
 
-    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 - as PyYAML declares it
-    yaml_constructors: dict[str | None, Any] = {  # noqa: RUF012
+    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 - as PyYAML declares it
+    yaml_constructors: dict[str | None, Callable[..., object]] = {  # noqa: RUF012
         tag: constructor
         for tag, constructor in yaml.SafeLoader.yaml_constructors.items()
         if tag is None or tag.rpartition(":")[2] in ("null", "float", "str", "seq", "map")
     }
 
-    def compose_node(self, parent: Any, index: Any) -> Any:
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         """Refuses aliases, by which a short file can stand for a list without end."""
         if self.check_event(yaml.AliasEvent):
             event = self.peek_event()
             raise ComposerError(None, None, f"an alias, *{event.anchor}", event.start_mark)
         return super().compose_node(parent, index)
 
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, object]:
         """Refuses a key that is there twice, of which YAML would take the last without a word."""
         counts = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
         twice = [key for key, count in counts.items() if count > 1]
@@ -77,11 +81,11 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _read_int(loader: _Loader, node: Any) -> int:
+def _read_int(loader: _Loader, node: yaml.ScalarNode) -> int:
     return int(loader.construct_scalar(node))
 
 
-def _read_bool(loader: _Loader, node: Any) -> bool:
+def _read_bool(loader: _Loader, node: yaml.ScalarNode) -> bool:
     return loader.construct_scalar(node).lower() == "true"
 
 

@@ -6,7 +6,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -20,7 +20,7 @@ from memrl.learning.timeline import Timeline
 from memrl.rollout.backend import RolloutBackend
 from memrl.sweep.stretch import Stretch
 from memrl.tables.rows import failed_row
-from memrl.tables.schema import CURVES_SCHEMA, EPISODES_TO_MEMORIZE_SCHEMA
+from memrl.tables.schema import CURVES_SCHEMA, EPISODES_TO_MEMORIZE_SCHEMA, Row
 
 _TRAINER, _ROWS, _CURVES, _UPDATES = "trainer", "rows.parquet", "curves.parquet", "updates.txt"
 """The parts of a saved run."""
@@ -52,7 +52,7 @@ class Trainer(Protocol):
         """Ends every live cell as failed."""
         ...
 
-    def drain(self) -> tuple[list[dict[str, Any]], pa.Table]:
+    def drain(self) -> tuple[list[Row], pa.Table]:
         """Takes what was recorded since the last call: rows of the cells that ended, and curves of all cells."""
         ...
 
@@ -81,7 +81,7 @@ class PackRun:
         self,
         trainer: Trainer | None,
         *,
-        failed_rows: Sequence[dict[str, Any]] = (),
+        failed_rows: Sequence[Row] = (),
         timeline: Timeline | None = None,
         holds_curves: bool = True,
     ) -> None:
@@ -90,7 +90,7 @@ class PackRun:
         self._timeline = timeline or Timeline()
         self._holds_curves = holds_curves
         self._held = CURVES_SCHEMA.empty_table()
-        self._ended_rows: list[dict[str, Any]] = []
+        self._ended_rows: list[Row] = []
         self._ended_curves = CURVES_SCHEMA.empty_table()
         self._last_bits: dict[str, tuple[float, float]] = {}
         self._updates = 0
@@ -199,7 +199,7 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values) if values else math.nan
 
 
-def _start_what_can(cells: Sequence[TrainConfig], start: StartTrainer) -> tuple[Trainer | None, list[dict[str, Any]]]:
+def _start_what_can(cells: Sequence[TrainConfig], start: StartTrainer) -> tuple[Trainer | None, list[Row]]:
     """A trainer of the cells that can start, and a failed row for each of the others."""
     try:
         return start(cells), []

@@ -5,6 +5,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ _OBJECT_STORE_BYTES = 512 * 1024**2
 _SOCKET_BYTES = 107 - len("/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store")
 """The longest path of Ray's folder: systems allow 107 bytes for that of a socket."""
 
-_QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}
+_init_quietly = partial(ray.init, log_to_driver=False, logging_level=logging.CRITICAL)
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def start_ray(execution: Execution, num_engines: int) -> Iterator[RaySession]:
 def _join(address: str) -> Iterator[RaySession]:
     with _keep_signals():
         try:
-            cluster = ray.init(address, **_QUIET)
+            cluster = _init_quietly(address)
         except Exception as error:
             rule = "address must be that of a running Ray cluster (ray up, ray start --head)"
             raise StartError(f"{rule}, got {address}: {_last_line(error)}") from error
@@ -96,11 +97,11 @@ def _init_twice(options: dict[str, Any]) -> None:
     with _keep_signals():
         try:
             # "local" in so many words: else Ray would join whatever cluster runs on this machine.
-            ray.init("local", **options, **_QUIET)
+            _init_quietly("local", **options)
         except Exception:
             ray.shutdown()
             try:
-                ray.init("local", **options, **_QUIET)
+                _init_quietly("local", **options)
             except Exception as error:
                 ray.shutdown()
                 raise StartError(f"Ray can't start on this machine, twice: {_last_line(error)}") from error

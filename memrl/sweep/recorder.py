@@ -4,7 +4,6 @@ import time
 from collections import Counter, deque
 from collections.abc import Collection, Sequence
 from dataclasses import replace
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -13,7 +12,7 @@ from memrl.config import TrainConfig
 from memrl.sweep.packing import estimate_pack_updates
 from memrl.sweep.stretch import Stretch
 from memrl.tables.rows import failed_row
-from memrl.tables.schema import CURVES, EPISODES_TO_MEMORIZE
+from memrl.tables.schema import CURVES, EPISODES_TO_MEMORIZE, Row
 from memrl.tables.store import TableStore
 
 _FLUSH_SECONDS = 1.0
@@ -148,7 +147,7 @@ class Recorder:
             self._ended[pack].add(row["cell_id"])
             self._count(row)
 
-    def _count(self, row: dict[str, Any]) -> None:
+    def _count(self, row: Row) -> None:
         self.statuses[row["status"]] += 1
         if row["error"] and not self.first_error:
             self.first_error = f"{row['channel']} N={row['N']}: {row['error']}"

@@ -3,11 +3,10 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import pyarrow as pa
 
-from memrl.tables.schema import CURVES_SCHEMA
+from memrl.tables.schema import CURVES_SCHEMA, Row
 
 
 @dataclass(frozen=True)
@@ -24,7 +23,7 @@ class Stretch:
         observed_bits: likewise.
     """
 
-    rows: Sequence[dict[str, Any]] = ()
+    rows: Sequence[Row] = ()
     curves: pa.Table = field(default_factory=CURVES_SCHEMA.empty_table)
     live: int = 0
     updates: int = 0

@@ -5,7 +5,7 @@ import time
 import traceback
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from ray import tune
 from ray.tune.experiment import Trial
@@ -45,7 +45,7 @@ class PackTrial(tune.Trainable):
     One actor serves many trials (`reset_config`), and keeps the base model between them.
     """
 
-    def setup(self, config: dict[str, Any], plan: Plan | None = None) -> None:
+    def setup(self, config: dict[str, int], plan: Plan | None = None) -> None:
         """Starts the first pack of this actor.
 
         Args:
@@ -65,7 +65,7 @@ class PackTrial(tune.Trainable):
             self._checkpoints = checkpoints if checkpoints is not None and checkpoints.are_kept else None
         self.reset_config(config)
 
-    def reset_config(self, new_config: dict[str, Any]) -> bool:
+    def reset_config(self, new_config: dict[str, int]) -> bool:
         """Goes on to another pack in the same process."""
         self._cells, plan = self._plan.packs[new_config["pack"]], self._plan
         timeline, self._timeline = self._timeline, Timeline()
@@ -109,7 +109,7 @@ class PackTrial(tune.Trainable):
         """Leaves a checkpoint where the sweep is stopped before the pack's end."""
         self._save_run()
 
-    def step(self) -> dict[str, Any]:
+    def step(self) -> dict[str, object]:
         """Trains for about STRETCH_SECONDS.
 
         Returns:
@@ -155,7 +155,7 @@ def tune_packs(plan: Plan, listener: Listener, scheduler: TrialScheduler | None 
     """
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     groups = [tune.PlacementGroupFactory(bundles) for bundles in plan.placements or [[plan.resources]]]
-    place: Any = groups[0] if len(groups) == 1 else lambda config: groups[config["pack"] % len(groups)]
+    place = groups[0] if len(groups) == 1 else lambda config: groups[config["pack"] % len(groups)]
     with scratch_folder() as storage:
         tuner = tune.Tuner(
             tune.with_resources(tune.with_parameters(PackTrial, plan=plan), place),
@@ -179,7 +179,7 @@ def tune_packs(plan: Plan, listener: Listener, scheduler: TrialScheduler | None 
 class _StaysHere:
     """What belongs to this process alone: Tune pickles its parts for a restore, which this project never asks for."""
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return {}
 
 
@@ -189,16 +189,14 @@ class _Reporting(_StaysHere, tune.Callback):
     def __init__(self, listener: Listener) -> None:
         self._listener = listener
 
-    def on_trial_result(
-        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
-    ) -> None:
+    def on_trial_result(self, iteration: int, trials: list[Trial], trial: Trial, result: dict, **info: object) -> None:
         """Hands on a stretch. Tune lets a callback change it in place, so the rows stay out of Tune's own records."""
         stretch, trace = result.pop(STRETCH), result.pop(TRACE)
         self._listener.take(trial.config["pack"], stretch)
         if trace:
             self._listener.take_trace(trial.config["pack"], trace)
 
-    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: object) -> None:
         """Hands on that a trial has died once too often."""
         # The file on this machine: Tune copies it to where trial.get_error looks only later.
         error = Path(trial.error_file).read_text("utf-8") if trial.error_file else ""
@@ -213,7 +211,7 @@ class _Stopping(_StaysHere, tune.Stopper):
     def __init__(self, listener: Listener) -> None:
         self._listener = listener
 
-    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+    def __call__(self, trial_id: str, result: dict) -> bool:
         return False
 
     def stop_all(self) -> bool:

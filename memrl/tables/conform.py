@@ -1,18 +1,17 @@
 """Rows as their table's schema has them: checked, and of values that no column can hold, told."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import pyarrow as pa
 
 from memrl.tables.parts import KEYS
-from memrl.tables.schema import EPISODES_TO_MEMORIZE, SCHEMAS
+from memrl.tables.schema import EPISODES_TO_MEMORIZE, SCHEMAS, Row
 
 _UNWRITABLE = (pa.ArrowException, ValueError, TypeError, OverflowError)
 _LONGEST_VALUE = 40
 
 
-def conform(table: str, rows: Sequence[Mapping[str, Any]] | pa.Table) -> tuple[pa.Table, list[dict[str, Any]]]:
+def conform(table: str, rows: Sequence[Row] | pa.Table) -> tuple[pa.Table, list[Row]]:
     """Rows as the schema of their table has them.
 
     A row of episodes_to_memorize with a value that its column can't hold fails alone: it is taken without the value, as
@@ -40,7 +39,7 @@ def conform(table: str, rows: Sequence[Mapping[str, Any]] | pa.Table) -> tuple[p
     return conformed, failed
 
 
-def _check_columns(table: str, rows: Sequence[Mapping[str, Any]] | pa.Table) -> None:
+def _check_columns(table: str, rows: Sequence[Row] | pa.Table) -> None:
     declared = set(SCHEMAS[table].names)
     for names in [set(row) for row in rows] if isinstance(rows, Sequence) else [set(rows.column_names)]:
         if names != declared:
@@ -48,7 +47,7 @@ def _check_columns(table: str, rows: Sequence[Mapping[str, Any]] | pa.Table) -> 
             raise ValueError(f"rows of {table} must have its columns, got missing {missing}, unknown {unknown}")
 
 
-def _conform_dicts(table: str, rows: list[dict[str, Any]], schema: pa.Schema) -> tuple[pa.Table, list[dict[str, Any]]]:
+def _conform_dicts(table: str, rows: list[Row], schema: pa.Schema) -> tuple[pa.Table, list[Row]]:
     try:
         return pa.Table.from_pylist(rows, schema=schema), []
     except _UNWRITABLE as error:
@@ -58,7 +57,7 @@ def _conform_dicts(table: str, rows: list[dict[str, Any]], schema: pa.Schema) ->
     return pa.Table.from_pylist(rows, schema=schema), failed
 
 
-def _blank_unfit(row: dict[str, Any], schema: pa.Schema) -> bool:
+def _blank_unfit(row: Row, schema: pa.Schema) -> bool:
     """Takes out of a row what its columns can't hold, and makes it a failed one; whether there was any."""
     unfit = [field.name for field in schema if not _fits(row[field.name], field.type)]
     if unfit:
@@ -67,7 +66,7 @@ def _blank_unfit(row: dict[str, Any], schema: pa.Schema) -> bool:
     return bool(unfit)
 
 
-def _fits(value: Any, type_: pa.DataType) -> bool:
+def _fits(value: object, type_: pa.DataType) -> bool:
     try:
         pa.array([value], type=type_)
     except _UNWRITABLE:

@@ -7,7 +7,6 @@ file, and parquet's checksums of pages, by which other readers may check what th
 import re
 import zlib
 from collections.abc import Sequence
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -43,7 +42,7 @@ class DamagedPartError(ValueError):
 def encode_part(rows: pa.Table) -> bytes:
     """The bytes of a part file; equal rows give equal bytes."""
     floats = [field.name for field in rows.schema if pa.types.is_floating(field.type)]
-    options: dict[str, Any] = {
+    options = {
         "compression": "zstd",
         "use_dictionary": [name for name in rows.column_names if name not in floats],
         "use_byte_stream_split": floats,

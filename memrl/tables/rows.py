@@ -2,11 +2,10 @@
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any
 
 from memrl.config import TrainConfig, hash_fields
 from memrl.tables.provenance import describe_processor, describe_versions, find_revision
-from memrl.tables.schema import EPISODES_TO_MEMORIZE_SCHEMA
+from memrl.tables.schema import EPISODES_TO_MEMORIZE_SCHEMA, Row
 from memrl.task.result import REACHED, RunResult
 from memrl.task.reward import Channel, build_channel
 from memrl.task.secret import cell_secret
@@ -17,8 +16,6 @@ from memrl.theory.observer import observes_exactly
 LORA = "lora"
 """The value of the column `agent` of a trained policy."""
 
-Row = dict[str, Any]
-
 _COLUMN_LIMIT = 1 << 63
 
 
@@ -28,7 +25,7 @@ def trained_row(
     result: RunResult,
     prior_kl_bits: float,
     prior_well_formed: float,
-    base: Mapping[str, Any],
+    base: Mapping[str, object],
 ) -> Row:
     """The row of a cell that was trained.
 
@@ -68,7 +65,7 @@ def agent_row(run: AgentRun) -> Row:
     }
 
 
-def agent_id(agent: str, config: TrainConfig, fields: Mapping[str, Any]) -> str:
+def agent_id(agent: str, config: TrainConfig, fields: Mapping[str, object]) -> str:
     """The name of an agent's row.
 
     Args:
@@ -83,7 +80,7 @@ def _describe_cell(config: TrainConfig) -> Row:
     return _describe(LORA, config, config.identity()) | {"cell_id": config.cell_id}
 
 
-def _describe(agent: str, config: TrainConfig, fields: Mapping[str, Any]) -> Row:
+def _describe(agent: str, config: TrainConfig, fields: Mapping[str, object]) -> Row:
     """A row with what is known before the run: who it is, its task, and what runs; all else null."""
     return {
         **dict.fromkeys(EPISODES_TO_MEMORIZE_SCHEMA.names),

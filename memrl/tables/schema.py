@@ -1,6 +1,6 @@
 """The two tables, declared once: what a column is called, its type and its unit."""
 
-from typing import get_args
+from typing import Any, get_args
 
 import pyarrow as pa
 
@@ -8,6 +8,9 @@ from memrl.config import TrainConfig
 
 CURVES = "curves"
 EPISODES_TO_MEMORIZE = "episodes_to_memorize"
+
+Row = dict[str, Any]
+"""A row of a table, or of a data frame made of one, by column."""
 
 
 _ARROW_TYPES = {int: pa.int64(), float: pa.float64()}

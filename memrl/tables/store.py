@@ -1,11 +1,10 @@
 """TableStore: the one writer of results, and a reader that survives what happens while a sweep runs."""
 
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 
@@ -16,7 +15,7 @@ from memrl.tables.files import find_filesystem, is_local, replace_file
 from memrl.tables.folder import TableFolder
 from memrl.tables.lock import hold_folder, hold_rewriting
 from memrl.tables.parts import DamagedPartError
-from memrl.tables.schema import CURVES, EPISODES_TO_MEMORIZE, SCHEMAS
+from memrl.tables.schema import CURVES, EPISODES_TO_MEMORIZE, SCHEMAS, Row
 
 DAMAGED = "damaged"
 """The folder beside the tables where a writer puts what it finds there and can't read."""
@@ -100,7 +99,7 @@ class TableStore:
         except OSError as error:
             raise ValueError(f"results must be a writable address, got {self.address!r} ({error})") from error
 
-    def append(self, table: str, rows: Sequence[Mapping[str, Any]] | pa.Table) -> list[dict[str, Any]]:
+    def append(self, table: str, rows: Sequence[Row] | pa.Table) -> list[Row]:
         """Adds rows; on return they are written, and a reader sees all of them or none.
 
         A row of episodes_to_memorize with a value that its column can't hold is written without it, as a failed one.

@@ -17,8 +17,7 @@ from memrl.tables.places import local_folder
 if TYPE_CHECKING:
     import pyarrow as pa
 
-Row = dict[str, Any]
-"""A row of a table, by column."""
+    from memrl.tables.schema import Row
 
 _FORBIDDEN = r"/\#?%:"
 """Characters that wandb allows in no project's name."""
@@ -81,7 +80,7 @@ class WandbLog:
 
     def log_cells(
         self,
-        rows: Sequence[Row],
+        rows: "Sequence[Row]",
         curves: "pa.Table",
         on_progress: Callable[[int, int], None] = lambda done, missing: None,
     ) -> None:
@@ -111,7 +110,7 @@ class WandbLog:
         """Waits until all is written or sent, and ends wandb's own process."""
         self._wandb.teardown()
 
-    def _log_cell(self, row: Row, points: Sequence[Row]) -> None:
+    def _log_cell(self, row: "Row", points: "Sequence[Row]") -> None:
         name = f"{row['channel']} N={row['N']} rank={row['lora_rank']} lr={row['learning_rate']} seed={row['seed']}"
         run = self._wandb.init(
             project=self._project,
@@ -159,7 +158,7 @@ class WandbLog:
         return f"wandb: {missing}, so runs are logged offline in {runs}; send them by: {send}"
 
 
-def _group_points(curves: "pa.Table", cell_ids: set[str]) -> dict[str, list[Row]]:
+def _group_points(curves: "pa.Table", cell_ids: set[str]) -> "dict[str, list[Row]]":
     """The curve rows of some cells, by cell, in the order of their updates."""
     points: dict[str, list[Row]] = {cell_id: [] for cell_id in cell_ids}
     for point in curves.to_pylist():
@@ -170,11 +169,11 @@ def _group_points(curves: "pa.Table", cell_ids: set[str]) -> dict[str, list[Row]
     return points
 
 
-def _name_run(row: Row) -> str:
+def _name_run(row: "Row") -> str:
     """Names what a run shows: a cell that is trained again makes another run."""
     return f"{row['cell_id']}@{row['created']}"
 
 
-def _drop_missing(values: Row) -> Row:
+def _drop_missing(values: "Row") -> "Row":
     """What was measured: without None and NaN."""
     return {key: v for key, v in values.items() if v is not None and not (isinstance(v, float) and math.isnan(v))}

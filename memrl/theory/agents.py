@@ -9,7 +9,6 @@ import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -51,7 +50,7 @@ class AgentRun:
 
     agent: str
     config: TrainConfig
-    fields: dict[str, Any]
+    fields: dict[str, object]
     result: RunResult
 
 
@@ -151,7 +150,7 @@ def _come_to_know(
     return runs
 
 
-def tabular_fields(config: TrainConfig, learning_rate: float) -> dict[str, Any]:
+def tabular_fields(config: TrainConfig, learning_rate: float) -> dict[str, object]:
     """The fields of a cell as far as tabular_pg has a use for them."""
     return config.identity() | dict.fromkeys(_UNUSED["tabular_pg"]) | {"learning_rate": float(learning_rate)}
 
