@@ -70,12 +70,13 @@ def test_ctrl_c_keeps_what_has_finished_and_the_same_command_goes_on(folder):
     assert set(curves["cell_id"]) == set(cells["cell_id"])
 
 
-def find_processes(launcher: subprocess.Popen[str], name: str) -> list[psutil.Process]:
-    """The launcher's descendants whose title holds a name."""
+def find_trials(launcher: subprocess.Popen[str]) -> list[psutil.Process]:
+    """The launcher's descendants that Ray calls trials: by the class, or by what Tune makes of it."""
     found = []
     for process in psutil.Process(launcher.pid).children(recursive=True):
         with suppress(psutil.Error):
-            if name in " ".join(process.cmdline()):
+            title = " ".join(process.cmdline())
+            if "ray::PackTrial" in title or "ray::ResourceTrainable" in title:
                 found.append(process)
     return found
 
@@ -98,7 +99,7 @@ def test_a_trial_that_dies_is_started_again_and_sigterm_leaves_a_checkpoint(fold
     deadline = time.monotonic() + 2 * DEADLINE_S
     while len(trials) < 2 and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.2)
-        for trial in find_processes(process, "ray::PackTrial"):
+        for trial in find_trials(process):
             if trial not in trials:
                 trials.append(trial)
                 ports = find_open_ports(psutil.Process(process.pid).children(recursive=True))

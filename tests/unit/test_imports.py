@@ -119,3 +119,15 @@ def test_imports_are_absolute():
 def test_imports_point_one_way(monkeypatch):
     monkeypatch.chdir(ROOT)
     assert lint_imports(cache_dir=None, no_logo=True) == EXIT_STATUS_SUCCESS
+
+
+def test_imports_stand_at_the_top_of_a_file_but_where_a_command_waits_for_its_words():
+    deferred = [
+        (path.name, function.name, node.lineno)
+        for path in [*(ROOT / "memrl").rglob("*.py"), *(ROOT / "sweeps").glob("*.py")]
+        for function in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(function, ast.FunctionDef)
+        for node in ast.walk(function)
+        if isinstance(node, ast.Import | ast.ImportFrom)
+    ]
+    assert len(deferred) <= 15, deferred
