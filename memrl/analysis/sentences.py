@@ -188,8 +188,7 @@ def list_facts(summary: Summary) -> list[tuple[str, str]]:
     begun, ended = (pd.Timestamp(text) for text in made.created)
     versions = [f"{name} {' or '.join(found)}" for name, found in made.versions.items()]
     facts = [
-        ("date", f"{begun:%Y-%m-%d %H:%M} UTC, when the first cell ended"),
-        ("duration", f"{_format_duration((ended - begun).total_seconds())} from the first cell's end to the last's"),
+        *(_list_times(begun, ended) if pd.notna(begun) else []),
         ("work", f"{_format_duration(made.busy_s)} of training in all"),
         ("tables", summary.address),
         ("seeds", made.seeds),
@@ -199,6 +198,13 @@ def list_facts(summary: Summary) -> list[tuple[str, str]]:
     if made.shared:
         facts.append(("shared fields", " ".join(f"{name}={value}" for name, value in made.shared.items())))
     return facts
+
+
+def _list_times(begun: pd.Timestamp, ended: pd.Timestamp) -> list[tuple[str, str]]:
+    return [
+        ("date", f"{begun:%Y-%m-%d %H:%M} UTC, when the first cell ended"),
+        ("duration", f"{_format_duration((ended - begun).total_seconds())} from the first cell's end to the last's"),
+    ]
 
 
 def list_commands(summary: Summary, commands: Sequence[str]) -> list[str]:
