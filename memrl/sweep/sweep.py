@@ -170,6 +170,8 @@ class Sweep:
 
     def _end_without_ray(self, daemon: str) -> None:
         """Ends the process, from the watchdog's thread: without its daemons Ray may do so at any moment."""
+        if self.stop:  # Ctrl-C reaches the daemons, too
+            return
         self._line.stop()
         told = f"error: Ray's {daemon} has ended; what has finished is kept. To go on: {self._command}"
         print(told, file=sys.stderr, flush=True)
