@@ -89,9 +89,15 @@ def _ask_nodes(job: str) -> Mapping[str, str]:
             if node["Alive"]
         ]
         answered, _ = ray.wait(asked, num_returns=len(asked), timeout=_PATIENCE_S)
+        # Nodes of one machine share their folder: what a process printed is told by each.
+        told: set[tuple[str, str]] = set()
         for answer in answered:
             with suppress(Exception):
-                texts.update(ray.get(answer))
+                for name, text in ray.get(answer).items():
+                    what = (name.rpartition("-")[2], text)
+                    if what not in told:
+                        told.add(what)
+                        texts[name] = text
     return texts
 
 

@@ -45,9 +45,11 @@ def read_buffers(folder: str, requests: Sequence[SampleRequest], is_mixed: bool 
     _leave_kernels_out()
     options = EngineOptions(folder, dtype="float32", max_loras=len(requests))
     manager = _start_manager(model, llm.llm_engine.vllm_config, describe_engine(options, "cuda"), is_mixed)
+    from vllm.lora.request import LoRARequest  # pyright: ignore[reportMissingImports]
+
     engine: Any = object.__new__(VLLMEngine)
     engine._folder, engine._serial = make_adapter_folder(), itertools.count(1)
-    engine._has_experts, engine._model_type = True, model.config.model_type
+    engine._has_experts, engine._model_type, engine._lora_class = True, model.config.model_type, LoRARequest
     engine._llm = SimpleNamespace(llm_engine=SimpleNamespace(add_lora=manager.add_adapter))
     loaded = engine.load_adapters(requests)
     engine.close()
