@@ -195,7 +195,7 @@ def replay_update(
     tokens = np.full((len(completions), task.max_tokens), -1)
     for row, ids in enumerate(completions):
         tokens[row, : len(ids)] = ids
-    episodes = SampledEpisodes(config.cell_id, 0, tokens, np.zeros(tokens.shape))
+    episodes = SampledEpisodes(config.cell_id, 0, tokens, np.full(tokens.shape, np.nan))
     update(policy, state, Replay(policy.forest, [episodes], np.ones(1, dtype=np.int64)))
     return state.adapters.export_peft(0)
 
