@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Protocol
 
 from ray import tune
 from ray.tune.experiment import Trial
-from ray.tune.schedulers import TrialScheduler
 
 from memrl.learning.timeline import Timeline
 from memrl.rollout.actor_pool import VLLMRollout
@@ -144,14 +143,12 @@ class Listener(Protocol):
         ...
 
 
-def tune_packs(plan: Plan, listener: Listener, scheduler: TrialScheduler | None = None) -> None:
+def tune_packs(plan: Plan, listener: Listener) -> None:
     """Runs every pack as a trial and returns when all have ended, or soon after the listener wants to stop.
 
     Args:
         plan: the packs, and how they run.
         listener: is told what trials report.
-        scheduler: one of Tune's own, which may stop trials early. With packs of one cell it judges cells, such as
-            ASHAScheduler(time_attr="episodes", metric="absorbed_bits", mode="max"). A cell that it stops leaves no row.
     """
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     groups = [tune.PlacementGroupFactory(bundles) for bundles in plan.placements or [[plan.resources]]]
@@ -160,9 +157,7 @@ def tune_packs(plan: Plan, listener: Listener, scheduler: TrialScheduler | None 
         tuner = tune.Tuner(
             tune.with_resources(tune.with_parameters(PackTrial, plan=plan), place),
             param_space={"pack": tune.grid_search(list(range(len(plan.packs))))},
-            tune_config=tune.TuneConfig(
-                max_concurrent_trials=plan.num_trials, reuse_actors=plan.reuses_processes, scheduler=scheduler
-            ),
+            tune_config=tune.TuneConfig(max_concurrent_trials=plan.num_trials, reuse_actors=plan.reuses_processes),
             run_config=tune.RunConfig(
                 name="sweep",
                 storage_path=str(storage),
