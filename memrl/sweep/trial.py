@@ -112,7 +112,7 @@ class PackTrial(tune.Trainable):
         """Trains for about STRETCH_SECONDS.
 
         Returns:
-            what the stretch brought; out of it, for schedulers and the eye, `live`, `updates`, `episodes` and
+            what the stretch brought; out of it, for the eye, `live`, `updates`, `episodes` and
             `absorbed_bits`; and `done`.
         """
         if time.monotonic() - self._saved >= CHECKPOINT_SECONDS:
