@@ -100,8 +100,9 @@ def test_a_model_that_vllm_cannot_serve_is_refused_in_one_line(tmp_path: Path) -
     from memrl.policy.embedded import build_embedded_tokenizer
 
     tokenizer = build_embedded_tokenizer()
-    shape = {"n_positions": 64, "n_embd": 64, "n_layer": 1, "n_head": 2, "bos_token_id": 0, "eos_token_id": 1}
-    config = transformers.GPT2Config(vocab_size=len(tokenizer), **shape)
+    config = transformers.GPT2Config(
+        vocab_size=len(tokenizer), n_positions=64, n_embd=64, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=1
+    )
     transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
     process = start(tmp_path, "N=16", "seeds=1", "rollout=vllm", f"model={tmp_path / 'model'}")
