@@ -1,7 +1,7 @@
 """findings.md: the same answers as the report, in plain Markdown."""
 
 import os
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from memrl.analysis.sentences import (
 )
 from memrl.analysis.summary import Summary
 from memrl.analysis.tabulation import Table, name_models, split_agents, tabulate, tabulate_scaling
-from memrl.analysis.verdicts import HYPOTHESES, describe_region
+from memrl.analysis.verdicts.judge import describe_late
 
 _TABLES = {
     "episodes": (
@@ -77,8 +77,8 @@ def write_findings(
         provisional=summary.provisional,
         lede=describe_scope(summary),
         notices=list_notices(summary),
-        verdicts=[asdict(verdict) | {"region": describe_region(verdict.region)} for verdict in summary.verdicts],
-        hypotheses=HYPOTHESES,
+        verdicts=summary.verdicts,
+        late_regions=describe_late(),
         parts=_list_parts(summary, figures),
         facts=list_facts(summary),
     )

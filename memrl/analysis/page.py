@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 import jinja2
@@ -34,7 +33,7 @@ from memrl.analysis.tabulation import (
     tabulate_scaling,
     tabulate_settings,
 )
-from memrl.analysis.verdicts import HYPOTHESES, describe_region
+from memrl.analysis.verdicts.judge import describe_late
 from memrl.tables.places import local_folder
 
 _SIGNS = {"supported": "✓", "refuted": "✗", "undecided": "?"}
@@ -141,8 +140,8 @@ def render_page(
         lede=describe_scope(summary),
         notices=list_notices(summary),
         signs=_SIGNS,
-        hypotheses=HYPOTHESES,
-        verdicts=[asdict(verdict) | {"region": describe_region(verdict.region)} for verdict in summary.verdicts],
+        verdicts=summary.verdicts,
+        late_regions=describe_late(),
         provisional=summary.provisional,
         answer=answer_question(summary),
         figures=described,

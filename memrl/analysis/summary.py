@@ -19,7 +19,8 @@ from memrl.analysis.leak import judge_leaks, leak_curve
 from memrl.analysis.scaling import estimate_scaling
 from memrl.analysis.selection import hold_out_settings
 from memrl.analysis.style import describe_channels, sort_for_readers
-from memrl.analysis.verdicts import Verdict, judge_hypotheses
+from memrl.analysis.verdicts.judge import judge_hypotheses
+from memrl.analysis.verdicts.verdict import Verdict
 from memrl.tables.schema import CURVES, EPISODES_TO_MEMORIZE
 from memrl.tables.store import TableStore
 

@@ -10,18 +10,12 @@ from simulated_sweep import simulate_sweep
 from memrl.analysis.cells import measured_cells
 from memrl.analysis.curves import collect_curves, when_observer_knew
 from memrl.analysis.selection import hold_out_settings
-from memrl.analysis.verdicts import (
-    decide,
-    judge_binary,
-    judge_bins,
-    judge_exploration,
-    judge_hypotheses,
-    judge_learning_rate,
-    judge_number_of_bits,
-    judge_per_step,
-    judge_rank,
-    pooled_slope,
-)
+from memrl.analysis.verdicts.adapters import judge_learning_rate, judge_rank
+from memrl.analysis.verdicts.channels import judge_binary, judge_bins, judge_exploration
+from memrl.analysis.verdicts.intervals import pooled_slope
+from memrl.analysis.verdicts.judge import judge_hypotheses
+from memrl.analysis.verdicts.per_step import judge_number_of_bits, judge_per_step
+from memrl.analysis.verdicts.verdict import decide
 from memrl.sweep.grid import load_grid
 from memrl.task.reward import build_channel
 from memrl.theory.capacity import channel_capacity
