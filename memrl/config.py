@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from functools import cache
+from inspect import signature
 from string import Formatter
 from typing import Any, Literal, get_args
 
@@ -40,8 +41,8 @@ Rollout = Literal["in_process", "vllm"]
 REWARD_TYPES = tuple(REWARDS)
 """The channels that memrl ships; `package.module:function` names one of your own."""
 
-RESULT_VERSION = 2
-"""Part of every cell_id: raised when a change of the code changes what a cell measures."""
+RESULT_VERSION = 3
+"""Part of every cell_id: raised when a change of the code, or of a default, changes what a cell measures."""
 
 _ABBREVIATIONS = {
     **{"lr": "learning_rate", "bs": "batch_size", "batch": "batch_size", "epsilon": "adam_epsilon"},
@@ -49,19 +50,6 @@ _ABBREVIATIONS = {
     **{"r": "lora_rank", "rank": "lora_rank", "alpha": "lora_alpha", "reward": "reward_type", "env": "env_type"},
 }
 """What other tools call our fields."""
-
-_LATER_FIELDS = (
-    "reward_code",
-    "temperature",
-    "entropy_bonus",
-    "kl_penalty",
-    "model_files",
-    "prompt",
-    "explore",
-    "updates_per_batch",
-    "secret_length",
-)
-"""Fields that came when there were cells already: where they are unset they are no part of a cell_id."""
 
 NEEDS_NO_PEER = ("constant_baseline", "rejection")
 """Advantages that an episode has without others to compare it with."""
@@ -449,9 +437,6 @@ class TrainConfig:
         )
         fields["batch_size"] = self.episodes_per_update
         fields["credit"] = self.resolved_credit
-        fields["prompt"] = self.prompt or None
-        if self.updates_per_batch == 1:
-            fields["updates_per_batch"] = None
         if self.env_type == "single_step":
             fields.update(credit=None, bit_separator=None)
         if self.algorithm == "sft":
@@ -467,7 +452,6 @@ class TrainConfig:
             fields["baseline"] = None
         if self.advantage not in _WITH_TEMPERATURE:
             fields["temperature"] = None
-        fields.update({name: None for name in ("entropy_bonus", "kl_penalty") if not fields[name]})
         if self.loss != "ppo":
             fields["clip_range"] = None
         return fields
@@ -481,9 +465,18 @@ class TrainConfig:
 
 
 def hash_fields(fields: Mapping[str, object]) -> str:
-    """16 hex digits that stand for some fields and their values."""
-    counted = {name: value for name, value in fields.items() if value is not None or name not in _LATER_FIELDS}
+    """16 hex digits that stand for some fields and their values.
+
+    A field that is unset, or stands at TrainConfig's default, is left out, so that a new field changes no older name.
+    """
+    usual = _defaults()
+    counted = {name: value for name, value in fields.items() if value is not None and value != usual.get(name)}
     return hashlib.sha256(json.dumps(counted, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@cache
+def _defaults() -> dict[str, object]:
+    return {name: parameter.default for name, parameter in signature(TrainConfig).parameters.items()}
 
 
 def _code(cell: TrainConfig, given: str | None) -> str | None:
@@ -503,7 +496,7 @@ def describe_equal_losses(cells: Iterable[TrainConfig]) -> list[str]:
     >>> describe_equal_losses([TrainConfig(loss="ppo")])
     ['loss=ppo: the same gradient as importance_sampling where a batch is used once (updates_per_batch=1)']
     """
-    usual = chz.chz_fields(TrainConfig)["loss"]._default
+    usual = _defaults()["loss"]
     once = [c for c in cells if c.algorithm == "rl" and c.rollout == "in_process" and c.updates_per_batch == 1]
     tried = sorted({c.loss for c in once} - {usual})
     same = f"the same gradient as {usual} where a batch is used once (updates_per_batch=1)"

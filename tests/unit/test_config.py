@@ -20,6 +20,7 @@ from memrl.config import (
     describe_equal_losses,
     did_you_mean,
     fields_of,
+    hash_fields,
     literal_choices,
 )
 
@@ -312,12 +313,31 @@ def test_losses_that_are_one_gradient_are_said_to_be():
     assert warned({}, PPO, {"loss": "reinforce"}) == ["loss=ppo,reinforce"]
 
 
+DEFAULTS = {
+    **{"algorithm": "rl", "env_type": "single_step", "N": 64, "seed": 0, "reward_type": "binary", "binning": "log"},
+    **{"malformed_reward": 0.0, "advantage": "group_centered", "baseline": 0.0, "temperature": 1.0, "group_size": 32},
+    **{"loss": "importance_sampling", "clip_range": 0.2, "entropy_bonus": 0.0, "kl_penalty": 0.0, "explore": "policy"},
+    **{"updates_per_batch": 1, "learning_rate": 3e-3, "lora_rank": 8, "lora_alpha": 32.0, "adam_beta1": 0.9},
+    **{"adam_beta2": 0.999, "adam_epsilon": 1e-8, "n_steps": 1000, "stop_probability": 0.9, "model": "embedded"},
+    **{"prompt_format": "plain", "prompt": "", "bit_separator": "", "dtype": "float32", "rollout": "in_process"},
+}
+
+
 def test_cell_id_is_a_stable_name():
     """A change here makes every stored result be measured anew: raise RESULT_VERSION knowingly instead."""
     assert TrainConfig().cell_id == TrainConfig(N=64, seed=0).cell_id
     assert len({TrainConfig(N=n, seed=s).cell_id for n in range(2, 30) for s in range(30)}) == 28 * 30
     assert set(TrainConfig().cell_id) <= set("0123456789abcdef")
     assert len(TrainConfig().cell_id) == 16
+    assert TrainConfig(N=16, **SFT, lora_rank=2).cell_id == "580ca1c132a0d4b5"
+
+
+def test_a_default_is_no_part_of_a_cell_id_and_so_may_not_change_by_itself():
+    """Another default would give cells that differ one name: raise RESULT_VERSION with it."""
+    defaults = {name: getattr(TrainConfig(), name) for name in chz.chz_fields(TrainConfig)}
+    assert defaults | DEFAULTS == defaults
+    assert hash_fields({"seed": 3}) == hash_fields({"N": 64, "seed": 3, "secret": None, "lora_alpha": 32.0})
+    assert hash_fields({"seed": 3}) != hash_fields({"N": 65, "seed": 3})
 
 
 def test_integers_and_floats_of_one_value_are_one_cell():
@@ -428,7 +448,7 @@ def test_a_model_folder_is_known_by_what_it_holds(tmp_path, monkeypatch):
 
 
 def test_hub_names_and_the_embedded_model_keep_their_cell_ids():
-    assert TrainConfig().cell_id == "7077f4419f2d8c24"
+    assert TrainConfig().cell_id == "24ccb5d4e3b80fd9"
     assert [TrainConfig(model=model).model_files for model in ("embedded", "Qwen/Qwen3-8B", "smollm2-135m")] == [
         None
     ] * 3

@@ -299,8 +299,10 @@ def test_bitrate_has_sixteen_secrets_of_every_condition():
     assert all(len(seeds) >= 16 for seeds in conditions.values())
 
 
-def test_cells_keep_the_names_under_which_the_reference_was_measured():
-    reference = pq.read_table(
-        GRIDS.parents[1] / "results" / "bitrate" / "reference" / "episodes_to_memorize", columns=["cell_id"]
-    )
-    assert load_grid("bitrate", GRIDS).cells().keys() <= set(reference["cell_id"].to_pylist())
+def test_the_reference_has_measured_every_cell_of_the_grid():
+    varied = ["channel", "N", "learning_rate", "lora_rank", "seed"]
+    folder = GRIDS.parents[1] / "results" / "bitrate" / "reference" / "episodes_to_memorize"
+    reference = pq.read_table(folder, columns=varied)
+    asked = [{**cell.identity(), "channel": cell.channel_name} for cell in load_grid("bitrate", GRIDS).cells().values()]
+    measured = {tuple(row.values()) for row in reference.to_pylist()}
+    assert {tuple(cell[name] for name in varied) for cell in asked} <= measured

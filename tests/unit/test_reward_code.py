@@ -118,6 +118,6 @@ def test_a_cell_of_other_code_is_refused_where_the_code_is_there(package):
 
 def test_channels_of_memrl_have_no_code_and_keep_their_names():
     assert TrainConfig().reward_code is None
-    assert TrainConfig().cell_id == "7077f4419f2d8c24"
+    assert TrainConfig().cell_id == "24ccb5d4e3b80fd9"
     with pytest.raises(ValueError, match="reward_code must be left out"):
         TrainConfig(reward_code="0123abcd")

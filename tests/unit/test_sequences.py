@@ -144,7 +144,7 @@ def test_secrets_are_drawn_by_length_and_numbered_by_their_symbols():
 
 
 def test_a_length_makes_another_cell_and_none_leaves_the_cell_what_it_was():
-    assert TrainConfig().cell_id == "7077f4419f2d8c24"
+    assert TrainConfig().cell_id == "24ccb5d4e3b80fd9"
     lengths = [make_config("per_element", 2, length).cell_id for length in (1, 2, 64)]
     assert len({*lengths, TrainConfig(N=2, env_type="multi_step").cell_id}) == 4
     assert make_config("per_element", 3, 100).signal_bits == pytest.approx(100 * math.log2(3))
