@@ -8,7 +8,8 @@ from typing import Literal
 import numpy as np
 
 from memrl.config import TrainConfig
-from memrl.task.result import REACHED, RunResult, Status
+from memrl.task.reach import Reach
+from memrl.task.result import RunResult, Status
 
 TRAINING: Literal["training"] = "training"
 """The status of a cell that has not ended."""
@@ -22,7 +23,7 @@ class Progress:
         batches: batches used, int64.
         episodes: episodes (sft: examples) used, int64.
         tokens: of all episodes, each counted in full, prompt included; int64.
-        reached: episodes used when P(secret) first reached each of `REACHED`, -1 before; int64 (cells, reached).
+        reach: how far they came, and after how many episodes.
         absorbed_bits: at the last scoring, float64.
         observed_bits: at the last scoring, float64.
         seconds: the cell's share of the wall time, float64.
@@ -33,7 +34,7 @@ class Progress:
     batches: np.ndarray
     episodes: np.ndarray
     tokens: np.ndarray
-    reached: np.ndarray
+    reach: Reach
     absorbed_bits: np.ndarray
     observed_bits: np.ndarray
     seconds: np.ndarray
@@ -41,13 +42,14 @@ class Progress:
     error: list[str | None]
 
     @classmethod
-    def start(cls, num_cells: int) -> "Progress":
+    def start(cls, configs: Sequence[TrainConfig]) -> "Progress":
         """Of cells that have done nothing yet."""
+        num_cells = len(configs)
         return cls(
             batches=np.zeros(num_cells, dtype=np.int64),
             episodes=np.zeros(num_cells, dtype=np.int64),
             tokens=np.zeros(num_cells, dtype=np.int64),
-            reached=np.full((num_cells, len(REACHED)), -1),
+            reach=Reach.start(np.array([config.signal_bits for config in configs])),
             absorbed_bits=np.full(num_cells, np.nan),
             observed_bits=np.full(num_cells, np.nan),
             seconds=np.zeros(num_cells),
@@ -71,15 +73,14 @@ class Progress:
             secret_log2: log2 P(secret), float64 (cells,).
             observed_bits: what an ideal observer knows, float64 (cells,).
         """
+        measured = np.flatnonzero(np.isfinite(secret_log2))
+        self.reach.note(measured, self.episodes[measured], secret_log2[measured])
         for cell, (config, log2) in enumerate(zip(configs, secret_log2.tolist(), strict=True)):
             if not math.isfinite(log2):
                 self.fail(cell, f"the policy diverged: log2 P(secret) is {log2}")
                 continue
             self.absorbed_bits[cell] = config.signal_bits + log2
             self.observed_bits[cell] = observed_bits[cell]
-            for place, probability in enumerate(REACHED):
-                if log2 >= math.log2(probability) and self.reached[cell, place] < 0:
-                    self.reached[cell, place] = self.episodes[cell]
             if log2 >= math.log2(config.stop_probability):
                 self.status[cell] = "memorized"
             elif self.episodes[cell] + config.episodes_per_update > config.episode_budget:
@@ -107,13 +108,14 @@ class Progress:
         status = self.status[cell]
         assert status != TRAINING
         return RunResult(
-            {p: int(first) for p, first in zip(REACHED, self.reached[cell], strict=True) if first >= 0},
+            self.reach.milestones(cell),
             int(self.episodes[cell]),
             int(self.batches[cell]) * updates_per_batch,
             float(self.absorbed_bits[cell]),
             float(self.observed_bits[cell]),
             status,
             float(self.seconds[cell]),
+            self.reach.slope_bits(cell),
             int(self.tokens[cell]),
             self.error[cell],
         )

@@ -48,7 +48,7 @@ class PackState:
         return cls(
             list(configs),
             _pad_digits([cell_digits(config) for config in configs]),
-            Progress.start(len(configs)),
+            Progress.start(configs),
             policy.adapters,
             start_generators(configs),
             PackObserver([channels.values[number] for number in channels.index]),

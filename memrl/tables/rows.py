@@ -6,7 +6,8 @@ from datetime import UTC, datetime
 from memrl.config import TrainConfig, hash_fields
 from memrl.tables.provenance import describe_processor, describe_versions, find_revision
 from memrl.tables.schema import EPISODES_TO_MEMORIZE_SCHEMA, Row
-from memrl.task.result import REACHED, RunResult
+from memrl.task.reach import MILESTONES
+from memrl.task.result import RunResult
 from memrl.task.reward import Channel, build_channel
 from memrl.task.secret import cell_secret
 from memrl.theory.agents import AgentRun
@@ -110,11 +111,12 @@ def _describe_channel(channel: Channel) -> Row:
 
 def _describe_result(result: RunResult) -> Row:
     row: Row = {}
-    for probability in REACHED:
-        reached, name = result.first_reach.get(probability), f"e{probability * 100:.0f}"
+    for name in MILESTONES:
+        reached = result.first_reach.get(name)
         row[name] = result.episodes if reached is None else reached
         row[f"{name}_censored"] = reached is None
     return row | {
+        "slope_bits": result.slope_bits,
         "episodes": result.episodes,
         "updates": result.updates,
         "absorbed_bits": result.absorbed_bits,

@@ -11,9 +11,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Shaped
 
 from memrl.config import NETWORK_ROLES, TrainConfig, fields_of
-from memrl.task.result import REACHED, RunResult
+from memrl.task.reach import MILESTONES
+from memrl.task.result import RunResult
 from memrl.task.reward import Channel, build_channel
 from memrl.task.secret import cell_secret
 from memrl.theory.bayes_agent import EpisodesBySecret, play_greedy
@@ -126,7 +128,8 @@ def _play_bayes(
     if episodes is None or not np.isfinite(episodes.to_know).all():
         return []
     secrets = [cell_secret(config) for config in cells]
-    return _come_to_know(agent, cells, episodes.to_half[secrets], episodes.to_know[secrets], start)
+    reached = (episodes.to_half, episodes.to_know, episodes.to_half_bits)
+    return _come_to_know(agent, cells, np.stack([by_secret[secrets] for by_secret in reached], axis=1), start)
 
 
 def _play_uniform(cells: list[TrainConfig]) -> list[AgentRun]:
@@ -134,17 +137,18 @@ def _play_uniform(cells: list[TrainConfig]) -> list[AgentRun]:
         return []
     start = time.perf_counter()
     hits = np.array([uniform_episodes(config.num_secrets, config.seed) for config in cells])
-    return _come_to_know("uniform", cells, hits, hits, start)
+    return _come_to_know("uniform", cells, np.stack([hits] * len(MILESTONES), axis=1), start)
 
 
 def _come_to_know(
-    agent: str, cells: list[TrainConfig], to_half: np.ndarray, to_know: np.ndarray, start: float
+    agent: str, cells: list[TrainConfig], reached: Shaped[np.ndarray, "cell milestone"], start: float
 ) -> list[AgentRun]:
     """The runs of an agent that came to know its secrets, and with each all that there is to observe."""
     seconds, bits = (time.perf_counter() - start) / len(cells), cells[0].signal_bits
     runs = []
-    for config, half, know in zip(cells, to_half.astype(int).tolist(), to_know.astype(int).tolist(), strict=True):
-        reach = dict(zip(REACHED, (half, know), strict=True))
+    for config, episodes in zip(cells, reached.astype(int).tolist(), strict=True):
+        reach = dict(zip(MILESTONES, episodes, strict=True))
+        know = reach["e90"]
         fields = config.identity() | dict.fromkeys(_UNUSED["exact"])
         runs.append(AgentRun(agent, config, fields, RunResult(reach, know, know, bits, bits, "memorized", seconds)))
     return runs
@@ -168,13 +172,14 @@ def _play_tabular(cells: list[TrainConfig], learning_rates: Sequence[float]) -> 
         fields = tabular_fields(config, rate)
         episodes, log2 = int(done.episodes[i]), float(done.secret_log2[i])
         result = RunResult(
-            {probability: int(first[i]) for probability, first in done.first_reach.items() if first[i] >= 0},
+            done.reach.milestones(i),
             episodes,
             episodes // config.episodes_per_update,
             math.log2(config.N) + log2,
             math.nan,
             "memorized" if log2 >= math.log2(config.stop_probability) else "budget_spent",
             seconds,
+            done.reach.slope_bits(i),
         )
         runs.append(AgentRun("tabular_pg", config, fields, result))
     return runs

@@ -18,11 +18,13 @@ class EpisodesBySecret:
     """Episodes that an agent with an exact posterior needs, by secret; inf where it never gets there.
 
     Attributes:
+        to_half_bits: until half of the secret's bits are known: its posterior probability is 1/sqrt(N) or more.
         to_half: until the secret has posterior probability 1/2 or more.
         to_know: until the secret has posterior probability 1.
         to_say: until the secret was guessed, that episode included.
     """
 
+    to_half_bits: Float[np.ndarray, "secret"]
     to_half: Float[np.ndarray, "secret"]
     to_know: Float[np.ndarray, "secret"]
     to_say: Float[np.ndarray, "secret"]
@@ -84,11 +86,13 @@ class _Tree:
         self._codes = np.ascontiguousarray(replace(channel).codes.T)
         self._num_codes = int(self._codes.max()) + 1
         self._guesses = np.arange(N)
-        self.episodes = EpisodesBySecret(*(np.full(N, np.inf) for _ in range(3)))
+        self.episodes = EpisodesBySecret(*(np.full(N, np.inf) for _ in range(4)))
 
     def grow(self, node: _Node) -> list[_Node]:
         """Records what is known at a node, makes its guess, and returns the nodes that follow."""
         candidates, depth, done = node.candidates, node.depth, self.episodes
+        if len(candidates) ** 2 <= len(self._guesses):
+            done.to_half_bits[candidates] = np.minimum(done.to_half_bits[candidates], depth)
         if len(candidates) <= 2:
             done.to_half[candidates] = np.minimum(done.to_half[candidates], depth)
         if len(candidates) == 1:

@@ -1,6 +1,7 @@
 """The optimal agent for small N, by exact dynamic programming over sets of candidate secrets."""
 
 from functools import lru_cache
+from math import isqrt
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -14,11 +15,12 @@ LARGEST_N = 16
 
 @lru_cache(maxsize=64)
 def plan_optimal(channel: Channel) -> EpisodesBySecret:
-    """Plans for the fewest expected episodes to each of three goals; each goal has a plan of its own.
+    """Plans for the fewest expected episodes to each of four goals; each goal has a plan of its own.
 
     Let W(A) be the episodes that all secrets of a set A still need, added up, and A(g, c) the part of A that guess g is
-    told code c for. Then W(A) = |A| + min over g of sum over c of W(A(g, c)), with W(A) = 0 where A is small enough: 2
-    candidates for to_half, 1 for to_know. For to_say only the empty set is, and the guess leaves its own part.
+    told code c for. Then W(A) = |A| + min over g of sum over c of W(A(g, c)), with W(A) = 0 where A is small enough:
+    sqrt(N) candidates for to_half_bits, 2 for to_half, 1 for to_know. For to_say only the empty set is, and the guess
+    leaves its own part.
 
     Args:
         channel: any channel with N <= 16.
@@ -33,7 +35,7 @@ def plan_optimal(channel: Channel) -> EpisodesBySecret:
     """
     if channel.N > LARGEST_N:
         raise ValueError(f"N must be at most {LARGEST_N} for exact dynamic programming, got {channel.N}")
-    return EpisodesBySecret(*(_Plan(channel, enough).follow() for enough in (2, 1, 0)))
+    return EpisodesBySecret(*(_Plan(channel, enough).follow() for enough in (isqrt(channel.N), 2, 1, 0)))
 
 
 class _Plan:

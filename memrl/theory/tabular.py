@@ -14,7 +14,7 @@ from scipy.special import expit
 
 from memrl.config import TrainConfig
 from memrl.task.advantage import AdvantageRule, assign_credit, episode_advantages
-from memrl.task.result import REACHED
+from memrl.task.reach import Reach
 from memrl.task.reward import Channel, build_channel
 from memrl.task.secret import num_bits, to_bits
 
@@ -30,12 +30,12 @@ class TabularRuns:
     """How runs went.
 
     Attributes:
-        first_reach: episodes before P(secret) first reached a probability of `REACHED`, or -1.
+        reach: how far they came, and after how many episodes.
         episodes: episodes used in all.
         secret_log2: log2 P(secret) at the end.
     """
 
-    first_reach: dict[float, Int[np.ndarray, "run"]]
+    reach: Reach
     episodes: Int[np.ndarray, "run"]
     secret_log2: Float[np.ndarray, "run"]
 
@@ -62,12 +62,11 @@ def train_tabular(
     channel = build_channel(config)
     draws = _Draws(seeds, config.N, (config.episodes_per_update, policy.num_env_steps))
     live, secret_log2 = np.arange(len(secrets)), np.zeros(len(secrets))
-    first_reach = {probability: np.full(len(secrets), -1) for probability in REACHED}
+    reach = Reach.start(np.full(len(secrets), config.signal_bits))
     episodes = np.zeros(len(secrets), dtype=np.int64)
     while True:
         secret_log2[live] = log2 = policy.log2_probability(secrets[live])
-        for probability, first in first_reach.items():
-            first[live[(first[live] < 0) & (log2 >= np.log2(probability))]] = episodes[live[0]]
+        reach.note(live, episodes[live], log2)
         in_budget = episodes[live] + config.episodes_per_update <= config.episode_budget
         goes_on = (log2 < np.log2(config.stop_probability)) & in_budget
         live = live[goes_on]
@@ -78,7 +77,7 @@ def train_tabular(
         guess, advantage = _play(config, channel, policy, draws.take(live), secrets[live])
         policy.ascend(guess, advantage * (learning_rates[live] / config.episodes_per_update)[:, None, None])
         episodes[live] += config.episodes_per_update
-    return TabularRuns(first_reach, episodes, secret_log2)
+    return TabularRuns(reach, episodes, secret_log2)
 
 
 def _play(

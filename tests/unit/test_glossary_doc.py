@@ -22,7 +22,7 @@ def test_every_measure_is_a_column():
 
 
 def test_every_column_in_bits_is_explained_in_bits():
-    in_bits = {name for name in COLUMNS if name.endswith("_bits")}
+    in_bits = {name for name in COLUMNS if name.endswith("_bits")} - {"half_bits"}  # episodes to half of them
     measures = read_measures()
     assert in_bits <= set(measures)
     assert {name for name in in_bits if not measures[name].startswith("bits")} == set()

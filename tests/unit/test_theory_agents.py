@@ -16,6 +16,7 @@ from memrl.config import Advantage, TrainConfig
 from memrl.tables.rows import agent_row
 from memrl.tables.schema import EPISODES_TO_MEMORIZE_SCHEMA
 from memrl.task.answer_format import integer_format
+from memrl.task.reach import MILESTONES
 from memrl.task.reward import Channel, build_channel
 from memrl.task.secret import draw_secret
 from memrl.theory.agents import AGENTS, optimal_episodes, play_agents, uniform_episodes
@@ -34,7 +35,7 @@ FIELDS = {
     "bit_count": {"reward_type": "bit_count"},
     "sft": {"algorithm": "sft"},
 }
-GOALS = ("to_half", "to_know", "to_say")
+GOALS = ("to_half_bits", "to_half", "to_know", "to_say")
 
 
 def make_channel(name, N):
@@ -62,7 +63,7 @@ def entropy(parts):
 
 
 def recurse_greedily(channel, candidates, depth=0, said=()):
-    """(to_half, to_know, to_say) by secret, by plain recursion over lists."""
+    """Episodes to every one of `GOALS` by secret, by plain recursion over lists."""
     best = max(entropy(split(channel, candidates, guess)) for guess in range(channel.N))
     equals = [g for g in range(channel.N) if entropy(split(channel, candidates, g)) >= best - 1e-9]
     guess = min(equals, key=lambda g: (g not in candidates, g))
@@ -70,11 +71,12 @@ def recurse_greedily(channel, candidates, depth=0, said=()):
     if len(candidates) > 1:
         said = (*said, guess)
         for part in split(channel, candidates, guess):
-            for secret, (half, know, say) in recurse_greedily(channel, part, depth + 1, said).items():
+            for secret, (bits, half, know, say) in recurse_greedily(channel, part, depth + 1, said).items():
+                bits = depth if math.log2(len(candidates)) <= math.log2(channel.N) / 2 else bits
                 half = depth if len(candidates) <= 2 else half
-                found[secret] = (half, know, depth + 1 if secret == guess else say)
+                found[secret] = (bits, half, know, depth + 1 if secret == guess else say)
     else:
-        found[candidates[0]] = (depth, depth, depth + 1)
+        found[candidates[0]] = (depth, depth, depth, depth + 1)
     return found
 
 
@@ -110,7 +112,7 @@ def search_optimum(channel, enough):
 def test_dynamic_programming_equals_memoized_search(name, N):
     channel = make_channel(name, N)
     planned = plan_optimal(channel)
-    for goal, enough in zip(GOALS, (2, 1, 0), strict=True):
+    for goal, enough in zip(GOALS, (math.isqrt(N), 2, 1, 0), strict=True):
         assert getattr(planned, goal).mean() == pytest.approx(search_optimum(channel, enough), abs=1e-12)
 
 
@@ -233,7 +235,8 @@ def test_rows_say_what_the_agents_did(rows):
         if row["agent"] in ("optimal", "greedy"):
             play = optimal_episodes if row["agent"] == "optimal" else play_greedy
             episodes = play(build_channel(config))
-            assert (row["e50"], row["e90"]) == (episodes.to_half[row["secret"]], episodes.to_know[row["secret"]])
+            reached = (episodes.to_half, episodes.to_know, episodes.to_half_bits)
+            assert [row[name] for name in MILESTONES] == [by_secret[row["secret"]] for by_secret in reached]
         if row["agent"] == "tabular_pg":
             assert row["learning_rate"] in (4.0, 64.0)
             assert row["e90_censored"] == (row["absorbed_bits"] < math.log2(0.9 * row["N"]) - 1e-9)

@@ -10,6 +10,7 @@ from scipy.stats import chisquare
 
 from memrl.config import TrainConfig
 from memrl.task.advantage import ADVANTAGES, AdvantageRule, episode_advantages, group_advantages
+from memrl.task.reach import MILESTONES
 from memrl.theory.gradient_flow import gradient_flow_time
 from memrl.theory.tabular import _ArmLogits, _BitLogits, train_tabular
 
@@ -24,7 +25,7 @@ def run(config, secrets, rate, first_seed=0):
 
 def episodes_until(runs, probability):
     """Episodes until P(secret) first reached a probability; infinite where it did not."""
-    first = runs.first_reach[probability]
+    first = runs.reach.first[:, MILESTONES.index(f"e{100 * probability:.0f}")]
     return np.where(first < 0, np.inf, first)
 
 
@@ -150,7 +151,7 @@ def test_with_large_steps_binary_waits_for_its_first_hit(env_type):
 
 
 def describe_run(runs, row):
-    return [runs.episodes[row], runs.secret_log2[row], *(first[row] for first in runs.first_reach.values())]
+    return [runs.episodes[row], runs.secret_log2[row], runs.reach.slope_bits(row), *runs.reach.first[row]]
 
 
 def test_a_run_is_what_it_would_be_alone():
@@ -193,5 +194,5 @@ def test_episode_credit_slows_per_bit_and_per_step_credit_hardly_feels_N():
 def test_a_spent_budget_censors():
     runs = run(TrainConfig(N=64, n_steps=3, group_size=8), [1, 2], 1e-6)
     assert runs.episodes.tolist() == [24, 24]
-    assert {tuple(first) for first in runs.first_reach.values()} == {(-1, -1)}
+    assert (runs.reach.first == -1).all()
     np.testing.assert_allclose(runs.secret_log2, -6, atol=1e-5)
