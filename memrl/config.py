@@ -96,6 +96,15 @@ MOST_SECRETS = 1 << 17
 MOST_SIGNAL_BITS = 1024
 """The most bits of a secret."""
 
+MOST_KEYED_BITS = 1_000_000
+"""The most bits of all keys' secrets."""
+
+MOST_KEYS = 100_000
+"""The most keys: their numbers have five digits at most."""
+
+MOST_OBSERVER_BYTES = 4 << 30
+"""The most memory of the observer of all keys."""
+
 MOST_LISTED = 4096
 """The most secrets of a sequence that are gone through one by one; integers always are."""
 
@@ -155,6 +164,9 @@ class TrainConfig:
     env_type: EnvType = _field("task", "single_step", "single_step: a decimal integer; multi_step: bit by bit")
     N: int = _field("task", 64, "the secret, or each of its symbols, is uniform on 0 .. N-1")
     secret_length: int | None = _field("task", None, "symbols of the secret, a sequence; unset: it is one integer")
+    num_keys: int | None = _field(
+        "task", None, "keys, each with a prompt (k0 0-63:) and a secret of its own; unset: one secret, no key"
+    )
     secret: int | None = _field(
         "draw", None, "fixes the secret (of a sequence, its number among all); unset: drawn from N and seed"
     )
@@ -188,7 +200,7 @@ class TrainConfig:
     clip_range: float = _field("loss", 0.2, "clip range of loss=ppo")
     entropy_bonus: float = _field("loss", 0.0, "weight of the entropy of the next symbol, in reward per nat; 0: none")
     kl_penalty: float = _field("loss", 0.0, "weight of KL(policy || base) of the next symbol; 0: none")
-    group_size: int = _field("objective", 32, "episodes of a group, which share a baseline")
+    group_size: int = _field("objective", 32, "episodes of a group, which share a baseline (and, of keys, one key)")
     batch_size: int | None = _field(
         "batch", None, "episodes (sft: examples) of a batch; unset: one group for rl, else one"
     )
@@ -204,9 +216,16 @@ class TrainConfig:
     adam_beta2: float = _field("optimizer", 0.999, "Adam's decay of the second moment")
     adam_epsilon: float = _field("optimizer", 1e-8, "Adam's epsilon")
 
+    measure_every: int | None = _field(
+        "budget",
+        None,
+        "batches between measurements of all keys; unset: farther and farther apart, at <10 % of the cost",
+    )
     n_steps: int = _field("budget", 1000, "the most batches of the run")
     max_episodes: int | None = _field("budget", None, "the most episodes of the run; unset: as n_steps allows")
-    stop_probability: float = _field("budget", 0.9, "the run ends when P(secret) reaches this")
+    stop_probability: float = _field(
+        "budget", 0.9, "the run ends when P(secret), of keys the share of bits, reaches this"
+    )
 
     model: str = _field("base", "embedded", "embedded, smollm2-135m, a folder, a .gguf file, or a Hugging Face name")
     model_files: str | None = _field(
@@ -217,7 +236,7 @@ class TrainConfig:
     )
     prompt_format: PromptFormat = _field("base", "plain", "plain, or the model's chat template")
     prompt: str = _field(
-        "base", "", "the prompt, with {N} and {last} (N - 1) filled in; unset: 0-{last}: or bits 0-{last}:"
+        "base", "", "the prompt, with {N}, {last} (N - 1) and {key} filled in; unset: 0-{last}: or bits 0-{last}:"
     )
     bit_separator: str = _field("base", "", "text between bits, for tokenizers that merge them")
     dtype: Dtype = _field("base", "float32", "of the base model; adapters are float32, or float64 with it")
@@ -248,10 +267,12 @@ class TrainConfig:
         if self.secret_length is not None:
             _require(self.secret_length >= 1, "secret_length", "be at least 1", self.secret_length)
             rule = f"be at most {int(MOST_SIGNAL_BITS / math.log2(max(self.N, 2)))} at N={self.N}"
-            told = f"{self.secret_length}, whose secret has {self.signal_bits:.4g} bits"
-            _require(self.signal_bits <= MOST_SIGNAL_BITS, "secret_length", f"{rule} ({MOST_SIGNAL_BITS} bits)", told)
+            told = f"{self.secret_length}, whose secret has {self.secret_bits:.4g} bits"
+            _require(self.secret_bits <= MOST_SIGNAL_BITS, "secret_length", f"{rule} ({MOST_SIGNAL_BITS} bits)", told)
             rule = "be unset on env_type=single_step (use multi_step, one env_step per symbol)"
             _require(self.env_type == "multi_step", "secret_length", rule, self.secret_length)
+        if self.num_keys is not None:
+            self._check_keys(self.num_keys)
         if self.episodes_per_update > MOST_EPISODES:
             name = "group_size" if self.batch_size is None else "batch_size"
             told = f"{self.episodes_per_update}, which take {self.episodes_per_update * _EPISODE_BYTES / 1e9:,.0f} GB"
@@ -259,6 +280,23 @@ class TrainConfig:
         rule = f"be at most {MOST_RANK:,} (a rank above a layer's width adds nothing but memory)"
         _require(self.lora_rank <= MOST_RANK, "lora_rank", rule, self.lora_rank)
         _require(self.n_steps <= MOST_UPDATES, "n_steps", f"be at most {MOST_UPDATES:,}", self.n_steps)
+
+    def _check_keys(self, num_keys: int) -> None:
+        _require(num_keys >= 1, "num_keys", "be at least 1", num_keys)
+        _require(num_keys <= MOST_KEYS, "num_keys", f"be at most {MOST_KEYS:,}", num_keys)
+        where = f"at N={self.N}" + ("" if self.secret_length is None else f" and secret_length={self.secret_length}")
+        most, told = (
+            int(MOST_KEYED_BITS / self.secret_bits),
+            f"{num_keys}, whose secrets have {self.signal_bits:,.0f} bits",
+        )
+        _require(num_keys <= most, "num_keys", f"be at most {most:,} {where} ({MOST_KEYED_BITS:,} bits)", told)
+        # The observer keeps two flags for each secret that it lists, or one for each value of each symbol.
+        is_listed = self.secret_length is None or self.num_secrets <= MOST_LISTED
+        each = 2 * self.num_secrets if is_listed else self.N * (self.secret_length or 1)
+        most, told = MOST_OBSERVER_BYTES // each, f"{num_keys}, whose observer takes {num_keys * each / 2**30:.3g} GiB"
+        _require(num_keys <= most, "num_keys", f"be at most {most:,} {where} (4 GiB)", told)
+        _require(self.secret is None, "secret", "be unset where there are keys", self.secret)
+        _require(self.rollout == "in_process", "rollout", "be in_process where there are keys", self.rollout)
 
     @chz.validate
     def _check_model(self) -> None:
@@ -277,8 +315,10 @@ class TrainConfig:
             blanks = [blank for _, *blank in Formatter().parse(self.prompt) if blank[0] is not None]
         except ValueError as error:
             raise ValueError(f"prompt must have its braces in pairs, got {self.prompt[:80]!r} ({error})") from None
-        wrong = [blank[0] for blank in blanks if blank not in (["N", "", None], ["last", "", None])]
-        _require(not wrong, "prompt", "leave only {N} and {last} to be filled in", f"{{{', '.join(map(str, wrong))}}}")
+        known = ["N", "last"] if self.num_keys is None else ["N", "last", "key"]
+        wrong = [blank[0] for blank in blanks if blank not in [[name, "", None] for name in known]]
+        rule = f"leave only {' and '.join(f'{{{name}}}' for name in known)} to be filled in"
+        _require(not wrong, "prompt", rule, f"{{{', '.join(map(str, wrong))}}}")
 
     @chz.validate
     def _check_task(self) -> None:
@@ -289,6 +329,10 @@ class TrainConfig:
         stop, most = self.stop_probability, self.max_episodes
         _require(0.0 < stop < 1.0, "stop_probability", "lie strictly between 0 and 1", stop)
         _require(self.n_steps >= 1, "n_steps", "be at least 1", self.n_steps)
+        every = self.measure_every
+        _require(every is None or every >= 1, "measure_every", "be at least 1", every)
+        rule = "be unset where there are no keys: one secret is measured at every batch"
+        _require(every is None or self.num_keys is not None, "measure_every", rule, every)
         _require(most is None or most >= 1, "max_episodes", "be at least 1", most)
         least = self.episodes_per_update
         rule = f"be at least {least}, the episodes of one update"
@@ -337,20 +381,23 @@ class TrainConfig:
                 rule = f"be at most {most} at N={self.N} for algorithm=distill, which lists every secret"
                 _require(self.num_secrets <= MOST_LISTED, "secret_length", rule, self.secret_length)
             _require(self.rollout == "in_process", "rollout", "be in_process for algorithm=distill", self.rollout)
-            alone = self.explore != "greedy" or self.episodes_per_update == 1
-            _require(alone, "batch_size", "be 1 for explore=greedy, which asks one best question", self.batch_size)
+            alone = self.explore != "greedy" or self.episodes_per_prompt == 1
+            name = "batch_size" if self.num_keys is None else "group_size"
+            _require(alone, name, "be 1 for explore=greedy, which asks one best question", self.episodes_per_prompt)
+        if not self.has_groups:
+            return
+        _require(self.group_size >= 1, "group_size", "be at least 1", self.group_size)
+        multiple = self.batch_size is None or self.batch_size % self.group_size == 0
+        _require(multiple, "batch_size", f"be a multiple of group_size={self.group_size}", self.batch_size)
         if self.algorithm != "rl":
             return
         _require(self.clip_range > 0, "clip_range", "be positive", self.clip_range)
-        _require(self.group_size >= 1, "group_size", "be at least 1", self.group_size)
         _require(
             self.group_size >= 2 or self.advantage in NEEDS_NO_PEER,
             "group_size",
             f"be at least 2 for advantage={self.advantage}, whose baseline is the group's (or use constant_baseline)",
             self.group_size,
         )
-        multiple = self.batch_size is None or self.batch_size % self.group_size == 0
-        _require(multiple, "batch_size", f"be a multiple of group_size={self.group_size}", self.batch_size)
 
     @chz.validate
     def _check_objective(self) -> None:
@@ -372,25 +419,48 @@ class TrainConfig:
 
     @property
     def num_secrets(self) -> int:
-        """How many secrets are possible: N, or N to the power of secret_length."""
+        """How many secrets are possible, of one key: N, or N to the power of secret_length."""
         return self.N ** (self.secret_length or 1)
 
     @property
-    def signal_bits(self) -> float:
-        """What there is to learn: H(S) = log2 of the number of secrets."""
+    def secret_bits(self) -> float:
+        """log2 of the number of secrets that are possible, of one key."""
         return math.log2(self.N) * (self.secret_length or 1)
+
+    @property
+    def signal_bits(self) -> float:
+        """What there is to learn: H(S), the bits of a secret, times the keys."""
+        return self.secret_bits * (self.num_keys or 1)
+
+    @property
+    def has_groups(self) -> bool:
+        """Whether group_size counts: in rl, and where each key that is distilled has a group of its own."""
+        return self.algorithm == "rl" or (self.algorithm == "distill" and self.num_keys is not None)
 
     @property
     def episodes_per_update(self) -> int:
         """Episodes (rl) or examples (sft) that one update uses."""
         if self.batch_size is not None:
             return self.batch_size
-        return self.group_size if self.algorithm == "rl" else 1
+        return self.group_size if self.has_groups else 1
+
+    @property
+    def prompts_per_update(self) -> int:
+        """Prompts that one update asks: one, or as many keys as there are groups (sft: examples)."""
+        if self.num_keys is None:
+            return 1
+        return self.episodes_per_update // (self.group_size if self.has_groups else 1)
+
+    @property
+    def episodes_per_prompt(self) -> int:
+        """Episodes (sft: examples) of an update for each of its prompts."""
+        return self.episodes_per_update // self.prompts_per_update
 
     @property
     def num_groups(self) -> int:
-        """Groups of an update; one unless algorithm=rl."""
-        return self.episodes_per_update // self.group_size if self.algorithm == "rl" else 1
+        """Groups of each prompt of an update; one unless algorithm=rl without keys."""
+        is_grouped = self.algorithm == "rl" and self.num_keys is None
+        return self.episodes_per_update // self.group_size if is_grouped else 1
 
     @property
     def resolved_credit(self) -> Credit:
@@ -414,10 +484,13 @@ class TrainConfig:
 
         >>> TrainConfig(reward_type="binned_distance", reward_bins=8).channel_name
         'binned_distance-8-log'
+        >>> TrainConfig(algorithm="sft", num_keys=64).channel_name
+        'keys-64/sft'
         """
+        keys = "" if self.num_keys is None else f"keys-{self.num_keys}/"
         written = "multi_step" if self.secret_length is None else f"sequence-{self.secret_length}"
         if self.algorithm == "sft":
-            return "sft" if self.env_type == "single_step" else f"{written}/sft"
+            return f"{keys}sft" if self.env_type == "single_step" else f"{keys}{written}/sft"
         name = self.reward_type if self.reward_code is None else f"{self.reward_type}@{self.reward_code}"
         if name == "binned_distance":
             name = f"{name}-{self.reward_bins}-{self.binning}"
@@ -426,7 +499,7 @@ class TrainConfig:
         if self.channel_kind.per_step and self.resolved_credit != "per_step":
             name = f"{name}-{self.resolved_credit}"
         native = self.env_type == "single_step" or (self.channel_kind.per_step and self.secret_length is None)
-        return name if native else f"{written}/{name}"
+        return f"{keys}{name}" if native else f"{keys}{written}/{name}"
 
     def identity(self) -> dict[str, object]:
         """Every field in a form in which equal cells are equal: what a cell does not use is None."""
@@ -444,6 +517,7 @@ class TrainConfig:
             return fields
         if self.algorithm == "distill":
             fields.update(dict.fromkeys(fields_of("objective", "loss")))
+            fields["group_size"] = self.group_size if self.has_groups else None
         else:
             fields["explore"] = None
         if self.reward_type != "binned_distance":
@@ -508,7 +582,7 @@ def fields_of(*roles: str) -> tuple[str, ...]:
     """The fields of TrainConfig that have one of some roles, role by role, as declared.
 
     >>> fields_of("adapter", "task")
-    ('lora_rank', 'lora_alpha', 'algorithm', 'env_type', 'N', 'secret_length')
+    ('lora_rank', 'lora_alpha', 'algorithm', 'env_type', 'N', 'secret_length', 'num_keys')
     """
     fields = chz.chz_fields(TrainConfig)
     return tuple(name for role in roles for name, field in fields.items() if (field.metadata or {}).get("role") == role)

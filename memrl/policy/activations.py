@@ -155,7 +155,7 @@ def estimate_activation_bytes(
     """
     per_token = sum(_count_uses(m) * (m.in_features + m.out_features) * m.weight.element_size() for m in layers)
     # Every cell is padded to the widest.
-    nodes = max(min(c.episodes_per_update + 1, c.num_secrets) * (2 * math.ceil(c.signal_bits) + 1) for c in configs)
+    nodes = max(min(c.episodes_per_update + 1, c.num_secrets) * (2 * math.ceil(c.secret_bits) + 1) for c in configs)
     return per_token * (len(prompts) * max(map(len, prompts)) + len(configs) * nodes)
 
 

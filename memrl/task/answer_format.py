@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Int
 
 from memrl.config import MOST_LISTED, EnvType, TrainConfig
-from memrl.task.secret import cell_secret, num_bits
+from memrl.task.secret import cell_secret, draw_secrets, num_bits
 
 _SAMPLED = 256
 
@@ -166,5 +166,14 @@ def cell_format(cell: TrainConfig) -> AnswerFormat:
 
 
 def cell_digits(cell: TrainConfig) -> Int[np.ndarray, "env_step"]:
-    """The digits of a cell's secret."""
+    """The digits of the secret of a cell without keys."""
     return cell_format(cell).digits(cell_secret(cell))
+
+
+def key_digits(cell: TrainConfig) -> Int[np.ndarray, "key env_step"]:
+    """The digits of the secret of each of a cell's keys, of a small type; of a cell without keys those of its one."""
+    if cell.num_keys is None:
+        return cell_digits(cell)[None]
+    symbols, answer_format = draw_secrets(cell.N, cell.seed, cell.num_keys, cell.secret_length or 1), cell_format(cell)
+    digits = symbols if answer_format.is_sequence else answer_format.digits(symbols[:, 0])
+    return digits.astype(np.min_scalar_type(-answer_format.radix))

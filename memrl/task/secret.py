@@ -34,14 +34,32 @@ def draw_secret(N: int, seed: int, length: int = 1) -> Int[np.ndarray, "{length}
     return stream.integers(N, size=length)
 
 
+def draw_secrets(N: int, seed: int, num_keys: int, length: int = 1) -> Int[np.ndarray, "{num_keys} {length}"]:
+    """Draws a secret for each of some keys; every (N, seed, num_keys, length) has a stream of its own.
+
+    Args:
+        N: number of values of a symbol, at least 2.
+        seed: any integer from 0.
+        num_keys: how many secrets.
+        length: symbols of each.
+
+    Returns:
+        symbols, of the smallest type that holds them.
+    """
+    stream = np.random.default_rng(np.random.SeedSequence([_SECRET_STREAM, N, seed, num_keys, length]))
+    return stream.integers(N, size=(num_keys, length), dtype=np.min_scalar_type(-N))
+
+
 def cell_secret(cell: TrainConfig) -> int:
     """The secret of a cell: the one that is fixed, or the one that N and seed draw; of a sequence, its number.
 
-    The number of a sequence has its symbols as digits of radix N, the first one most significant.
+    The number of a sequence has its symbols as digits of radix N, the first one most significant. A cell of keys has
+    no one secret: see `memrl.task.answer_format.key_digits`.
 
     >>> cell_secret(TrainConfig(N=64, secret=42))
     42
     """
+    assert cell.num_keys is None, "keys have a secret each"
     if cell.secret is not None:
         return cell.secret
     symbols = draw_secret(cell.N, cell.seed, cell.secret_length or 1).tolist()
