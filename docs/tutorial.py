@@ -1,6 +1,6 @@
 """Where a pandas user starts: load both tables of a sweep, look at them, plot one figure.
 
-`python docs/tutorial.py` reads results/bitrate/reference, the result that comes with the code, and writes tutorial.png;
+`python docs/tutorial.py` reads sweeps/reference/bitrate, the result that comes with the code, and writes tutorial.png;
 `python docs/tutorial.py results/bitrate` reads a sweep of your own, also while it runs. The columns are described in
 memrl/tables/schema.py.
 """
@@ -14,7 +14,7 @@ from memrl.analysis.cells import measured_cells
 from memrl.analysis.estimate import estimate_groups
 from memrl.analysis.selection import hold_out_settings
 
-folder = sys.argv[1] if len(sys.argv) > 1 else "results/bitrate/reference"
+folder = sys.argv[1] if len(sys.argv) > 1 else "sweeps/reference/bitrate"
 
 # One row per finished cell, and one row per cell and update.
 cells = pd.read_parquet(f"{folder}/episodes_to_memorize")

@@ -10,19 +10,20 @@ import chz
 from memrl.cli import exit_on_bad_input, parse_arguments, repeat_command, run_command
 from memrl.config import did_you_mean
 from memrl.sweep.grid import load_grid, read_question
-from memrl.tables.places import has_tables, local_folder, own_address, reference_address
+from memrl.tables.places import has_tables, own_address, reference_address
 
 GRIDS = Path("sweeps", "grids")
 _MOST_COUNTED = 20_000
 """Cells of a grid that are expanded to count them; a larger grid is not counted."""
 
 USAGE = """\
-usage: python -m memrl.report grid=NAME [results=ADDRESS] [findings=FILE]
+usage: python -m memrl.report grid=NAME [results=ADDRESS] [findings=FILE] [publish=FOLDER [curve_rows=COUNT]]
        python -m memrl.report grid=NAME,OTHER [results=ADDRESS,ADDRESS]
 
 Reads the tables of a sweep, finished or not, and writes report.html and figures/ beside them. Where nothing has been
-run yet, it reads the reference that comes with the code, results/<grid>/reference. Of two sweeps it writes
-versus-<OTHER>.html beside the first: the same conditions, and how far they differ.
+run yet, it reads the reference that comes with the code, sweeps/reference/<grid>. Of two sweeps it writes
+versus-<OTHER>.html beside the first: the same conditions, and how far they differ. With publish=sweeps/reference/<grid>
+it first writes the tables there as small files to be committed, and then reports on these.
 """
 
 
@@ -36,11 +37,20 @@ class ReportRequest:
         doc="address of the tables (folder, s3://, gs://), or two; unset: results/<grid>, or else its reference",
     )
     findings: str | None = chz.field(default=None, doc="also writes the findings as Markdown to this file")
+    publish: str | None = chz.field(default=None, doc="folder for small copies of the tables, on which it then reports")
+    curve_rows: int | None = chz.field(default=None, doc="with publish, rows of curves a cell at most; unset: all")
 
     @chz.validate
     def _check_grid(self) -> None:
         if not self.grid:
             raise ValueError("grid must name a sweep, got none; write grid=NAME")
+
+    @chz.validate
+    def _check_published(self) -> None:
+        if self.publish is not None and "," in self.grid:
+            raise ValueError(f"publish takes one sweep, got grid={self.grid}")
+        if self.curve_rows is not None and self.publish is None:
+            raise ValueError(f"curve_rows needs publish, got curve_rows={self.curve_rows} alone")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -50,27 +60,24 @@ def main(argv: Sequence[str]) -> int:
     with exit_on_bad_input():
         sweeps = split_sweeps(request)
         address, *others = (find_tables(sweep) for sweep in sweeps)
-        from memrl.analysis import comparison_page, figure_data, findings, page, summary
+        from memrl.reporting import publish, report_sweep, report_two
 
-        folder = local_folder(address)
         if others:
-            addresses, grids = (address, others[0]), (sweeps[0].grid, sweeps[1].grid)
-            names = addresses if grids[0] == grids[1] else grids
-            versus, answer = comparison_page.write_comparison(addresses, names, folder, command)
-            print(f"{answer}\nreport: {versus}")
+            report_two((address, others[0]), (sweeps[0].grid, sweeps[1].grid), command)
             return 0
-        measured = summary.summarize_sweep(address, count_planned(request.grid))
-    figures = figure_data.collect_figures(measured)
-    commands = [repeat_command("sweeps/launch.py", [f"grid={request.grid}"]), command]
-    question = read_question(request.grid, GRIDS)
-    written = page.write_page(measured, figures, request.grid, folder, commands, question)
-    if request.findings is not None:
-        findings.write_findings(measured, figures, Path(request.findings), folder, commands)
-        print(f"findings: {request.findings}")
-    for verdict in measured.verdicts:
-        print(f"{verdict.name} {verdict.outcome}{measured.provisional}: {verdict.sentence}")
-    print(f"report: {written}")
+        if request.publish is not None:
+            address = publish(address, request.publish, request.curve_rows)
+            command = repeat_command("-m memrl.report", _list_words(chz.replace(request, results=address)))
+        commands = [repeat_command("sweeps/launch.py", [f"grid={request.grid}"]), command]
+        num_planned, question = count_planned(request.grid), read_question(request.grid, GRIDS)
+        report_sweep(address, request.grid, num_planned, question, commands, request.findings)
     return 0
+
+
+def _list_words(request: ReportRequest) -> list[str]:
+    """The command line that writes the page and the findings again, from the tables as they lie there."""
+    words = {"grid": request.grid, "results": request.results, "findings": request.findings}
+    return [f"{name}={value}" for name, value in words.items() if value is not None]
 
 
 def split_sweeps(request: ReportRequest) -> list[ReportRequest]:

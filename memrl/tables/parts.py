@@ -39,11 +39,17 @@ class DamagedPartError(ValueError):
         super().__init__(f"{path} must be a whole part of its table, got {first_line}")
 
 
-def encode_part(rows: pa.Table) -> bytes:
-    """The bytes of a part file; equal rows give equal bytes."""
+def encode_part(rows: pa.Table, level: int | None = None) -> bytes:
+    """The bytes of a part file; equal rows give equal bytes.
+
+    Args:
+        rows: of the table's schema.
+        level: zstd's, 1 to 22; None: what pyarrow takes.
+    """
     floats = [field.name for field in rows.schema if pa.types.is_floating(field.type)]
     options = {
         "compression": "zstd",
+        "compression_level": level,
         "use_dictionary": [name for name in rows.column_names if name not in floats],
         "use_byte_stream_split": floats,
         "write_page_checksum": True,

@@ -16,12 +16,13 @@ def own_address(grid: str) -> str:
 def reference_address(grid: str) -> str:
     """The folder of the result that comes with the code, where a grid has one.
 
-    It lies apart from the sweep's own tables: cells of the reference are not finished cells of a sweep run here.
+    It lies apart from results/: cells of the reference are not finished cells of a sweep run here, and a glob over
+    results/ does not mix the two.
 
     >>> reference_address("bitrate")
-    'results/bitrate/reference'
+    'sweeps/reference/bitrate'
     """
-    return f"{own_address(grid)}/reference"
+    return f"sweeps/reference/{grid}"
 
 
 def has_tables(address: str) -> bool:

@@ -138,6 +138,11 @@ class TableStore:
         with self._told_in_one_line():
             replace_file(self._filesystem, f"{self._root}/{name}", text.encode())
 
+    def list_parts(self, table: str) -> list[str]:
+        """Paths of a table's part files, oldest first."""
+        _check_table(table)
+        return self._folders[table].list_parts()
+
     def read(self, table: str, columns: Sequence[str] | None = None) -> pa.Table:
         """Reads a table, sorted by its key; of rows with one key, the newest.
 

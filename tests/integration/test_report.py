@@ -256,7 +256,7 @@ def test_command_writes_report_and_findings(sweep, summary, tmp_path, monkeypatc
 
 def test_command_reads_the_reference_until_there_are_tables_of_ones_own(sweep, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    reference = Path("results", "tiny", "reference")
+    reference = Path("sweeps", "reference", "tiny")
     shutil.copytree(sweep, reference)
     assert find_tables(ReportRequest(grid="tiny")) == str(reference)
     assert capsys.readouterr().out == f"results/tiny has no tables yet; this is the reference, {reference}\n"

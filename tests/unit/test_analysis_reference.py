@@ -107,10 +107,10 @@ def test_other_settings_can_not_be_compared(tables, tmp_path):
 def test_a_launch_ends_with_the_comparison_and_the_reference_with_none(tables, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     cells = {row["cell_id"]: TrainConfig() for row in tables[0].select(["cell_id"]).to_pylist()}
-    folders = ("results/tiny", "results/tiny/reference")
+    folders = ("results/tiny", "sweeps/reference/tiny")
     for store in [write(folder, *tables) for folder in folders]:
         assert Sweep("tiny", cells, Execution(), store, command="", console=SteadyConsole(width=200)).finish()
     own, reference = capsys.readouterr().out.split("tiny: all 384 cells were finished already")[1:]
-    assert own.splitlines()[-1].startswith("reference (results/tiny/reference): ")
+    assert own.splitlines()[-1].startswith("reference (sweeps/reference/tiny): ")
     assert "overlap in 6 of 6 conditions" in own.splitlines()[-1]
     assert "reference (" not in reference

@@ -301,7 +301,7 @@ def test_bitrate_has_sixteen_secrets_of_every_condition():
 
 def test_the_reference_has_measured_every_cell_of_the_grid():
     varied = ["channel", "N", "learning_rate", "lora_rank", "seed"]
-    folder = GRIDS.parents[1] / "results" / "bitrate" / "reference" / "episodes_to_memorize"
+    folder = GRIDS.parent / "reference" / "bitrate" / "episodes_to_memorize"
     reference = pq.read_table(folder, columns=varied)
     asked = [{**cell.identity(), "channel": cell.channel_name} for cell in load_grid("bitrate", GRIDS).cells().values()]
     measured = {tuple(row.values()) for row in reference.to_pylist()}
