@@ -159,6 +159,7 @@ def _table_rows(
         "mean_reward": nothing,
         "well_formed": nothing,
         "entropy_bits": nothing,
+        "well": nothing,
         "gradient_norm": nothing,
         "logprob_gap": np.zeros(end + 1),
     }

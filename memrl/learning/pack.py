@@ -143,7 +143,7 @@ class Pack:
         before = int(state.progress.episodes.sum())
         done = update(policy, state, splitter)
         self.episodes += int(state.progress.episodes.sum()) - before
-        self._record.curves.append(tabulate_update(state, done))
+        self._record.curves.append(tabulate_update(state, done, policy.forest.root_cell))
         state.progress.seconds += (time.perf_counter() - start) / len(state)
         if not done.learned.all():
             self._release(~done.learned)

@@ -11,6 +11,7 @@ from memrl.config import hash_fields
 from memrl.learning.policy import PackPolicy
 from memrl.learning.state import PackState
 from memrl.learning.update import Update
+from memrl.learning.well import measure_well
 from memrl.policy.calibration import Prior
 from memrl.tables.rows import trained_row
 from memrl.tables.schema import CURVES_SCHEMA, Row
@@ -40,12 +41,13 @@ class Record:
         return not self.rows and not self.curves
 
 
-def tabulate_update(state: PackState, done: Update) -> pa.Table:
+def tabulate_update(state: PackState, done: Update, root_cell: np.ndarray) -> pa.Table:
     """One curve row per cell: its state before an update, and the update's own episodes where it made one.
 
     Args:
         state: right after the update, the cells that it ended still among them.
         done: the update.
+        root_cell: the cell of each root of the walk, int64 (roots,).
     """
     walk, progress = done.walk, state.progress
     count = walk.outcome_counts.sum(1)
@@ -60,6 +62,8 @@ def tabulate_update(state: PackState, done: Update) -> pa.Table:
         total, episodes = (np.bincount(walk.outcome_cell, v, minlength=len(state)) for v in (values * count, count))
         return np.where(done.learned, total / episodes, np.nan)
 
+    no_well = np.full(len(state), np.nan)
+    well = no_well if done.advantages is None else measure_well(walk, done.advantages, root_cell)
     uses = np.array([config.updates_per_batch for config in state.configs])
     supervised = np.array([config.algorithm == "sft" for config in state.configs])
     used = np.array([config.episodes_per_update for config in state.configs])
@@ -72,6 +76,7 @@ def tabulate_update(state: PackState, done: Update) -> pa.Table:
         "mean_reward": np.where(supervised, np.nan, average(np.nansum(done.rewards, axis=1))),
         "well_formed": average(walk.outcomes.well_formed.astype(np.float64)),
         "entropy_bits": average(-logprob / np.log(2.0)),
+        "well": np.where(supervised | ~done.learned, np.nan, well),
         "gradient_norm": np.where(done.learned, done.gradient_norm, np.nan),
         "logprob_gap": average(gap) / average(real.sum(1).astype(np.float64)),
     }

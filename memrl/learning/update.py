@@ -21,6 +21,7 @@ class Update:
     Attributes:
         walk: the episodes, and what the policies before the update thought of them.
         rewards: float64 (outcomes, env_steps), NaN at env_steps that were not taken.
+        advantages: of its outcomes, float64 (outcomes, groups, env_steps); None where the cells are distilled.
         rollout_logprob: the sampler's log-probability of each edge, nats; (edges,).
         gradient_norm: the l2 norm of each cell's gradient, float64 (cells,).
         learned: which cells made the update; the others have ended, bool (cells,).
@@ -28,6 +29,7 @@ class Update:
 
     walk: Walk
     rewards: np.ndarray
+    advantages: np.ndarray | None
     rollout_logprob: Tensor
     gradient_norm: np.ndarray
     learned: np.ndarray
@@ -72,7 +74,8 @@ def update(policy: PackPolicy, state: PackState, splitter: Splitter) -> Update:
     # Count: what the update used.
     learned = state.progress.is_training
     state.progress.count(learned, policy.num_episodes.sum(1), _count_tokens(walk, policy.prompt_tokens))
-    return Update(walk, rewards, rollout_logprob, norms, learned)
+    judged = None if policy.distills else advantages
+    return Update(walk, rewards, judged, rollout_logprob, norms, learned)
 
 
 def _learn(

@@ -186,6 +186,7 @@ class Walk:
         outcome_tokens: token ids along the path, padded with -1; int64 (outcomes, depth).
         outcomes: how they ended.
         secret_log2: log2 P(secret) of each root, exact, stop token included; float64 (roots,).
+        symbol_log2: its part in each env_step, NaN beyond the secret's last; float64 (roots, env_steps).
         nodes: of the cells that were watched; None where none was.
     """
 
@@ -199,13 +200,14 @@ class Walk:
     outcome_tokens: np.ndarray
     outcomes: Outcomes
     secret_log2: np.ndarray
+    symbol_log2: np.ndarray
     nodes: Nodes | None = None
 
 
 class _Trace:
     """Collects edges, outcomes and watched nodes level by level."""
 
-    def __init__(self, num_roots: int, watched: np.ndarray) -> None:
+    def __init__(self, num_roots: int, num_env_steps: int, watched: np.ndarray) -> None:
         self.num_edges = 0
         self.watched = watched
         self.node_logprobs: list[Tensor] = []
@@ -213,6 +215,7 @@ class _Trace:
         self.columns: dict[str, list[np.ndarray]] = {}
         self._unscored: list[tuple[np.ndarray, np.ndarray]] = []
         self.secret_log2 = np.zeros(num_roots)
+        self.symbol_log2 = np.full((num_roots, num_env_steps), np.nan)
 
     def add(self, **columns: np.ndarray) -> None:
         for name, column in columns.items():
@@ -246,6 +249,12 @@ class _Trace:
         self._unscored = []
         return self.logprobs[-1].detach()
 
+    def add_secret(self, root: np.ndarray, env_step: np.ndarray, log2: np.ndarray) -> None:
+        """Adds the next token of each root's secret."""
+        self.secret_log2[root] += log2
+        before = self.symbol_log2[root, env_step]
+        self.symbol_log2[root, env_step] = np.where(np.isnan(before), 0.0, before) + log2
+
     def column(self, name: str) -> np.ndarray:
         return np.concatenate(self.columns[name])
 
@@ -270,7 +279,8 @@ def walk_tries(
         the walk, with gradient where gradients are enabled.
     """
     roots = np.arange(forest.num_roots)
-    trace = _Trace(len(roots), np.zeros(forest.root_cell[-1] + 1, dtype=bool) if watched is None else watched)
+    watched = np.zeros(forest.root_cell[-1] + 1, dtype=bool) if watched is None else watched
+    trace = _Trace(len(roots), int(forest.states.steps_done.max()), watched)
     on_secret, unset = np.ones(len(roots), dtype=bool), np.full(len(roots), -1)
     level = Level(0, roots, forest.root_cell, forest.root_state, on_secret, num_episodes, roots, unset, unset)
     next_tokens = network.prefill()
@@ -304,6 +314,7 @@ def _finish(forest: Forest, trace: _Trace) -> Walk:
         tokens,
         Outcomes(digits, trace.column("well_formed")[order]),
         trace.secret_log2,
+        trace.symbol_log2,
         _finish_nodes(forest, trace) if trace.node_logprobs else None,
     )
 
@@ -363,7 +374,7 @@ def _visit(forest: Forest, level: Level, next_tokens: NextTokens, splitter: Spli
     )
     _record_malformed(forest, level, next_tokens, child, counts[:, :, -1], splitter, trace)
     on_path = trace.score_edges(next_tokens)[: len(row)].double().cpu().numpy()[is_secret]
-    trace.secret_log2[level.root[row[is_secret]]] += on_path / np.log(2.0)
+    trace.add_secret(level.root[row[is_secret]], states.steps_done[level.state[row[is_secret]]], on_path / np.log(2.0))
     onward = ~states.is_end[following]
     row = row[onward]
     return Level(

@@ -38,6 +38,12 @@ CURVES_SCHEMA = pa.schema(
         _column("mean_reward", pa.float32(), "mean return of this update's episodes; NaN for sft and in the last row"),
         _column("well_formed", pa.float32(), "share of this update's episodes that answer an integer in range"),
         _column("entropy_bits", pa.float32(), "mean of -log2 P(answer) over this update's episodes"),
+        _column(
+            "well",
+            pa.float32(),
+            "share of env_steps with P(right symbol) < 0.01 and no advantage in the group; NaN for sft, distill and in "
+            "the last row",
+        ),
         _column("gradient_norm", pa.float32(), "l2 norm of the adapter's gradient"),
         _column("logprob_gap", pa.float32(), "mean |learner - rollout| logprob of a sampled token, nats; 0 in_process"),
     ]

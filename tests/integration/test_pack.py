@@ -112,6 +112,14 @@ def test_the_first_row_is_the_untrained_policy(trained):
         assert abs(first["absorbed_bits"]) < 0.4
 
 
+def test_the_share_in_the_well_is_told_of_every_update_that_rewards_made(trained):
+    _, curves = trained
+    last = curves.groupby("cell_id")["update"].transform("max") == curves["update"]
+    supervised = curves["cell_id"].isin([config.cell_id for config in MIXED if config.algorithm == "sft"])
+    assert curves.loc[last | supervised, "well"].isna().all()
+    assert curves.loc[~last & ~supervised, "well"].between(0, 1).all()
+
+
 def test_mean_rewards_entropies_and_token_counts_are_those_of_the_episodes():
     config = TrainConfig(N=16, group_size=64, seed=3, learning_rate=1e-3)
     pack = Pack([config])

@@ -147,6 +147,9 @@ def test_the_secret_is_scored_exactly_whether_sampled_or_not(base, request):
     for cell, task in enumerate(bench.tasks):
         expected = compute_answer_log2(bench.merge(cell), task)[cell_secret(bench.configs[cell])]
         assert walk.secret_log2[cell] == pytest.approx(expected, abs=1e-10)
+        steps = task.answer_format.num_env_steps
+        assert walk.symbol_log2[cell, :steps].sum() == pytest.approx(walk.secret_log2[cell], abs=1e-12)
+        assert np.isnan(walk.symbol_log2[cell, steps:]).all()
 
 
 def list_learning_rules():
