@@ -2,6 +2,7 @@
 
 import chz
 import numpy as np
+import pyarrow.compute as pc
 import pytest
 from naive_policy import compare_adapters
 
@@ -41,10 +42,14 @@ def test_a_greedy_asker_memorizes_as_fast_as_the_greedy_agent(channel):
     pack = Pack(cells)
     while not pack.finished:
         pack.update()
-    rows = {row["cell_id"]: row for row in pack.drain()[0]}
+    ended, curves = pack.drain()
+    rows = {row["cell_id"]: row for row in ended}
     to_half = play_greedy(build_channel(cells[0])).to_half
     expected = [to_half[rows[cell.cell_id]["secret"]] for cell in cells]
-    got = [rows[cell.cell_id]["e50"] for cell in cells]
+    # Of two secrets that are left, the policy may give either a hair less than 1/2, which is all that there is to know.
+    knows = curves.filter(pc.greater_equal(curves["absorbed_bits"], cells[0].signal_bits - 1.2)).to_pandas()
+    first = knows.groupby("cell_id")["episodes"].min()
+    got = [first[cell.cell_id] for cell in cells]
     assert all(row["status"] == "memorized" for row in rows.values())
     assert np.mean(got) <= 1.25 * np.mean(expected)
 
