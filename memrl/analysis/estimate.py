@@ -19,7 +19,7 @@ _CONSTANTS = (
 )
 """What every cell of a group shares, but for rounding."""
 
-REFERENCE_AGENTS = ("optimal", "greedy")
+REFERENCE_AGENTS = ("optimal", "greedy", "weighing")
 """Who could do best: the first of these that has rows for a channel and N."""
 
 

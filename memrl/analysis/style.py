@@ -27,6 +27,7 @@ _AGENTS = {
     "lora": ("LoRA policy", []),
     "optimal": ("optimal agent", [1, 1.5]),
     "greedy": ("greedy agent", [4, 2, 1, 2]),
+    "weighing": ("coin weighing", [6, 2, 1, 2, 1, 2]),
     "uniform": ("uniform guessing", [4, 2]),
     "tabular_pg": ("tabular policy gradient", [8, 2]),
 }

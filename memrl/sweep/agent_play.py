@@ -14,7 +14,7 @@ from multiprocessing.context import SpawnProcess
 from memrl.config import TrainConfig
 from memrl.tables.rows import agent_id, agent_row
 from memrl.tables.schema import Row
-from memrl.theory.agents import TABULAR_LEARNING_RATES, play_agents, tabular_fields
+from memrl.theory.agents import play_agents, tabular_fields, tabular_rates
 
 _SPAWN = multiprocessing.get_context("spawn")
 
@@ -83,8 +83,11 @@ def find_unplayed(cells: Iterable[TrainConfig], played: set[str]) -> list[TrainC
         cells: of the sweep.
         played: the cell_id of every agent's row.
     """
-    rate = TABULAR_LEARNING_RATES[0]
-    return [cell for cell in cells if agent_id("tabular_pg", cell, tabular_fields(cell, rate)) not in played]
+
+    def first_id(cell: TrainConfig) -> str:
+        return agent_id("tabular_pg", cell, tabular_fields(cell, tabular_rates(cell)[0]))
+
+    return [cell for cell in cells if first_id(cell) not in played]
 
 
 def _play(cells: Sequence[TrainConfig], sender: Connection) -> None:

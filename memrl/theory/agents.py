@@ -1,7 +1,9 @@
 """Agents that share a trained policy's channel: what could be reached, with no network.
 
-optimal: the fewest expected episodes, with an exact posterior. greedy: the most informative guess under it. uniform:
-guesses at random, with repetition, until the binary channel says yes. tabular_pg: policy gradient on a table of logits.
+optimal: the fewest expected episodes, with an exact posterior. greedy: the most informative guess under it. weighing:
+the best known way to find a long sequence of bits whose right ones are counted; whether it is optimal is not known.
+uniform: guesses at random, with repetition, until the binary channel says yes. tabular_pg: policy gradient on a table
+of logits.
 """
 
 import json
@@ -11,23 +13,28 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Shaped
+from jaxtyping import Int, Shaped
 
 from memrl.config import NETWORK_ROLES, TrainConfig, fields_of
-from memrl.task.reach import MILESTONES
+from memrl.task.answer_format import cell_digits
+from memrl.task.reach import MILESTONES, Reach
 from memrl.task.result import RunResult
-from memrl.task.reward import Channel, build_channel
+from memrl.task.reward import Channel, build_channel, element_count_reward
 from memrl.task.secret import cell_secret
 from memrl.theory.bayes_agent import EpisodesBySecret, play_greedy
+from memrl.theory.coin_weighing import episodes_by_weighing
 from memrl.theory.dynamic_programming import LARGEST_N, plan_optimal
-from memrl.theory.sequences import is_listed
+from memrl.theory.sequences import is_listed, tells_by_symbol
 from memrl.theory.tabular import train_tabular
 
-AGENTS = ("optimal", "greedy", "uniform", "tabular_pg")
+AGENTS = ("optimal", "greedy", "weighing", "uniform", "tabular_pg")
 """The agents that this module lets play."""
 
 TABULAR_LEARNING_RATES = (1.0, 4.0, 16.0, 64.0, 256.0)
 """Learning rates of tabular_pg, in logits: a row each, chosen by whoever reads the table as for trained policies."""
+
+SYMBOL_LEARNING_RATES = (0.05, 0.1, 0.15, 0.2, 0.35, 0.5, 0.75)
+"""The same of Adam, on sequences; larger ones let the first update alone decide every symbol."""
 
 _UNIFORM_STREAM = 0x0211F0
 """Keeps the uniform agent's random numbers apart from every other stream of the same seed."""
@@ -66,6 +73,20 @@ def optimal_episodes(channel: Channel) -> EpisodesBySecret | None:
     return play_greedy(channel) if channel.greedy_is_optimal else None
 
 
+def symbol_episodes(config: TrainConfig) -> Int[np.ndarray, "milestone"]:
+    """The fewest expected episodes to each of `MILESTONES`, where the posterior is a product over symbols.
+
+    An example tells all. A reward for each symbol tells at most one value of each, so that any guesses without
+    repetition do, here 0, 1, …: after n of them a symbol is known if it is below n, or else is one of N - n.
+    """
+    symbols, reach = cell_digits(config), Reach.start(np.array([config.signal_bits]))
+    for episodes in range(config.N):
+        num_unknown = int((symbols >= episodes).sum()) if config.algorithm == "rl" or not episodes else 0
+        secret_log2 = -num_unknown * math.log2(config.N - episodes)
+        reach.note(np.array([0]), np.array([episodes]), np.array([secret_log2]))
+    return reach.first[0]
+
+
 def uniform_episodes(N: int, seed: int) -> int:
     """Episodes to the first hit of guesses drawn uniformly with repetition: geometric, N on average.
 
@@ -75,17 +96,15 @@ def uniform_episodes(N: int, seed: int) -> int:
     return int(generator.geometric(1.0 / N))
 
 
-def play_agents(
-    configs: Iterable[TrainConfig], learning_rates: Sequence[float] = TABULAR_LEARNING_RATES
-) -> list[AgentRun]:
-    """Lets every agent play the channels and secrets of some cells; very many sequences are nobody's to play.
+def play_agents(configs: Iterable[TrainConfig], learning_rates: Sequence[float] | None = None) -> list[AgentRun]:
+    """Lets every agent play the channels and secrets of some cells.
 
     Cells that differ by the policy alone share their runs. An agent with an exact posterior has memorized when that
     reaches 1/2 and 1; where the channel cannot tell every secret, it has no run.
 
     Args:
         configs: the cells of a grid.
-        learning_rates: of tabular_pg.
+        learning_rates: of tabular_pg; None: `tabular_rates` of each cell.
 
     Returns:
         One run per agent, channel, N and secret (tabular_pg: and setting).
@@ -93,10 +112,10 @@ def play_agents(
     configs = list(configs)
     runs: list[AgentRun] = []
     for cells in _group(configs, _UNUSED["exact"]):
-        for play in (_play_optimal, _play_greedy, _play_uniform):
+        for play in (_play_optimal, _play_greedy, _play_weighing, _play_uniform):
             runs += play(cells)
     for cells in _group(configs, _UNUSED["tabular_pg"]):
-        runs += _play_tabular(cells, learning_rates)
+        runs += _play_tabular(cells, learning_rates or tabular_rates(cells[0]))
     return runs
 
 
@@ -111,6 +130,9 @@ def _group(configs: list[TrainConfig], unused: Sequence[str]) -> list[list[Train
 
 
 def _play_optimal(cells: list[TrainConfig]) -> list[AgentRun]:
+    if tells_by_symbol(build_channel(cells[0])):
+        start = time.perf_counter()
+        return _come_to_know("optimal", cells, np.stack([symbol_episodes(config) for config in cells]), start)
     return _play_bayes("optimal", optimal_episodes, cells)
 
 
@@ -130,6 +152,16 @@ def _play_bayes(
     secrets = [cell_secret(config) for config in cells]
     reached = (episodes.to_half, episodes.to_know, episodes.to_half_bits)
     return _come_to_know(agent, cells, np.stack([by_secret[secrets] for by_secret in reached], axis=1), start)
+
+
+def _play_weighing(cells: list[TrainConfig]) -> list[AgentRun]:
+    channel = build_channel(cells[0])
+    if channel.function is not element_count_reward or channel.answer_format.radix != 2 or is_listed(channel):
+        return []
+    half, know = episodes_by_weighing(channel.answer_format.num_env_steps)
+    by_milestone = {"e50": know, "e90": know, "half_bits": half}
+    reached = np.array([[by_milestone[name] for name in MILESTONES]] * len(cells))
+    return _come_to_know("weighing", cells, reached, time.perf_counter())
 
 
 def _play_uniform(cells: list[TrainConfig]) -> list[AgentRun]:
@@ -154,17 +186,21 @@ def _come_to_know(
     return runs
 
 
+def tabular_rates(config: TrainConfig) -> tuple[float, ...]:
+    """The learning rates of tabular_pg on a cell's task."""
+    return TABULAR_LEARNING_RATES if config.secret_length is None else SYMBOL_LEARNING_RATES
+
+
 def tabular_fields(config: TrainConfig, learning_rate: float) -> dict[str, object]:
     """The fields of a cell as far as tabular_pg has a use for them."""
     return config.identity() | dict.fromkeys(_UNUSED["tabular_pg"]) | {"learning_rate": float(learning_rate)}
 
 
 def _play_tabular(cells: list[TrainConfig], learning_rates: Sequence[float]) -> list[AgentRun]:
-    if cells[0].secret_length is not None:
-        return []
     start = time.perf_counter()
     tries = [(config, rate) for rate in learning_rates for config in cells]
-    secrets, seeds = np.array([cell_secret(config) for config, _ in tries]), [config.seed for config, _ in tries]
+    secret_of = cell_secret if cells[0].secret_length is None else cell_digits
+    secrets, seeds = np.array([secret_of(config) for config, _ in tries]), [config.seed for config, _ in tries]
     done = train_tabular(cells[0], secrets, seeds, np.array([rate for _, rate in tries]))
     seconds = (time.perf_counter() - start) / len(tries)
     runs = []
@@ -175,7 +211,7 @@ def _play_tabular(cells: list[TrainConfig], learning_rates: Sequence[float]) -> 
             done.reach.milestones(i),
             episodes,
             episodes // config.episodes_per_update,
-            math.log2(config.N) + log2,
+            config.signal_bits + log2,
             math.nan,
             "memorized" if log2 >= math.log2(config.stop_probability) else "budget_spent",
             seconds,

@@ -2,6 +2,7 @@
 
 It starts exactly uniform, samples on-policy and ascends the gradient plainly, with the same credit assignment and
 advantages as a trained policy; what a trained policy needs beyond it is the network's, the adapter's and Adam's doing.
+Of a sequence it has the logits of each symbol by itself (`symbol_logits`), and Adam too.
 """
 
 from collections.abc import Sequence
@@ -17,12 +18,13 @@ from memrl.task.advantage import AdvantageRule, assign_credit, episode_advantage
 from memrl.task.reach import Reach
 from memrl.task.reward import Channel, build_channel
 from memrl.task.secret import num_bits, to_bits
+from memrl.theory.symbol_logits import SymbolLogits
 
 _STREAM = 0x7AB01A
 """Keeps these random numbers apart from every other stream of the same seed."""
 
-_DRAWN_AHEAD = 32
-"""Updates for which a run draws its uniform numbers at once."""
+_DRAWN_AHEAD = 1 << 14
+"""About so many uniform numbers a run draws at once, those of 1 to 32 updates."""
 
 
 @dataclass(frozen=True)
@@ -41,15 +43,19 @@ class TabularRuns:
 
 
 def train_tabular(
-    config: TrainConfig, secrets: Int[np.ndarray, "run"], seeds: Sequence[int], learning_rates: Float[np.ndarray, "run"]
+    config: TrainConfig,
+    secrets: Int[np.ndarray, "run *symbol"],
+    seeds: Sequence[int],
+    learning_rates: Float[np.ndarray, "run"],
 ) -> TabularRuns:
     """Trains many tabular policies side by side; each run draws from its own seed, whatever its neighbors do.
 
-    A run's update adds learning_rate times the mean over its episodes of advantage times the gradient of log P(answer).
+    A run's update adds learning_rate times the mean over its episodes of advantage times the gradient of log P(answer);
+    of a sequence it is a step of Adam.
 
     Args:
         config: task, channel, credit, advantage, groups and budget; its secret, seed and learning rate are not used.
-        secrets: the secret of each run.
+        secrets: the secret of each run, an integer or its symbols.
         seeds: the seed of each run's episodes.
         learning_rates: of each run, in logits.
 
@@ -58,7 +64,7 @@ def train_tabular(
 
     Source: Williams 1992, Machine Learning 8, section 5 (REINFORCE); Mei et al. 2020, arXiv 2005.06392, lemma 1.
     """
-    policy = (_BitLogits if config.env_type == "multi_step" else _ArmLogits)(config.N, len(secrets))
+    policy = _start(config, len(secrets))
     channel = build_channel(config)
     draws = _Draws(seeds, config.N, (config.episodes_per_update, policy.num_env_steps))
     live, secret_log2 = np.arange(len(secrets)), np.zeros(len(secrets))
@@ -75,24 +81,30 @@ def train_tabular(
         if not goes_on.all():
             policy.keep(goes_on)
         guess, advantage = _play(config, channel, policy, draws.take(live), secrets[live])
-        policy.ascend(guess, advantage * (learning_rates[live] / config.episodes_per_update)[:, None, None])
+        policy.ascend(guess, advantage / config.episodes_per_update, learning_rates[live])
         episodes[live] += config.episodes_per_update
     return TabularRuns(reach, episodes, secret_log2)
+
+
+def _start(config: TrainConfig, runs: int) -> "TabularPolicy":
+    if config.secret_length is not None:
+        return SymbolLogits(config.N, config.secret_length, runs)
+    return (_BitLogits if config.env_type == "multi_step" else _ArmLogits)(config.N, runs)
 
 
 def _play(
     config: TrainConfig,
     channel: Channel,
-    policy: "_Policy",
+    policy: "TabularPolicy",
     uniform: Float[np.ndarray, "run episode env_step"],
-    secrets: Int[np.ndarray, "run"],
-) -> tuple[Int[np.ndarray, "run episode"], Float[np.ndarray, "run episode env_step"]]:
+    secrets: Int[np.ndarray, "run *symbol"],
+) -> tuple[Int[np.ndarray, "run episode *symbol"], Float[np.ndarray, "run episode env_step"]]:
     """Guesses of one update, and their advantages; for sft, examples."""
     if config.algorithm == "sft":
         guess = np.repeat(secrets[:, None], config.episodes_per_update, axis=1)
         return guess, np.ones(uniform.shape)
     guess = policy.sample(uniform)
-    told = channel.rewards(guess, secrets[:, None])
+    told = channel.pay(guess, secrets[:, None])
     rewards = np.zeros(uniform.shape)
     rewards[..., -told.shape[-1] :] = told
     in_groups = (len(secrets), config.num_groups, config.group_size, policy.num_env_steps)
@@ -102,22 +114,29 @@ def _play(
 
 
 @runtime_checkable
-class _Policy(Protocol):
+class TabularPolicy(Protocol):
+    """Policies of many runs side by side; an answer is an integer, or has a last axis of symbols."""
+
     num_env_steps: int
 
-    def sample(self, uniform: Float[np.ndarray, "run episode env_step"]) -> Int[np.ndarray, "run episode"]:
+    def sample(self, uniform: Float[np.ndarray, "run episode env_step"]) -> Int[np.ndarray, "run episode *symbol"]:
         """Answers from uniform numbers."""
         ...
 
-    def surprisal(self, guess: Int[np.ndarray, "run episode"]) -> Float[np.ndarray, "run episode env_step"]:
+    def surprisal(self, guess: Int[np.ndarray, "run episode *symbol"]) -> Float[np.ndarray, "run episode env_step"]:
         """-log P of what was done at each env_step, nats."""
         ...
 
-    def ascend(self, guess: Int[np.ndarray, "run episode"], weight: Float[np.ndarray, "run episode env_step"]) -> None:
-        """Adds weight times the gradient of each env_step's log-probability, summed over episodes."""
+    def ascend(
+        self,
+        guess: Int[np.ndarray, "run episode *symbol"],
+        weight: Float[np.ndarray, "run episode env_step"],
+        rate: Float[np.ndarray, "run"],
+    ) -> None:
+        """Moves by rate along weight times the gradient of each env_step's log-probability, summed over episodes."""
         ...
 
-    def log2_probability(self, secrets: Int[np.ndarray, "run"]) -> Float[np.ndarray, "run"]:
+    def log2_probability(self, secrets: Int[np.ndarray, "run *symbol"]) -> Float[np.ndarray, "run"]:
         """log2 P(secret) of each run."""
         ...
 
@@ -144,8 +163,13 @@ class _ArmLogits:
     def surprisal(self, guess: Int[np.ndarray, "run episode"]) -> Float[np.ndarray, "run episode env_step"]:
         return -np.log(np.take_along_axis(self._probability, guess, axis=1))[..., None]
 
-    def ascend(self, guess: Int[np.ndarray, "run episode"], weight: Float[np.ndarray, "run episode env_step"]) -> None:
-        weight = weight[..., 0]
+    def ascend(
+        self,
+        guess: Int[np.ndarray, "run episode"],
+        weight: Float[np.ndarray, "run episode env_step"],
+        rate: Float[np.ndarray, "run"],
+    ) -> None:
+        weight = weight[..., 0] * rate[:, None]
         moved = np.flatnonzero(weight.any(axis=1))
         if not len(moved):
             return
@@ -195,10 +219,15 @@ class _BitLogits:
         logits = self._logits[np.arange(len(guess))[:, None, None], node]
         return np.logaddexp(0.0, np.where(bit == 1, -logits, logits))
 
-    def ascend(self, guess: Int[np.ndarray, "run episode"], weight: Float[np.ndarray, "run episode env_step"]) -> None:
+    def ascend(
+        self,
+        guess: Int[np.ndarray, "run episode"],
+        weight: Float[np.ndarray, "run episode env_step"],
+        rate: Float[np.ndarray, "run"],
+    ) -> None:
         node, bit = self._path(guess)
         rows = np.arange(len(guess))[:, None, None]
-        np.add.at(self._logits, (rows, node), weight * (bit - expit(self._logits[rows, node])))
+        np.add.at(self._logits, (rows, node), rate[:, None, None] * weight * (bit - expit(self._logits[rows, node])))
 
     def log2_probability(self, secrets: Int[np.ndarray, "run"]) -> Float[np.ndarray, "run"]:
         return -self.surprisal(secrets[:, None]).sum(axis=(1, 2)) / np.log(2.0)
@@ -219,14 +248,14 @@ class _Draws:
 
     def __init__(self, seeds: Sequence[int], N: int, shape: tuple[int, int]) -> None:
         self._generators = [np.random.default_rng(np.random.SeedSequence([_STREAM, N, seed])) for seed in seeds]
-        self._shape = shape
+        self._shape, self._num_ahead = shape, min(max(_DRAWN_AHEAD // (shape[0] * shape[1]), 1), 32)
         self._ahead: dict[int, Float[np.ndarray, "update episode env_step"]] = {}
         self._taken = 0
 
     def take(self, live: Int[np.ndarray, "run"]) -> Float[np.ndarray, "run episode env_step"]:
         """The numbers of the next update of these runs; call once per update."""
-        place = self._taken % _DRAWN_AHEAD
+        place = self._taken % self._num_ahead
         self._taken += 1
         if place == 0:
-            self._ahead = {run: self._generators[run].random((_DRAWN_AHEAD, *self._shape)) for run in live.tolist()}
+            self._ahead = {run: self._generators[run].random((self._num_ahead, *self._shape)) for run in live.tolist()}
         return np.array([self._ahead[run][place] for run in live.tolist()]).reshape(len(live), *self._shape)

@@ -204,7 +204,7 @@ def test_rows_fit_the_table_and_have_ids_of_their_own(rows):
     table = pa.Table.from_pylist(rows, schema=EPISODES_TO_MEMORIZE_SCHEMA)
     assert all(set(row) == set(EPISODES_TO_MEMORIZE_SCHEMA.names) for row in rows)
     assert len({row["cell_id"] for row in rows}) == len(rows)
-    assert set(table["agent"].to_pylist()) == set(AGENTS)
+    assert set(table["agent"].to_pylist()) == set(AGENTS) - {"weighing"}  # it plays sequences alone
     assert not {row["cell_id"] for row in rows} & {cell.cell_id for cell in CELLS}
 
 

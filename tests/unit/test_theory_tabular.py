@@ -54,7 +54,7 @@ def test_policies_start_exactly_uniform_and_stay_in_range(kind, N):
 def test_ascend_adds_the_gradient_of_log_probability(kind, N):
     rng = np.random.default_rng(1)
     policy = POLICIES[kind](N, 1)
-    policy.ascend(rng.integers(N, size=(1, 40)), rng.normal(size=(1, 40, policy.num_env_steps)))
+    policy.ascend(rng.integers(N, size=(1, 40)), rng.normal(size=(1, 40, policy.num_env_steps)), np.ones(1))
     guess, weight = rng.integers(N, size=6), rng.normal(size=6)
     before = policy._logits.copy()
 
@@ -71,14 +71,14 @@ def test_ascend_adds_the_gradient_of_log_probability(kind, N):
         down[0, i] -= 1e-5
         numeric[0, i] = (objective(up) - objective(down)) / 2e-5
     objective(before.copy())
-    policy.ascend(guess[None], np.repeat(weight[None, :, None], policy.num_env_steps, axis=2))
+    policy.ascend(guess[None], np.repeat(weight[None, :, None], policy.num_env_steps, axis=2), np.ones(1))
     moved = np.where(np.isfinite(before), policy._logits - np.where(np.isfinite(before), before, 0), 0)
     np.testing.assert_allclose(moved, numeric, atol=1e-8)
 
 
 def test_each_env_step_is_pushed_by_its_own_weight():
     policy = _BitLogits(8, 1)
-    policy.ascend(np.array([[0b101]]), np.array([[[1.0, 0.0, -2.0]]]))
+    policy.ascend(np.array([[0b101]]), np.array([[[1.0, 0.0, -2.0]]]), np.ones(1))
     expected = np.zeros(8)
     expected[0b1], expected[0b110] = 0.5, -1.0  # the root's 1, and the last bit after 10
     np.testing.assert_allclose(policy._logits[0, 1:], expected[1:], atol=1e-12)
@@ -105,7 +105,7 @@ def test_advantages_are_those_of_the_trained_policies(kind, seed):
 def test_surprisal_of_the_env_steps_is_that_of_the_answer(kind):
     policy = POLICIES[kind](11, 2)
     rng = np.random.default_rng(1)
-    policy.ascend(rng.integers(11, size=(2, 40)), rng.normal(size=(2, 40, policy.num_env_steps)))
+    policy.ascend(rng.integers(11, size=(2, 40)), rng.normal(size=(2, 40, policy.num_env_steps)), np.ones(2))
     guess = rng.integers(11, size=(2, 6))
     expected = [[-log_probabilities(policy, 11, run)[g] for g in guess[run]] for run in range(2)]
     np.testing.assert_allclose(policy.surprisal(guess).sum(axis=2), expected, atol=1e-12)
