@@ -10,7 +10,8 @@ from hypothesis import settings
 from jaxtyping import install_import_hook
 
 # Before memrl is imported: shapes that a function's annotation does not allow fail the test.
-CHECKED = ["task", "theory", "learning.loss", "learning.reward", "analysis.survival", "analysis.resample"]
+CHECKED = ["task", "theory", "learning", "analysis.survival", "analysis.resample"]
+CHECKED += [f"rollout.{name}" for name in ("adapter_files", "backend", "in_process", "repeat", "replay")]
 install_import_hook([f"memrl.{name}" for name in CHECKED], "shapes.check")
 
 # A shell's background jobs ignore SIGINT, and so would all that the tests start: those of Ctrl-C would wait for ever.

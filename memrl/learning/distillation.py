@@ -8,6 +8,7 @@ this network absorb more of the same rewards: it is the line above every policy 
 from collections.abc import Sequence
 
 import numpy as np
+from jaxtyping import Int
 
 from memrl.learning.policy import PackPolicy
 from memrl.learning.state import PackState
@@ -34,11 +35,11 @@ def ask_by_posterior(policy: PackPolicy, state: PackState) -> Splitter:
     return _replay_guesses(policy, guesses)
 
 
-def list_candidates(policy: PackPolicy, state: PackState) -> tuple[Splitter, np.ndarray]:
+def list_candidates(policy: PackPolicy, state: PackState) -> tuple[Splitter, Int[np.ndarray, "cell 1"]]:
     """Every candidate of each cell once, as examples.
 
     Returns:
-        the examples, and how many each cell has, int64 (cells, 1).
+        the examples, and how many each cell has.
     """
     candidates = [state.observer.candidates(cell).tolist() for cell in range(len(state))]
     return RepeatableSplitter(_replay_guesses(policy, candidates)), np.array([[len(of_cell)] for of_cell in candidates])

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 import numpy as np
+from jaxtyping import Int
 
 T = TypeVar("T")
 
@@ -15,7 +16,7 @@ class Numbered(Generic[T]):
 
     Attributes:
         values: the distinct values, in order of first use.
-        index: the value of each cell, by its place in `values`; int64 (cells,).
+        index: the value of each cell, by its place in `values`.
 
     >>> shared = Numbered.of(["a", "b", "a"])
     >>> shared.values, shared.index.tolist()
@@ -23,7 +24,7 @@ class Numbered(Generic[T]):
     """
 
     values: list[T]
-    index: np.ndarray
+    index: Int[np.ndarray, "cell"]
 
     @classmethod
     def of(cls, items: Sequence[T]) -> "Numbered[T]":
@@ -31,15 +32,15 @@ class Numbered(Generic[T]):
         place = {value: number for number, value in enumerate(dict.fromkeys(items))}
         return cls(list(place), np.array([place[item] for item in items], dtype=np.int64))
 
-    def keep(self, cells: np.ndarray) -> None:
+    def keep(self, cells: Int[np.ndarray, "kept"]) -> None:
         """Shrinks to the given cells."""
         self.index = self.index[cells]
 
-    def split(self, cells: np.ndarray) -> Iterator[tuple[T, np.ndarray]]:
+    def split(self, cells: Int[np.ndarray, "row"]) -> Iterator[tuple[T, Int[np.ndarray, "_"]]]:
         """Splits rows by the value of their cell.
 
         Args:
-            cells: the cell of each row, int64 (rows,).
+            cells: the cell of each row.
 
         Yields:
             each value that some row has, with the places of its rows.

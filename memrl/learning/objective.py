@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from memrl.config import Credit, Loss, TrainConfig
@@ -53,16 +54,15 @@ class Objective:
         return self.entropy_bonus > 0 or self.kl_penalty > 0
 
 
-def judge_episodes(walk: Walk, rewards: np.ndarray, objectives: Numbered[Objective]) -> np.ndarray:
+def judge_episodes(
+    walk: Walk, rewards: Float[np.ndarray, "outcome env_step"], objectives: Numbered[Objective]
+) -> Float[np.ndarray, "outcome group env_step"]:
     """The advantage of each outcome in each group at each env_step.
 
     Args:
         walk: the episodes.
-        rewards: (outcomes, env_steps), NaN at env_steps that were not taken.
+        rewards: NaN at env_steps that were not taken.
         objectives: of the cells.
-
-    Returns:
-        float64 (outcomes, groups, env_steps).
     """
     advantages = np.ones((len(walk.outcomes), walk.outcome_counts.shape[1], rewards.shape[1]))
     for objective, rows in objectives.split(walk.outcome_cell):
@@ -74,8 +74,10 @@ def judge_episodes(walk: Walk, rewards: np.ndarray, objectives: Numbered[Objecti
     return advantages
 
 
-def _surprise(walk: Walk, outcomes: np.ndarray, num_env_steps: int) -> np.ndarray:
-    """-log π of what some outcomes did at each env_step, nats; float64 (outcomes, env_steps)."""
+def _surprise(
+    walk: Walk, outcomes: Int[np.ndarray, "outcome"], num_env_steps: int
+) -> Float[np.ndarray, "outcome {num_env_steps}"]:
+    """-log π of what some outcomes did at each env_step, nats."""
     row, token = np.nonzero(walk.outcome_path[outcomes] >= 0)
     edge = walk.outcome_path[outcomes][row, token]
     surprisal = np.zeros((len(outcomes), num_env_steps))
@@ -83,16 +85,18 @@ def _surprise(walk: Walk, outcomes: np.ndarray, num_env_steps: int) -> np.ndarra
     return surprisal
 
 
-def weigh_edges(walk: Walk, advantages: np.ndarray, share: np.ndarray) -> tuple[Tensor, Tensor]:
+def weigh_edges(
+    walk: Walk, advantages: Float[np.ndarray, "outcome group env_step"], share: Float[np.ndarray, "cell"]
+) -> tuple[Float[Tensor, "edge"], Float[Tensor, "edge"]]:
     """Summed positive and summed negative advantages of the episodes through each edge.
 
     Args:
         walk: the episodes.
-        advantages: (outcomes, groups, env_steps).
-        share: what one episode of each cell weighs, float64 (cells,): one over the cell's episodes, or 0.
+        advantages: as `judge_episodes` gives them.
+        share: what one episode of each cell weighs: one over the cell's episodes, or 0.
 
     Returns:
-        gain ≥ 0 and cost ≤ 0 of each edge; both (edges,).
+        gain ≥ 0 and cost ≤ 0 of each edge.
     """
     env_step = walk.edge_env_step[np.maximum(walk.outcome_path, 0)]
     sides = []
@@ -105,13 +109,17 @@ def weigh_edges(walk: Walk, advantages: np.ndarray, share: np.ndarray) -> tuple[
 
 
 def sum_losses(
-    walk: Walk, rollout_logprob: Tensor, gain: Tensor, cost: Tensor, objectives: Numbered[Objective]
-) -> Tensor:
+    walk: Walk,
+    rollout_logprob: Float[Tensor, "edge"],
+    gain: Float[Tensor, "edge"],
+    cost: Float[Tensor, "edge"],
+    objectives: Numbered[Objective],
+) -> Float[Tensor, ""]:
     """The sum over cells of their losses; what one cell adds depends on its own episodes alone.
 
     Args:
         walk: the episodes, scored with gradient.
-        rollout_logprob: the sampler's log-probability of each edge, nats; (edges,).
+        rollout_logprob: the sampler's log-probability of each edge, nats.
         gain: as `weigh_edges` gave it.
         cost: likewise.
         objectives: of the cells.
@@ -125,13 +133,18 @@ def sum_losses(
     return total
 
 
-def sum_penalties(nodes: Nodes, base_logits: Tensor, share: np.ndarray, objectives: Numbered[Objective]) -> Tensor:
+def sum_penalties(
+    nodes: Nodes,
+    base_logits: Float[Tensor, "node letter"],
+    share: Float[np.ndarray, "cell"],
+    objectives: Numbered[Objective],
+) -> Float[Tensor, ""]:
     """The sum over cells of their KL penalty less their entropy bonus, by the nodes that their episodes reached.
 
     Args:
         nodes: of the cells that have either, with gradient.
-        base_logits: the base model's logits of the same letters; read where there is a KL penalty, (nodes, A).
-        share: what one episode of each cell weighs, float64 (cells,).
+        base_logits: the base model's logits of the same letters; read where there is a KL penalty.
+        share: what one episode of each cell weighs.
         objectives: of the cells.
     """
     of_node = [objectives.values[number] for number in objectives.index[nodes.cell]]

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import torch
+from jaxtyping import Bool
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from memrl.config import SHARED_ROLES, Dtype, TrainConfig, fields_of, shared_fields
@@ -236,8 +237,8 @@ class Pack:
         described["base_model_name_or_path"] = bring_model(config.model)
         keep_adapter(folder, config.cell_id, tensors, described, row)
 
-    def _release(self, ended: np.ndarray) -> None:
-        """Lets the cells that have ended leave, each with its row; `ended` is bool (cells,)."""
+    def _release(self, ended: Bool[np.ndarray, "cell"]) -> None:
+        """Lets the cells that have ended leave, each with its row."""
         for cell in np.flatnonzero(ended):
             prior = self._priors.pop(self.state.configs[cell].cell_id)
             row = describe_cell(self.state, self.policy, cell, prior, self._base)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -34,8 +35,8 @@ class PackPolicy:
         tasks: each cell's prompt and answers, in tokens.
         channels: what an episode of each cell tells.
         objectives: what each cell ascends.
-        num_episodes: episodes of each group, int64 (cells, groups); an sft cell's examples are one group.
-        num_env_steps: env_steps of a whole answer, int64 (cells,).
+        num_episodes: episodes of each group; an sft cell's examples are one group.
+        num_env_steps: env_steps of a whole answer.
         base_scores: what the base model itself says, for cells with a KL penalty.
         updates_per_batch: how many updates each batch is used for.
         distills: whether the cells are trained on what an observer knows.
@@ -47,8 +48,8 @@ class PackPolicy:
     tasks: list[EncodedTask]
     channels: Numbered[Channel]
     objectives: Numbered[Objective]
-    num_episodes: np.ndarray
-    num_env_steps: np.ndarray
+    num_episodes: Int[np.ndarray, "cell group"]
+    num_env_steps: Int[np.ndarray, "cell"]
     base_scores: BaseScores
     updates_per_batch: int
     distills: bool
@@ -82,17 +83,17 @@ class PackPolicy:
         )
 
     @property
-    def prompt_tokens(self) -> np.ndarray:
-        """Tokens of each cell's prompt, int64 (cells,)."""
+    def prompt_tokens(self) -> Int[np.ndarray, "cell"]:
+        """Tokens of each cell's prompt."""
         return np.array([len(task.prompt_ids) for task in self.tasks])
 
     @property
-    def weighs_nodes(self) -> np.ndarray:
-        """Which cells' objectives ask for whole distributions at the nodes of a walk, bool (cells,)."""
+    def weighs_nodes(self) -> Bool[np.ndarray, "cell"]:
+        """Which cells' objectives ask for whole distributions at the nodes of a walk."""
         return np.array([objective.weighs_nodes for objective in self.objectives.values])[self.objectives.index]
 
-    def score_base(self, nodes: Nodes) -> Tensor:
-        """The base model's logits at the nodes of cells with a KL penalty, 0 at the others; (nodes, A)."""
+    def score_base(self, nodes: Nodes) -> Float[Tensor, "node letter"]:
+        """The base model's logits at the nodes of cells with a KL penalty, 0 at the others."""
         logits = torch.zeros_like(nodes.logprob, requires_grad=False)
         penalized = np.array([objective.kl_penalty > 0 for objective in self.objectives.values])
         rows = np.flatnonzero(penalized[self.objectives.index][nodes.cell])
@@ -102,7 +103,7 @@ class PackPolicy:
             logits[torch.from_numpy(rows).to(logits.device)] = scores.to(logits)
         return logits
 
-    def keep(self, cells: np.ndarray) -> None:
+    def keep(self, cells: Int[np.ndarray, "kept"]) -> None:
         """Shrinks to the given cells, one at least; the adapters shrink with the state."""
         for part in (self.network, self.forest, self.channels, self.objectives):
             part.keep(cells)
@@ -118,7 +119,7 @@ def _share_channel(**fields: Any) -> Channel:
     return build_channel(TrainConfig(**fields))
 
 
-def _lay_out_groups(configs: Sequence[TrainConfig]) -> np.ndarray:
+def _lay_out_groups(configs: Sequence[TrainConfig]) -> Int[np.ndarray, "cell group"]:
     sizes = np.zeros((len(configs), max(c.num_groups for c in configs)), dtype=np.int64)
     for row, config in enumerate(configs):
         sizes[row, : config.num_groups] = config.episodes_per_update // config.num_groups

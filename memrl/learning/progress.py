@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from jaxtyping import Bool, Float, Int
 
 from memrl.config import TrainConfig
 from memrl.task.reach import Reach
@@ -17,27 +18,27 @@ TRAINING: Literal["training"] = "training"
 
 @dataclass
 class Progress:
-    """Counters of each cell, all (cells,) unless said otherwise.
+    """Counters of each cell.
 
     Attributes:
-        batches: batches used, int64.
-        episodes: episodes (sft: examples) used, int64.
-        tokens: of all episodes, each counted in full, prompt included; int64.
+        batches: batches used.
+        episodes: episodes (sft: examples) used.
+        tokens: of all episodes, each counted in full, prompt included.
         reach: how far they came, and after how many episodes.
-        absorbed_bits: at the last scoring, float64.
-        observed_bits: at the last scoring, float64.
-        seconds: the cell's share of the wall time, float64.
+        absorbed_bits: at the last scoring.
+        observed_bits: at the last scoring.
+        seconds: the cell's share of the wall time.
         status: `TRAINING`, or how the cell ended.
         error: what failed.
     """
 
-    batches: np.ndarray
-    episodes: np.ndarray
-    tokens: np.ndarray
+    batches: Int[np.ndarray, "cell"]
+    episodes: Int[np.ndarray, "cell"]
+    tokens: Int[np.ndarray, "cell"]
     reach: Reach
-    absorbed_bits: np.ndarray
-    observed_bits: np.ndarray
-    seconds: np.ndarray
+    absorbed_bits: Float[np.ndarray, "cell"]
+    observed_bits: Float[np.ndarray, "cell"]
+    seconds: Float[np.ndarray, "cell"]
     status: list[Status | Literal["training"]]
     error: list[str | None]
 
@@ -58,11 +59,16 @@ class Progress:
         )
 
     @property
-    def is_training(self) -> np.ndarray:
-        """Which cells have not ended; bool (cells,)."""
+    def is_training(self) -> Bool[np.ndarray, "cell"]:
+        """Which cells have not ended."""
         return np.array([status == TRAINING for status in self.status], dtype=bool)
 
-    def score(self, configs: Sequence[TrainConfig], secret_log2: np.ndarray, observed_bits: np.ndarray) -> None:
+    def score(
+        self,
+        configs: Sequence[TrainConfig],
+        secret_log2: Float[np.ndarray, "cell"],
+        observed_bits: Float[np.ndarray, "cell"],
+    ) -> None:
         """Takes note of log2 P(secret) before an update, and ends the cells whose time it is.
 
         A cell ends as memorized when P(secret) reaches the config's stop_probability, and as budget_spent when another
@@ -70,8 +76,8 @@ class Progress:
 
         Args:
             configs: the cells.
-            secret_log2: log2 P(secret), float64 (cells,).
-            observed_bits: what an ideal observer knows, float64 (cells,).
+            secret_log2: log2 P(secret).
+            observed_bits: what an ideal observer knows.
         """
         measured = np.flatnonzero(np.isfinite(secret_log2))
         self.reach.note(measured, self.episodes[measured], secret_log2[measured])
@@ -91,12 +97,14 @@ class Progress:
         if self.status[cell] == TRAINING:
             self.status[cell], self.error[cell] = "failed", error
 
-    def count(self, learned: np.ndarray, episodes: np.ndarray, tokens: np.ndarray) -> None:
+    def count(
+        self, learned: Bool[np.ndarray, "cell"], episodes: Int[np.ndarray, "cell"], tokens: Int[np.ndarray, "cell"]
+    ) -> None:
         """Counts a batch.
 
         Args:
-            learned: which cells used it, bool (cells,).
-            episodes: episodes of each, int64 (cells,).
+            learned: which cells used it.
+            episodes: episodes of each.
             tokens: likewise.
         """
         self.batches += learned

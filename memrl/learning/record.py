@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from jaxtyping import Float
 
 from memrl.config import hash_fields
 from memrl.learning.policy import PackPolicy
@@ -58,7 +59,7 @@ def tabulate_update(state: PackState, done: Update, root_cell: np.ndarray) -> pa
         for values in (edges, (edges - done.rollout_logprob).abs())
     )
 
-    def average(values: np.ndarray) -> np.ndarray:
+    def average(values: Float[np.ndarray, "outcome"]) -> Float[np.ndarray, "cell"]:
         total, episodes = (np.bincount(walk.outcome_cell, v, minlength=len(state)) for v in (values * count, count))
         return np.where(done.learned, total / episodes, np.nan)
 

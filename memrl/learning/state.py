@@ -8,6 +8,7 @@ from typing import Any
 
 import chz
 import numpy as np
+from jaxtyping import Int
 from safetensors.numpy import load_file, save_file
 
 from memrl.config import TrainConfig
@@ -27,7 +28,7 @@ class PackState:
 
     Attributes:
         configs: the cells that are still training.
-        secrets: digits of what each hides, padded with -1; int64 (cells, env_steps).
+        secrets: digits of what each hides, padded with -1.
         progress: counters.
         adapters: their parameters, and the optimizer's tensors.
         generators: the random numbers of each cell's episodes.
@@ -35,7 +36,7 @@ class PackState:
     """
 
     configs: list[TrainConfig]
-    secrets: np.ndarray
+    secrets: Int[np.ndarray, "cell digit"]
     progress: Progress
     adapters: AdapterPack
     generators: list[np.random.Generator]
@@ -57,7 +58,7 @@ class PackState:
     def __len__(self) -> int:
         return len(self.configs)
 
-    def keep(self, cells: np.ndarray) -> None:
+    def keep(self, cells: Int[np.ndarray, "kept"]) -> None:
         """Shrinks to the given cells (indices, ascending)."""
         _keep_fields(self, cells)
 
@@ -78,7 +79,7 @@ class PackState:
                 setattr(self, field.name, _restore(field.name, getattr(self, field.name), arrays, plain))
 
 
-def _pad_digits(secrets: Sequence[np.ndarray]) -> np.ndarray:
+def _pad_digits(secrets: Sequence[Int[np.ndarray, "_"]]) -> Int[np.ndarray, "cell digit"]:
     padded = np.full((len(secrets), max(map(len, secrets))), -1, dtype=np.int64)
     for row, digits in zip(padded, secrets, strict=True):
         row[: len(digits)] = digits
@@ -91,7 +92,7 @@ def read_configs(folder: Path) -> list[TrainConfig]:
     return [TrainConfig(**config) for config in plain["configs"]]
 
 
-def _keep_fields(value: Any, cells: np.ndarray) -> None:
+def _keep_fields(value: Any, cells: Int[np.ndarray, "kept"]) -> None:
     """Shrinks every field of a dataclass over cells, whatever it is."""
     for field in fields(value):
         part = getattr(value, field.name)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from memrl.learning.distillation import list_candidates
@@ -20,19 +21,19 @@ class Update:
 
     Attributes:
         walk: the episodes, and what the policies before the update thought of them.
-        rewards: float64 (outcomes, env_steps), NaN at env_steps that were not taken.
-        advantages: of its outcomes, float64 (outcomes, groups, env_steps); None where the cells are distilled.
-        rollout_logprob: the sampler's log-probability of each edge, nats; (edges,).
-        gradient_norm: the l2 norm of each cell's gradient, float64 (cells,).
-        learned: which cells made the update; the others have ended, bool (cells,).
+        rewards: NaN at env_steps that were not taken.
+        advantages: of its outcomes; None where the cells are distilled.
+        rollout_logprob: the sampler's log-probability of each edge, nats.
+        gradient_norm: the l2 norm of each cell's gradient.
+        learned: which cells made the update; the others have ended.
     """
 
     walk: Walk
-    rewards: np.ndarray
-    advantages: np.ndarray | None
-    rollout_logprob: Tensor
-    gradient_norm: np.ndarray
-    learned: np.ndarray
+    rewards: Float[np.ndarray, "outcome env_step"]
+    advantages: Float[np.ndarray, "outcome group env_step"] | None
+    rollout_logprob: Float[Tensor, "edge"]
+    gradient_norm: Float[np.ndarray, "cell"]
+    learned: Bool[np.ndarray, "cell"]
 
 
 def update(policy: PackPolicy, state: PackState, splitter: Splitter) -> Update:
@@ -79,8 +80,13 @@ def update(policy: PackPolicy, state: PackState, splitter: Splitter) -> Update:
 
 
 def _learn(
-    policy: PackPolicy, state: PackState, walk: Walk, batch: Splitter, advantages: np.ndarray, share: np.ndarray
-) -> np.ndarray:
+    policy: PackPolicy,
+    state: PackState,
+    walk: Walk,
+    batch: Splitter,
+    advantages: Float[np.ndarray, "outcome group env_step"],
+    share: Float[np.ndarray, "cell"],
+) -> Float[np.ndarray, "cell"]:
     """One update of every adapter from a walk's episodes; returns the gradients' norms, float64 (cells,)."""
     gain, cost = weigh_edges(walk, advantages, share)
     if gain.any() or cost.any() or walk.nodes is not None:  # else there is no gradient, and Adam goes on by its moments
@@ -95,8 +101,8 @@ def _learn(
     return norms
 
 
-def _count_tokens(walk: Walk, prompt_tokens: np.ndarray) -> np.ndarray:
-    """Tokens of each cell's episodes, each counted in full with its prompt; int64 (cells,)."""
+def _count_tokens(walk: Walk, prompt_tokens: Int[np.ndarray, "cell"]) -> Int[np.ndarray, "cell"]:
+    """Tokens of each cell's episodes, each counted in full with its prompt."""
     lengths = prompt_tokens[walk.outcome_cell] + (walk.outcome_path >= 0).sum(1)
     tokens = np.bincount(walk.outcome_cell, lengths * walk.outcome_counts.sum(1), minlength=len(prompt_tokens))
     return tokens.astype(np.int64)

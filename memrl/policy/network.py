@@ -5,7 +5,7 @@ itself. So a prompt is computed once for all of its episodes, with gradient, and
 share.
 """
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from torch import Tensor
@@ -13,6 +13,7 @@ from torch import Tensor
 from memrl.policy.next_tokens import NextTokens
 
 
+@runtime_checkable
 class PackedNetwork(Protocol):
     """The policies of K cells: one base model, one adapter per cell, and one prompt per root of a cell's tree."""
 

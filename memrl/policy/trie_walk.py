@@ -9,7 +9,7 @@ path of the secret is always among the nodes, so P(secret) costs nothing more.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -129,6 +129,7 @@ class Level:
     edge: np.ndarray
 
 
+@runtime_checkable
 class Splitter(Protocol):
     """Splits the episodes at each node of a level over the node's tokens."""
 

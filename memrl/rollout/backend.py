@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
+from jaxtyping import Float, Int
 
 
 @dataclass(frozen=True)
@@ -41,17 +42,17 @@ class SampledEpisodes:
     Attributes:
         cell_id: whose policy sampled them.
         adapter_version: the version that sampled them, as the request gave it.
-        tokens: sampled token ids, padded with -1; int64 (episodes, max_tokens).
-        rollout_logprobs: the sampler's own log-probability of each sampled token, nats, 0 at padding;
-            float64 (episodes, max_tokens).
+        tokens: sampled token ids, padded with -1.
+        rollout_logprobs: the sampler's own log-probability of each sampled token, nats, 0 at padding.
     """
 
     cell_id: str
     adapter_version: int
-    tokens: np.ndarray
-    rollout_logprobs: np.ndarray
+    tokens: Int[np.ndarray, "episode token"]
+    rollout_logprobs: Float[np.ndarray, "episode token"]
 
 
+@runtime_checkable
 class RolloutBackend(Protocol):
     """Samples episodes for many cells at once."""
 

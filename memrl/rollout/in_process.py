@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from memrl.config import TrainConfig
@@ -33,7 +34,9 @@ class InProcessSampler:
         self._supervised = np.array([c.algorithm == "sft" for c in configs])
         self._generators = generators
 
-    def split(self, level: Level, legal: np.ndarray, illegal: np.ndarray) -> np.ndarray:
+    def split(
+        self, level: Level, legal: Float[np.ndarray, "node letter"], illegal: Float[np.ndarray, "node"]
+    ) -> Int[np.ndarray, "node group choice"]:
         """Splits episodes over tokens by a draw each; see `Splitter.split`."""
         weights = np.concatenate([legal, illegal[:, None]], axis=1)
         self._mend_diverged(level, weights)
@@ -44,8 +47,8 @@ class InProcessSampler:
             counts[told, :, letter] = level.counts[told]
         return counts
 
-    def _draw(self, level: Level, weights: np.ndarray) -> np.ndarray:
-        """Draws every episode's symbol by inversion; int64 (nodes, groups, symbols), zero for supervised cells."""
+    def _draw(self, level: Level, weights: Float[np.ndarray, "node choice"]) -> Int[np.ndarray, "node group choice"]:
+        """Draws every episode's choice by inversion; zero for supervised cells."""
         nodes, groups = level.counts.shape
         drawn = np.where(self._supervised[level.cell][:, None], 0, level.counts)
         of_cell = np.bincount(level.cell, drawn.sum(1), minlength=len(self._generators)).astype(np.int64)
@@ -56,12 +59,12 @@ class InProcessSampler:
         ends /= ends[:, -1:]
         place = np.repeat(np.arange(nodes * groups), drawn.ravel())
         node = place // groups
-        symbol = (uniform[:, None] >= ends[node, :-1]).sum(1)
-        symbols = weights.shape[1]
-        counts = np.bincount(place * symbols + symbol, minlength=nodes * groups * symbols)
-        return counts.reshape(nodes, groups, symbols)
+        choice = (uniform[:, None] >= ends[node, :-1]).sum(1)
+        choices = weights.shape[1]
+        counts = np.bincount(place * choices + choice, minlength=nodes * groups * choices)
+        return counts.reshape(nodes, groups, choices)
 
-    def _mend_diverged(self, level: Level, weights: np.ndarray) -> None:
+    def _mend_diverged(self, level: Level, weights: Float[np.ndarray, "node choice"]) -> None:
         """Lets a diverged policy write any legal token: its cell fails by its P(secret), and its neighbors go on."""
         diverged = np.nonzero(~np.isfinite(weights).all(axis=1))[0]
         if len(diverged):
@@ -69,10 +72,12 @@ class InProcessSampler:
             weights[diverged] = 0.0
             weights[diverged, some_legal] = 1.0
 
-    def pick_illegal(self, cell: int, probabilities: np.ndarray, count: int) -> np.ndarray:
+    def pick_illegal(
+        self, cell: int, probabilities: Float[np.ndarray, "token"], count: int
+    ) -> Int[np.ndarray, "{count}"]:
         """Draws the tokens of episodes that left the answers; see `Splitter.pick_illegal`."""
         return self._generators[cell].choice(len(probabilities), size=count, p=probabilities / probabilities.sum())
 
-    def find_rollout_logprob(self, walk: Walk) -> Tensor:
+    def find_rollout_logprob(self, walk: Walk) -> Float[Tensor, "edge"]:
         """The walk's own log-probabilities: its weights have sampled; see `Splitter.find_rollout_logprob`."""
         return walk.edge_logprob.detach()

@@ -1,6 +1,7 @@
 """A batch of episodes that is walked more than once."""
 
 import numpy as np
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from memrl.policy.trie_walk import Level, Splitter, Walk
@@ -23,7 +24,9 @@ class RepeatableSplitter:
         self._rollout_logprob: Tensor | None = None
         self._num_illegal = 0
 
-    def split(self, level: Level, legal: np.ndarray, illegal: np.ndarray) -> np.ndarray:
+    def split(
+        self, level: Level, legal: Float[np.ndarray, "node letter"], illegal: Float[np.ndarray, "node"]
+    ) -> Int[np.ndarray, "node group choice"]:
         """See `Splitter.split`."""
         if level.depth == 0:
             self._num_illegal = 0
@@ -31,14 +34,16 @@ class RepeatableSplitter:
             self._splits.append(self._splitter.split(level, legal, illegal))
         return self._splits[level.depth]
 
-    def pick_illegal(self, cell: int, probabilities: np.ndarray, count: int) -> np.ndarray:
+    def pick_illegal(
+        self, cell: int, probabilities: Float[np.ndarray, "token"], count: int
+    ) -> Int[np.ndarray, "{count}"]:
         """See `Splitter.pick_illegal`."""
         if self._num_illegal == len(self._illegal):
             self._illegal.append(self._splitter.pick_illegal(cell, probabilities, count))
         self._num_illegal += 1
         return self._illegal[self._num_illegal - 1]
 
-    def find_rollout_logprob(self, walk: Walk) -> Tensor:
+    def find_rollout_logprob(self, walk: Walk) -> Float[Tensor, "edge"]:
         """The sampler's, as of the first walk; see `Splitter.find_rollout_logprob`."""
         if self._rollout_logprob is None:
             self._rollout_logprob = self._splitter.find_rollout_logprob(walk)

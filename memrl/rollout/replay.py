@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from memrl.policy.trie_walk import Forest, Level, Walk
@@ -16,10 +17,12 @@ class Replay:
     Args:
         forest: the pack's roots.
         episodes: of each root, in the order of the forest; consecutive ones make a group.
-        num_groups: groups of each root, int64 (roots,).
+        num_groups: groups of each root.
     """
 
-    def __init__(self, forest: Forest, episodes: Sequence[SampledEpisodes], num_groups: np.ndarray) -> None:
+    def __init__(
+        self, forest: Forest, episodes: Sequence[SampledEpisodes], num_groups: Int[np.ndarray, "root"]
+    ) -> None:
         self._states = forest.states
         sizes = [len(e.tokens) for e in episodes]
         longest = max(e.tokens.shape[1] for e in episodes)
@@ -34,7 +37,9 @@ class Replay:
         self._parent, self._letter = self._root.copy(), np.full(len(self._root), -1)
         self._left: dict[int, list[np.ndarray]] = {}
 
-    def split(self, level: Level, legal: np.ndarray, illegal: np.ndarray) -> np.ndarray:
+    def split(
+        self, level: Level, legal: Float[np.ndarray, "node letter"], illegal: Float[np.ndarray, "node"]
+    ) -> Int[np.ndarray, "node group choice"]:
         """Counts the given episodes by token at each node; see `Splitter.split`."""
         states, letters = self._states, len(self._states.alphabet)
         active = np.flatnonzero(self._goes_on)
@@ -53,22 +58,24 @@ class Replay:
         self._goes_on[active] = (child >= 0) & ~states.is_end[child]
         return counts
 
-    def pick_illegal(self, cell: int, probabilities: np.ndarray, count: int) -> np.ndarray:
+    def pick_illegal(
+        self, cell: int, probabilities: Float[np.ndarray, "token"], count: int
+    ) -> Int[np.ndarray, "{count}"]:
         """The tokens by which the given episodes left the answers; see `Splitter.pick_illegal`."""
         tokens, self._left[cell] = self._left[cell][:count], self._left[cell][count:]
         return np.array(tokens)
 
-    def find_rollout_logprob(self, walk: Walk) -> Tensor:
+    def find_rollout_logprob(self, walk: Walk) -> Float[Tensor, "edge"]:
         """What the sampler said where it sampled, else the walk's own; see `Splitter.find_rollout_logprob`."""
         own = walk.edge_logprob.detach()
         given = torch.from_numpy(self.average_on_edges(walk)).to(own)
         return torch.where(given.isnan(), own, given)
 
-    def average_on_edges(self, walk: Walk) -> np.ndarray:
+    def average_on_edges(self, walk: Walk) -> Float[np.ndarray, "edge"]:
         """The sampler's own log-probability of each edge of the walk, averaged over the episodes through it.
 
         Returns:
-            float64 (edges,), nats; NaN at edges that no episode took.
+            nats; NaN at edges that no episode took.
         """
         depth = walk.outcome_tokens.shape[1]
         ends = {
@@ -88,12 +95,14 @@ class Replay:
         with np.errstate(invalid="ignore"):
             return total / count
 
-    def _find_rows(self, level: Level, active: np.ndarray) -> np.ndarray:
+    def _find_rows(self, level: Level, active: Int[np.ndarray, "active"]) -> Int[np.ndarray, "active"]:
         """The node of the level that each active episode has reached: nodes ascend by parent, then by letter."""
         letters = len(self._states.alphabet) + 1
         key = level.parent * letters + level.letter
         return np.searchsorted(key, self._parent[active] * letters + self._letter[active])
 
 
-def _widen(array: np.ndarray, width: int, fill: float) -> np.ndarray:
+def _widen(
+    array: Shaped[np.ndarray, "episode token"], width: int, fill: float
+) -> Shaped[np.ndarray, "episode {width}"]:
     return np.pad(array, ((0, 0), (0, width - array.shape[1])), constant_values=fill)
