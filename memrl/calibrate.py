@@ -15,11 +15,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from memrl.config import TrainConfig
 from memrl.policy.adapter_pack import find_linears
-from memrl.policy.base_model import encode_task, load_base_model
+from memrl.policy.base_model import Question, encode_task, load_base_model
 from memrl.policy.calibrator import (
     CalibratedPrompt,
     Calibration,
-    Question,
     calibrate_model,
     ensure_calibrated,
     read_questions,
@@ -97,7 +96,8 @@ def _list_prompts(config: WarmupConfig) -> list[Question]:
     """The prompts asked for, then those that the model is calibrated for already."""
     ending = (config.prompt_format, config.bit_separator, config.prompt)
     asked: list[Question] = [
-        (N, env_type, *ending, length)
+        (N, env_type, *ending, length, keyed)
+        for keyed in config.keys
         for N in config.sizes
         for length in config.lengths
         for env_type in config.env_types
@@ -168,5 +168,6 @@ def print_prompts(prompts: Sequence[CalibratedPrompt]) -> None:
         shared = f"{prompt.interference_before:.2f} → {prompt.interference:.2f}"
         verdict = "yes" if prior.is_calibrated else "no"
         kind = task.env_type if task.secret_length is None else f"{task.secret_length} symbols"
+        kind += ", keyed" * task.keyed
         table.add_row(str(task.N), kind, *figures, "·" if math.isnan(prompt.interference) else shared, verdict)
     Console().print(table)

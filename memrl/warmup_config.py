@@ -28,6 +28,9 @@ class WarmupConfig:
     )
     env_type: str = chz.field(default="single_step,multi_step", doc="single_step, multi_step, or both by a comma")
     secret_length: str = chz.field(default="", doc="symbols of sequences, by commas; unset: integers")
+    keyed: str = chz.field(
+        default="False", doc="whether a key stands before the prompt (k137 and others): False, True, or both by a comma"
+    )
     prompt_format: PromptFormat = chz.field(default="plain", doc="plain, or the model's chat template")
     bit_separator: str = chz.field(default="", doc="text between bits, for tokenizers that merge them")
     prompt: str = chz.field(default="", doc="the prompt, as cells set it; unset: the shortest there is")
@@ -50,6 +53,7 @@ class WarmupConfig:
         _require(bool(self.env_types), "env_type", "name at least one", self.env_type)
         rule = "be multi_step where secret_length is set"
         _require(self.lengths == [None] or self.env_types == ["multi_step"], "env_type", rule, self.env_type)
+        _require(bool(self.keys), "keyed", "name at least one", self.keyed)
         for length in self.lengths:
             _require(length is None or length >= 1, "secret_length", "be at least 1", length)
             most = int(MOST_SIGNAL_BITS / math.log2(max(self.sizes)))
@@ -76,6 +80,11 @@ class WarmupConfig:
     def env_types(self) -> list[EnvType]:
         """The names that env_type lists."""
         return [read_value("env_type", EnvType, text) for text in self.env_type.split(",")]
+
+    @property
+    def keys(self) -> list[bool]:
+        """The values that keyed lists."""
+        return [read_value("keyed", bool, text) for text in self.keyed.split(",")]
 
     @property
     def lengths(self) -> list[int | None]:

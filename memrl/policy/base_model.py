@@ -2,13 +2,15 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from huggingface_hub import HfApi, constants, try_to_load_from_cache
+from jaxtyping import Int
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -31,6 +33,11 @@ from memrl.task.prompt import prompt_text
 
 _HUB_SECONDS = 3.0
 
+Question = tuple[int, EnvType, PromptFormat, str, str, int | None, bool]
+"""What `encode_task` takes beside the tokenizer."""
+
+QUESTION_FIELDS = ("N", "env_type", "prompt_format", "bit_separator", "prompt", "secret_length", "keyed")
+
 
 @dataclass(frozen=True, eq=False)
 class EncodedTask:
@@ -42,9 +49,12 @@ class EncodedTask:
         prompt_format: plain, or chat.
         bit_separator: text between bits.
         prompt: the prompt's template; empty: the shortest prompt there is.
-        prompt_ids: token ids of the prompt.
+        keyed: whether a key stands before the prompt, `k137 ` or another.
+        prompt_ids: token ids of the prompt, with key 0 where it is keyed.
         automaton: which tokens may follow in an answer.
         stop_token_id: the token that ends a single_step answer; None for multi_step, whose answers end by their length.
+        tokenizer: whose tokens these are.
+        listed: the answers of `tree`; None: all of them, or of very many sequences a random sample.
     """
 
     N: int
@@ -52,9 +62,12 @@ class EncodedTask:
     prompt_format: PromptFormat
     bit_separator: str
     prompt: str
+    keyed: bool
     prompt_ids: tuple[int, ...]
     automaton: AnswerAutomaton
     stop_token_id: int | None
+    tokenizer: PreTrainedTokenizerBase
+    listed: AnswerTree | None = None
 
     @property
     def num_env_steps(self) -> int:
@@ -76,10 +89,25 @@ class EncodedTask:
         """How a secret is answered."""
         return self.automaton.answer_format
 
-    @cached_property
+    @property
     def tree(self) -> AnswerTree:
         """All answers, listed; of very many sequences a random sample."""
-        return expand_automaton(self.automaton, self.answer_format.list_answers())
+        return self.listed or _list_tree(self.automaton)
+
+    def with_key(self, key: int) -> "EncodedTask":
+        """The same task behind the prompt of one key: the same automaton, other prompt_ids."""
+        assert self.keyed, "the task's prompt must be keyed"
+        text = prompt_text(self.N, self.env_type, self.prompt, self.secret_length, key)
+        return replace(self, prompt_ids=encode_prompt(self.tokenizer, text, self.prompt_format).ids)
+
+    def with_answers(self, digits: Int[np.ndarray, "answer env_step"]) -> "EncodedTask":
+        """The same task with other answers listed in its tree."""
+        return replace(self, listed=expand_automaton(self.automaton, digits))
+
+
+@lru_cache(maxsize=256)
+def _list_tree(automaton: AnswerAutomaton) -> AnswerTree:
+    return expand_automaton(automaton, automaton.answer_format.list_answers())
 
 
 def load_base_model(
@@ -236,6 +264,7 @@ def encode_task(
     bit_separator: str = "",
     prompt: str = "",
     secret_length: int | None = None,
+    keyed: bool = False,
 ) -> EncodedTask:
     """Encodes the prompt and the symbols of its answers; the same arguments give the same object.
 
@@ -245,14 +274,18 @@ def encode_task(
         ValueError: the tokenizer merges bits, or prompt and answer, does not say the text again, or has no
             end-of-sequence token; or there is no chat template for prompt_format=chat.
     """
-    encoded = encode_prompt(tokenizer, prompt_text(N, env_type, prompt, secret_length), prompt_format)
+    encoded = encode_prompt(
+        tokenizer, prompt_text(N, env_type, prompt, secret_length, 0 if keyed else None), prompt_format
+    )
     answer_format = task_format(N, env_type, bit_separator, secret_length)
     stop = find_stop(tokenizer, prompt_format) if answer_format.ends_with_stop else None
     automaton = build_automaton(answer_format, *encode_symbols(encoded, answer_format), stop)
-    return EncodedTask(N, env_type, prompt_format, bit_separator, prompt, encoded.ids, automaton, stop)
+    return EncodedTask(
+        N, env_type, prompt_format, bit_separator, prompt, keyed, encoded.ids, automaton, stop, tokenizer
+    )
 
 
 def encode_cell(tokenizer: "PreTrainedTokenizerBase", cell: TrainConfig) -> EncodedTask:
     """Encodes the task of a cell; see `encode_task`."""
     question = (cell.N, cell.env_type, cell.prompt_format, cell.bit_separator, cell.prompt, cell.secret_length)
-    return encode_task(tokenizer, *question)
+    return encode_task(tokenizer, *question, cell.num_keys is not None)

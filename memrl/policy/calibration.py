@@ -113,6 +113,8 @@ def check_calibrated(prior: Prior, task: EncodedTask, model: str) -> None:
     answers = f"N={task.N} env_type={task.env_type}"
     if task.answer_format.is_sequence:
         answers += f" secret_length={task.num_env_steps}"
+    if task.keyed:
+        answers += " keyed=True"
     command = f"python -m memrl.warmup_train model={model} {answers}"
     if task.prompt_format != "plain":
         command += f" prompt_format={task.prompt_format}"

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import shutil
 import tempfile
 import time
@@ -11,13 +12,23 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from memrl.config import Dtype, EnvType, PromptFormat, TrainConfig
-from memrl.policy.base_model import EncodedTask, encode_task, identify_files, load_base_model, save_base_model
+from memrl.config import MOST_KEYS, MOST_LISTED, Dtype, TrainConfig
+from memrl.policy.base_model import (
+    QUESTION_FIELDS,
+    EncodedTask,
+    Question,
+    encode_task,
+    identify_files,
+    load_base_model,
+    save_base_model,
+)
 from memrl.policy.calibration import Prior, check_calibrated, measure_prior
 from memrl.policy.head import HeadRecipe, fit_head, read_states
 from memrl.policy.interference import measure_interference
+from memrl.policy.keys import MEASURED, draw_keys, held_out_keys
 from memrl.policy.model_folder import calibrated_folder, check_model_folder
 from memrl.policy.walk_check import check_walk
 from memrl.policy.warmup import WarmupProgress, WarmupRecipe, attach_lora, merge_lora, warm_up
@@ -33,13 +44,11 @@ Method = Literal["full", "head", "lora"]
 _RECIPE = WarmupRecipe(steps=2000, learning_rate=1e-3, measure_every=100, stop_early=True)
 """Of a body that the head alone could not calibrate."""
 
-_VERSION = 1
+_KEYS_FITTED = 16
+"""Keys behind which the head alone is fitted to a keyed prompt."""
+
+_VERSION = 2
 """Part of every key: raised when a change of the code changes what a calibration makes."""
-
-Question = tuple[int, EnvType, PromptFormat, str, str, int | None]
-"""What `encode_task` takes beside the tokenizer."""
-
-QUESTION_FIELDS = ("N", "env_type", "prompt_format", "bit_separator", "prompt", "secret_length")
 
 Report = Callable[[str, int, int, str], None]
 """Told what is being done, how much of it is done, out of how much, and a word on how it stands."""
@@ -51,13 +60,15 @@ class CalibratedPrompt:
 
     Attributes:
         task: the prompt and its answers.
-        prior: how far the policy is from a uniform secret now.
+        prior: how far the policy is from a uniform secret now; behind the worst key measured, where it is keyed.
+        keys_measured: keys behind which it was measured; None without keys.
         interference_before: of its places in the model as it was; NaN where an answer has one place.
         interference: of its places now.
     """
 
     task: EncodedTask
     prior: Prior
+    keys_measured: int | None
     interference_before: float
     interference: float
 
@@ -96,6 +107,7 @@ def calibrate_model(
     method: Method | None = None,
     head_recipe: HeadRecipe | None = None,
     lora_rank: int = 32,
+    untrained: bool = False,
     report: Report = lambda stage, done, total, word: None,
 ) -> Calibration:
     """Makes a model answer prompts uniformly.
@@ -108,6 +120,7 @@ def calibrate_model(
             and lora after it where the head alone does not reach every prompt.
         head_recipe: of the head.
         lora_rank: of method=lora.
+        untrained: whether nothing was ever trained, so that there is no interference to look at before.
         report: told how far it has come.
 
     Raises:
@@ -115,14 +128,16 @@ def calibrate_model(
     """
     start = time.perf_counter()
     check_walk(model, max(tasks, key=lambda task: len(task.prompt_ids) + task.max_tokens))
-    before = measure_all_interference(model, tasks, "interference before", report)
+    before = [math.nan] * len(tasks)
+    if not untrained:
+        before = measure_all_interference(model, tasks, "interference before", report)
     chosen = method or ("full" if model.num_parameters() <= FULL_LIMIT else "head")
     used: WarmupRecipe | HeadRecipe = recipe
     losses: list[float] = []
     if chosen == "head":
         used = head_recipe or HeadRecipe()
         losses = _calibrate_head(model, tasks, used, report)
-        if method is None and not all(measure_prior(model, task).is_calibrated for task in tasks):
+        if method is None and not all(measure_worst_key(model, task)[0].is_calibrated for task in tasks):
             chosen, used = "lora", recipe
     if chosen == "lora":
         adapted = attach_lora(model, lora_rank, recipe.seed)
@@ -132,15 +147,29 @@ def calibrate_model(
         losses = warm_up(model, tasks, recipe, _watch_steps(tasks, recipe, report))
     after = measure_all_interference(model, tasks, "interference after", report)
     prompts = [
-        CalibratedPrompt(task, measure_prior(model, task), *values)
+        CalibratedPrompt(task, *measure_worst_key(model, task), *values)
         for task, *values in zip(tasks, before, after, strict=True)
     ]
     return Calibration(model, chosen, used, losses, prompts, time.perf_counter() - start)
 
 
+def measure_worst_key(model: PreTrainedModel, task: EncodedTask) -> tuple[Prior, int | None]:
+    """Measures a prompt's prior; of a keyed one behind keys that no calibration trains on, of which the worst counts.
+
+    Returns:
+        The prior, and behind how many keys it was measured: 8, fewer of prompts of many answers; None without keys.
+    """
+    if not task.keyed:
+        return measure_prior(model, task), None
+    keys = held_out_keys(max(1, min(MEASURED, MOST_LISTED // len(task.tree.paths))))
+    priors = [measure_prior(model, task.with_key(key)) for key in keys.tolist()]
+    return max(priors, key=lambda prior: prior.kl_bits), len(keys)
+
+
 def _calibrate_head(
     model: PreTrainedModel, tasks: Sequence[EncodedTask], recipe: HeadRecipe, report: Report
 ) -> list[float]:
+    tasks = [each for task in tasks for each in _spread_keys(task)]
     total = sum(int((~task.tree.is_leaf).sum()) for task in tasks)
     read = 0
 
@@ -153,6 +182,13 @@ def _calibrate_head(
     return fit_head(
         model, states, recipe, lambda step, loss: report("head", step, recipe.steps, f"loss {loss:.4f} nats")
     )
+
+
+def _spread_keys(task: EncodedTask) -> list[EncodedTask]:
+    """The task behind some keys, where it is keyed; else the task alone."""
+    if not task.keyed:
+        return [task]
+    return [task.with_key(key) for key in draw_keys(np.random.default_rng(0), _KEYS_FITTED).tolist()]
 
 
 def measure_all_interference(
@@ -177,7 +213,7 @@ def _watch_steps(
             pairs = zip(tasks, progress.priors, strict=True)
             task, prior = max(pairs, key=lambda pair: pair[1].max_deviation_bits)
             length = "" if task.secret_length is None else f" secret_length={task.secret_length}"
-            word = f"worst: N={task.N}{length} {task.env_type}, KL {prior.kl_bits:.3f} bits"
+            word = f"worst: N={task.N}{length}{' keyed' * task.keyed} {task.env_type}, KL {prior.kl_bits:.3f} bits"
         report("warm-up", progress.step, recipe.steps, word)
 
     return watch
@@ -210,6 +246,8 @@ def _describe_prompt(prompt: CalibratedPrompt) -> dict[str, object]:
     values = {"interference_before": prompt.interference_before, "interference": prompt.interference}
     return {
         **{name: getattr(prompt.task, name) for name in QUESTION_FIELDS},
+        "num_keys": MOST_KEYS if prompt.task.keyed else None,
+        "keys_measured": prompt.keys_measured,
         **asdict(prompt.prior),
         # NaN is no JSON.
         **{name: value if value == value else None for name, value in values.items()},
@@ -222,7 +260,7 @@ def read_questions(folder: Path) -> list[Question]:
     if not record.is_file():
         return []
     rows = json.loads(record.read_text("utf-8"))["prompts"]
-    blank = {"prompt": "", "secret_length": None}
+    blank = {"prompt": "", "secret_length": None, "keyed": False}
     return [tuple((blank | row)[name] for name in QUESTION_FIELDS) for row in rows]
 
 
@@ -263,12 +301,12 @@ def ensure_calibrated(
 def ask(cell: TrainConfig) -> Question:
     """What a cell asks of its base model."""
     separator = cell.bit_separator if cell.env_type == "multi_step" else ""
-    return (cell.N, cell.env_type, cell.prompt_format, separator, cell.prompt, cell.secret_length)
+    keyed = cell.num_keys is not None
+    return (cell.N, cell.env_type, cell.prompt_format, separator, cell.prompt, cell.secret_length, keyed)
 
 
 def _name_calibration(model: str, questions: Sequence[Question], dtype: Dtype) -> str:
-    asked = [question[:-1] if question[-1] is None else question for question in questions]
-    parts = [_VERSION, asdict(identify_files(model)), asked, dtype, asdict(HeadRecipe()), asdict(_RECIPE)]
+    parts = [_VERSION, asdict(identify_files(model)), questions, dtype, asdict(HeadRecipe()), asdict(_RECIPE)]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
 
 

@@ -11,6 +11,8 @@ from memrl.config import MOST_LISTED, EnvType, TrainConfig
 from memrl.task.secret import cell_secret, draw_secrets, num_bits
 
 _SAMPLED = 256
+_FEWEST_SAMPLED = 16
+_SYMBOLS_SAMPLED = 8192
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,8 @@ class AnswerFormat:
         """Digits of all answers in their order, or of some random ones of very many sequences."""
         if not self.is_sequence or self.num_answers <= MOST_LISTED:
             return self.digits(np.arange(self.num_answers))
-        return np.random.default_rng(0).integers(self.radix, size=(_SAMPLED, self.num_env_steps))
+        count = min(_SAMPLED, max(_FEWEST_SAMPLED, _SYMBOLS_SAMPLED // self.num_env_steps))
+        return np.random.default_rng(0).integers(self.radix, size=(count, self.num_env_steps))
 
     def symbol_text(self, digit: int) -> str:
         """The text of one symbol, without separator; of one width where no stop token tells symbols apart.

@@ -17,7 +17,7 @@ def test_every_task_has_a_prompt_of_its_own():
 
 
 def test_a_prompt_cannot_know_the_secret():
-    assert list(inspect.signature(prompt_text).parameters) == ["N", "env_type", "template", "secret_length"]
+    assert list(inspect.signature(prompt_text).parameters) == ["N", "env_type", "template", "secret_length", "key"]
 
 
 @given(N=st.integers(2, 10**6), env_type=st.sampled_from(ENV_TYPES))
