@@ -146,50 +146,6 @@ def _count_rivals(channel: Channel) -> int:
     )
 
 
-def distinct_guess_gain_bits(N: int, num_distinct: int | Int[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
-    """Mean bits that M distinct guesses of the binary channel tell: log2 N - ((N-M)/N) log2(N-M), for M = 0 .. N.
-
-    The mean is over the secret: with probability M/N one guess hits and tells all, else N-M secrets are left.
-
-    >>> float(distinct_guess_gain_bits(4, 2)), float(distinct_guess_gain_bits(4, 4))
-    (1.5, 2.0)
-
-    Returns:
-        Bits, from 0 to log2 N.
-
-    Source: Hernandez 2025, Simple information-theoretic bounds for RL vs SFT.
-    """
-    left = N - np.asarray(num_distinct, dtype=np.float64)
-    return np.asarray(np.log2(N) - left / N * np.log2(np.maximum(left, 1.0)))
-
-
-def uniform_group_gain_bits(N: int, group_size: int) -> float:
-    """Mean bits that a group of G uniform guesses, drawn with repetition, tells on the binary channel.
-
-    The number of distinct guesses M is that of G balls in N boxes; the gain is the mean of `distinct_guess_gain_bits`.
-
-    >>> round(uniform_group_gain_bits(64, 1), 3)
-    0.116
-    """
-    return float(occupancy(N, group_size) @ distinct_guess_gain_bits(N, np.arange(N + 1)))
-
-
-def occupancy(N: int, draws: int) -> Float[np.ndarray, "{N}+1"]:
-    """P(M distinct values) in so many uniform draws from N values, for M = 0 .. N.
-
-    >>> occupancy(2, 2).tolist()
-    [0.0, 0.5, 0.5]
-
-    Source: Feller, An Introduction to Probability Theory, vol. 1, section II.5 (occupancy; here by recursion).
-    """
-    old = np.arange(N + 1) / N
-    p = np.zeros(N + 1)
-    p[0] = 1.0
-    for _ in range(draws):
-        p = p * old + np.concatenate([[0.0], (p * (1.0 - old))[:-1]])
-    return p
-
-
 def _enumerate(channel: Channel) -> _Enumeration:
     return _enumerate_function(channel.function, channel.answer_format, channel.per_step, channel.name)
 

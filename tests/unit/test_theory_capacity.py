@@ -1,12 +1,12 @@
 """Capacities against joint distributions built pair by pair, closed forms, published numbers and their inequalities."""
 
-import itertools
 import math
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from information import blahut_arimoto, distinct_guess_gain_bits, mutual_information_bits
 
 from memrl.config import TrainConfig
 from memrl.task.answer_format import integer_format
@@ -14,12 +14,9 @@ from memrl.task.reward import Channel, build_channel
 from memrl.task.secret import num_bits
 from memrl.theory.capacity import (
     channel_capacity,
-    distinct_guess_gain_bits,
     guess_information_bits,
-    occupancy,
-    uniform_group_gain_bits,
 )
-from memrl.theory.information import binary_entropy_bits, blahut_arimoto, mutual_information_bits
+from memrl.theory.information import binary_entropy_bits
 
 FIELDS = {
     "binary": {},
@@ -147,26 +144,3 @@ def test_distinct_guess_gain_by_enumeration(N):
         left = [1 if secret < M else N - M for secret in range(N)]  # guesses 0 .. M-1, by symmetry
         expected = np.mean([math.log2(N) - math.log2(n) for n in left])
         assert float(distinct_guess_gain_bits(N, M)) == pytest.approx(expected, abs=1e-12)
-
-
-@pytest.mark.parametrize(("N", "group_size"), [(2, 3), (3, 4), (4, 4)])
-def test_group_gain_by_enumeration_of_every_group(N, group_size):
-    distinct = [len(set(group)) for group in itertools.product(range(N), repeat=group_size)]
-    expected_p = [distinct.count(M) / N**group_size for M in range(N + 1)]
-    np.testing.assert_allclose(occupancy(N, group_size), expected_p, atol=1e-12)
-    expected = np.mean([float(distinct_guess_gain_bits(N, M)) for M in distinct])
-    assert uniform_group_gain_bits(N, group_size) == pytest.approx(expected, abs=1e-12)
-
-
-@given(st.integers(2, 200), st.integers(1, 60))
-def test_group_gain_lies_between_one_guess_and_the_sum_of_all(N, group_size):
-    gain = uniform_group_gain_bits(N, group_size)
-    one = float(binary_entropy_bits(1 / N))
-    assert one - 1e-9 <= gain <= min(math.log2(N), group_size * one) + 1e-9
-
-
-@given(st.integers(1, 300), st.integers(0, 80))
-def test_occupancy_is_a_distribution_with_the_known_mean(N, draws):
-    p = occupancy(N, draws)
-    assert p.sum() == pytest.approx(1.0)
-    assert p @ np.arange(N + 1) == pytest.approx(N * (1 - (1 - 1 / N) ** draws), abs=1e-9)

@@ -5,11 +5,10 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from gradient_flow import Objective, gradient_flow_time
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.integrate import solve_ivp
-
-from memrl.theory.gradient_flow import Objective, gradient_flow_time
 
 SLOPES: dict[Objective, Callable[[float], float]] = {
     "probability": lambda p: 1.0,

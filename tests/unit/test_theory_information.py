@@ -8,14 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from information import blahut_arimoto, mutual_information_bits
 
 from memrl.theory.information import (
     binary_entropy_bits,
-    blahut_arimoto,
     count_log2_count,
     entropy_bits,
     kl_bits,
-    mutual_information_bits,
     row_entropies_bits,
 )
 

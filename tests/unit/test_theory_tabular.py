@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from gradient_flow import gradient_flow_time
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
@@ -11,7 +12,6 @@ from scipy.stats import chisquare
 from memrl.config import TrainConfig
 from memrl.task.advantage import ADVANTAGES, AdvantageRule, episode_advantages, group_advantages
 from memrl.task.reach import MILESTONES
-from memrl.theory.gradient_flow import gradient_flow_time
 from memrl.theory.tabular import _ArmLogits, _BitLogits, train_tabular
 
 POLICIES = {"arms": _ArmLogits, "bits": _BitLogits}
