@@ -9,7 +9,7 @@ import chz
 import numpy as np
 import pyarrow as pa
 
-from memrl.config import TrainConfig
+from memrl.config import TrainConfig, hash_fields
 from memrl.tables.schema import CURVES, CURVES_SCHEMA, EPISODES_TO_MEMORIZE, EPISODES_TO_MEMORIZE_SCHEMA
 from memrl.tables.store import TableStore
 from memrl.task.secret import draw_secret
@@ -164,6 +164,24 @@ def _table_rows(
         "logprob_gap": np.zeros(end + 1),
     }
     return row, pa.table(columns, schema=CURVES_SCHEMA)
+
+
+def vary_objective(cells: pa.Table, factor: float, **fields: Any) -> pa.Table:
+    """The same cells under another objective, which takes `factor` times the episodes."""
+    rows = []
+    for row in cells.to_pylist():
+        episodes = {name: round(factor * row[name]) for name in ("e50", "e90", "episodes")}
+        rows.append(row | fields | episodes | {"cell_id": hash_fields({**fields, "of": row["cell_id"]})})
+    return pa.Table.from_pylist(rows, schema=cells.schema)
+
+
+def vary_curves(curves: pa.Table, factor: float, **fields: Any) -> pa.Table:
+    """The curves of `vary_objective`."""
+    ids = [hash_fields({**fields, "of": cell_id}) for cell_id in curves["cell_id"].to_pylist()]
+    episodes = pa.array([round(factor * x) for x in curves["episodes"].to_pylist()], pa.int64())
+    place = curves.schema.names.index
+    curves = curves.set_column(place("cell_id"), curves.schema.field("cell_id"), pa.array(ids))
+    return curves.set_column(place("episodes"), curves.schema.field("episodes"), episodes)
 
 
 def simulate_agents(Ns: Sequence[int] = (16, 64, 256), num_seeds: int = 200) -> pa.Table:

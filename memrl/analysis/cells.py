@@ -28,6 +28,7 @@ NUMBERS = (
     "capacity_best_bits",
     "prior_kl_bits",
     "prior_well_formed",
+    "interference",
     "learning_rate",
     "lora_rank",
 )

@@ -155,3 +155,14 @@ def spread_out(values: np.ndarray, least: float, high: float) -> np.ndarray:
 def _stack(values: list[float], least: float) -> np.ndarray:
     """As many places as values, `least` apart, around their mean."""
     return np.mean(values) + least * (np.arange(len(values)) - (len(values) - 1) / 2)
+
+
+def arrange_panels(
+    layers: Sequence[alt.Chart | alt.LayerChart], data: pd.DataFrame, width: Width, height: float
+) -> alt.FacetChart:
+    """The same layers once per channel, side by side; a height up to 2 is a share of a panel's width."""
+    plot = width.points / width.num_columns - 34
+    header = alt.Header(title=None, labelAnchor="start", labelFontWeight="bold", labelFontSize=7.5, labelPadding=3)
+    panels = alt.Facet("channel:N", sort=list(dict.fromkeys(data["channel"])), header=header)
+    chart = alt.layer(*layers, data=data).properties(width=plot, height=plot * height if height <= 2 else height)
+    return chart.facet(panels, columns=width.num_columns, spacing=8).resolve_axis(x="independent", y="independent")

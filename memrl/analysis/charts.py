@@ -1,6 +1,6 @@
 """The report's charts, one function each: the rows of a figure as an Altair chart, laid out in points."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +11,7 @@ import pandas as pd
 from memrl.analysis.chart_parts import (
     LETTER,
     LogAxis,
+    arrange_panels,
     beside_rows,
     bound_interval,
     draw_spans,
@@ -24,6 +25,15 @@ from memrl.analysis.chart_parts import (
 )
 from memrl.analysis.drawing import GRID, INK, PAGE, SOFT, WIDTHS, Drawer, Width, render_svg, save_drawing, save_png
 from memrl.analysis.figure_data import Figure, View
+from memrl.analysis.objective_charts import (
+    chart_groups,
+    chart_interference,
+    chart_ledger_by_objective,
+    chart_rate_by_objective,
+    color_objectives,
+    layers_of_learning,
+    name_objectives,
+)
 from memrl.analysis.style import (
     BLUE,
     GRAY,
@@ -32,6 +42,7 @@ from memrl.analysis.style import (
     agent_dash,
     agent_label,
     order_agents,
+    tells_objectives,
 )
 from memrl.analysis.wording import format_number
 
@@ -44,6 +55,8 @@ _LEVELS = {"capacity_bits": "capacity", "observed_rate": "observed", "absorbed_r
 
 def chart_rate(data: pd.DataFrame, width: Width) -> alt.TopLevelMixin:
     """Bits per episode of the median run as dots, one row per channel, N by shade, the capacity as a tick."""
+    if tells_objectives(data):
+        return chart_rate_by_objective(data, width)
     rates = ["bits_per_episode", "bits_per_episode_lower", "bits_per_episode_upper"]
     ends = log_ends(data, [*rates, "capacity_best_bits"])
     data, rows, N = bound_interval(data, "bits_per_episode", ends), name_rows(data), list_sizes(data)
@@ -76,6 +89,8 @@ def chart_versus(data: pd.DataFrame, width: Width) -> alt.TopLevelMixin:
 def chart_ledger(data: pd.DataFrame, width: Width) -> alt.TopLevelMixin:
     """Absorbed, observed and capacity on one axis, the two losses as bars between them, the numbers at the right."""
     data = data.sort_values("absorbed_rate", ascending=False)
+    if tells_objectives(data):
+        return chart_ledger_by_objective(data, width)
     rows = name_rows(data)
     ends = log_ends(data, list(_LEVELS))
     data = data.assign(floor=data["absorbed_rate"].clip(lower=ends[0]))
@@ -127,6 +142,10 @@ def chart_ledger(data: pd.DataFrame, width: Width) -> alt.TopLevelMixin:
 
 def chart_episodes(data: pd.DataFrame, width: Width) -> alt.TopLevelMixin:
     """E50 against N on two logarithmic axes, every channel a line with its name at the end."""
+    if tells_objectives(data):
+        # One line a channel, of the objective that a reader would use; the figure of agents has them all.
+        first = data.assign(place=data["objective"].map({"best": 0, "usual": 1, "": 0}).fillna(2)).sort_values("place")
+        data = first.drop_duplicates(["agent", "channel", "N", "model"]).sort_index()
     own = data[(data["agent"] == "lora").to_numpy()]
     channels, N = list(dict.fromkeys(own["channel"])), list_sizes(own)
     data = data[data["N"].isin(N).to_numpy()].assign(
@@ -173,7 +192,12 @@ def chart_agents(data: pd.DataFrame, width: Width) -> alt.TopLevelMixin:
     dashes = alt.Scale(domain=[*map(agent_label, agents)], range=[agent_dash(agent) for agent in agents])
     legend = alt.Legend(title="■ LoRA policy, and in gray:", symbolSize=120, columns=2 * width.num_columns - 3)
     base = alt.Chart().encode(x=x.of("N"), description="said:N")
-    policy = base.transform_filter("datum.agent == 'lora'").encode(color=alt.value(INK))
+    policy = base.transform_filter("datum.agent == 'lora'")
+    if tells_objectives(data[(data["agent"] == "lora").to_numpy()]):
+        data = name_objectives(data)
+        policy = policy.encode(color=color_objectives(data[(data["agent"] == "lora").to_numpy()], width))
+    else:
+        policy = policy.encode(color=alt.value(INK))
     layers = [
         base.transform_filter("datum.agent != 'lora'")
         .mark_line(strokeWidth=1, color=GRAY)
@@ -181,7 +205,7 @@ def chart_agents(data: pd.DataFrame, width: Width) -> alt.TopLevelMixin:
         *draw_spans(policy, y, thickness=0.7),
         policy.transform_filter("datum.e50 > 0").mark_square(size=20, opacity=1).encode(y=y.of("at")),
     ]
-    return _arrange_panels(layers, bound_interval(data, "e50", ends, "at"), width, 0.85)
+    return arrange_panels(layers, bound_interval(data, "e50", ends, "at"), width, 0.85)
 
 
 def chart_learning(data: pd.DataFrame, width: Width) -> alt.TopLevelMixin:
@@ -192,20 +216,26 @@ def chart_learning(data: pd.DataFrame, width: Width) -> alt.TopLevelMixin:
     x = LogAxis("X", "episodes", ends, pick_ticks(*ends, most=4))
     scale = alt.Scale(domain=[LOWEST_BITS, bits * 1.04], nice=False, clamp=True)
     axis = alt.Axis(title="bits", values=list(range(int(LOWEST_BITS), int(bits) + 1, 2)))
+    known = (
+        alt.Chart()
+        .mark_rule(color=SOFT, strokeWidth=0.6, strokeDash=[1, 2])
+        .encode(y=alt.Y(datum=bits, scale=scale, axis=axis))
+    )
+    if tells_objectives(data):
+        data = name_objectives(data)
+        return arrange_panels([known, *layers_of_learning(width, data, x, scale, axis)], data, width, 0.75)
     base = alt.Chart().encode(x=x.of("episodes"))
     observed, absorbed, low = (
         alt.Y(f"{name}:Q", scale=scale, axis=axis) for name in ("observed_median", "absorbed_median", "absorbed_low")
     )
     steps = "step-after"
     layers = [
-        alt.Chart()
-        .mark_rule(color=SOFT, strokeWidth=0.6, strokeDash=[1, 2])
-        .encode(y=alt.Y(datum=bits, scale=scale, axis=axis)),
+        known,
         base.mark_area(color=SKY, opacity=0.45, interpolate=steps).encode(y=low, y2="absorbed_high:Q"),
         base.mark_line(color=INK, strokeWidth=0.9, strokeDash=[3, 2], interpolate=steps).encode(y=observed),
         base.mark_line(color=BLUE, strokeWidth=1.4, interpolate=steps).encode(y=absorbed),
     ]
-    return _arrange_panels(layers, data, width, 0.75)
+    return arrange_panels(layers, data, width, 0.75)
 
 
 def chart_maps(data: pd.DataFrame, width: Width) -> alt.TopLevelMixin:
@@ -229,7 +259,7 @@ def chart_maps(data: pd.DataFrame, width: Width) -> alt.TopLevelMixin:
         _write_on_gray(base),
         base.transform_filter("datum.is_best").mark_rect(fill=None, stroke=VERMILION, strokeWidth=1.4),
     ]
-    return _arrange_panels(layers, data, width, 13 * data["lora_rank"].nunique())
+    return arrange_panels(layers, data, width, 13 * data["lora_rank"].nunique())
 
 
 def chart_collapse(data: pd.DataFrame, width: Width) -> alt.TopLevelMixin:
@@ -251,17 +281,6 @@ def _write_on_gray(base: alt.Chart) -> alt.LayerChart:
     return alt.LayerChart(layer=[cells, base.mark_text().encode(text="text:N", color=ink)])
 
 
-def _arrange_panels(
-    layers: Sequence[alt.Chart | alt.LayerChart], data: pd.DataFrame, width: Width, height: float
-) -> alt.FacetChart:
-    """The same layers once per channel, side by side; a height up to 2 is a share of a panel's width."""
-    plot = width.points / width.num_columns - 34
-    header = alt.Header(title=None, labelAnchor="start", labelFontWeight="bold", labelFontSize=7.5, labelPadding=3)
-    panels = alt.Facet("channel:N", sort=list(dict.fromkeys(data["channel"])), header=header)
-    chart = alt.layer(*layers, data=data).properties(width=plot, height=plot * height if height <= 2 else height)
-    return chart.facet(panels, columns=width.num_columns, spacing=8).resolve_axis(x="independent", y="independent")
-
-
 _CHARTS: dict[str, Drawer] = {
     "rate": chart_rate,
     "ledger": chart_ledger,
@@ -271,6 +290,8 @@ _CHARTS: dict[str, Drawer] = {
     "maps": chart_maps,
     "agents": chart_agents,
     "versus": chart_versus,
+    "groups": chart_groups,
+    "interference": chart_interference,
 }
 
 

@@ -12,7 +12,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-CURVE_COLUMNS = ("cell_id", "update", "episodes", "observed_bits", "absorbed_bits")
+CURVE_COLUMNS = ("cell_id", "update", "episodes", "observed_bits", "absorbed_bits", "well")
 """The columns of curves that the analysis reads."""
 
 
@@ -26,6 +26,7 @@ class Curves:
         episodes: episodes before the row; float64 (rows,).
         observed: observed_bits; float64 (rows,), NaN where nothing observed.
         absorbed: absorbed_bits; float64 (rows,).
+        well: share of env_steps in the well; float64 (rows,), NaN where that has no meaning or was not counted.
         is_first: whether the row is its cell's first; bool (rows,).
     """
 
@@ -34,6 +35,7 @@ class Curves:
     episodes: np.ndarray
     observed: np.ndarray
     absorbed: np.ndarray
+    well: np.ndarray
     is_first: np.ndarray
 
     def __len__(self) -> int:
@@ -46,7 +48,7 @@ class Curves:
             chosen: new index of each cell, or -1 to leave it out; int (cells,). Must keep the order of cells.
         """
         keep = chosen[self.cell] >= 0
-        names = ("cell", "update", "episodes", "observed", "absorbed", "is_first")
+        names = ("cell", "update", "episodes", "observed", "absorbed", "well", "is_first")
         rows = {name: getattr(self, name)[keep] for name in names}
         return Curves(**{**rows, "cell": chosen[rows["cell"]]})
 
@@ -55,11 +57,11 @@ def collect_curves(table: pa.Table | pd.DataFrame, cells: pd.DataFrame) -> Curve
     """Sorts the rows of some cells by (cell, update).
 
     Args:
-        table: rows of curves, at least CURVE_COLUMNS, in any order.
+        table: rows of curves, at least CURVE_COLUMNS (of a data frame well may be left out), in any order.
         cells: measured cells; rows of other cells (failed, or not finished) are left out.
     """
     if isinstance(table, pd.DataFrame):
-        table = pa.Table.from_pandas(table[list(CURVE_COLUMNS)], preserve_index=False)
+        table = pa.Table.from_pandas(table.reindex(columns=list(CURVE_COLUMNS)), preserve_index=False)
     names = pa.array(cells["cell_id"].astype(str).to_list(), pa.string())
     ids = table["cell_id"]
     if pa.types.is_dictionary(ids.type):
@@ -83,10 +85,10 @@ def collect_curves(table: pa.Table | pd.DataFrame, cells: pd.DataFrame) -> Curve
     cell = cell[order]
     is_first = np.ones(len(cell), dtype=bool)
     is_first[1:] = cell[1:] != cell[:-1]
-    episodes, observed, absorbed = (
+    episodes, observed, absorbed, well = (
         table[name].to_numpy()[order].astype(np.float64, copy=False) for name in CURVE_COLUMNS[2:]
     )
-    return Curves(cell, update[order], episodes, observed, absorbed, is_first)
+    return Curves(cell, update[order], episodes, observed, absorbed, well, is_first)
 
 
 def _index_in(ids: pa.ChunkedArray, names: pa.Array) -> pa.ChunkedArray:
@@ -144,6 +146,13 @@ def when_observer_knew(curves: Curves, signal_bits: np.ndarray) -> tuple[np.ndar
     episodes[cell], bits[cell] = curves.episodes[rows[index]], curves.observed[rows[index]]
     episodes[np.isnan(bits)] = np.nan
     return episodes, bits
+
+
+def count_wells(curves: Curves, num_cells: int) -> np.ndarray:
+    """The share of env_steps in the well over all updates of each cell; (cells,), NaN where it was not counted."""
+    known = ~np.isnan(curves.well)
+    total, rows = (np.bincount(curves.cell[known], x, minlength=num_cells) for x in (curves.well[known], None))
+    return np.divide(total, rows, out=np.full(num_cells, np.nan), where=rows > 0)
 
 
 def quartile_curves(curves: Curves, group: np.ndarray, keys: pd.DataFrame, num_points: int = 48) -> pd.DataFrame:

@@ -6,7 +6,12 @@ import numpy as np
 import pandas as pd
 
 from memrl.analysis.cells import IDENTITY, number_groups
-from memrl.analysis.resample import divide_estimates, estimate_ratio, estimate_ratio_difference
+from memrl.analysis.resample import (
+    divide_estimates,
+    estimate_ratio,
+    estimate_ratio_difference,
+    estimate_ratio_of_ratios,
+)
 from memrl.analysis.survival import PADDING, Estimates, estimate_quantile, pad_rows
 
 _CONSTANTS = (
@@ -16,6 +21,7 @@ _CONSTANTS = (
     "capacity_best_bits",
     "prior_kl_bits",
     "prior_well_formed",
+    "interference",
 )
 """What every cell of a group shares, but for rounding."""
 
@@ -68,10 +74,15 @@ def estimate_groups(cells: pd.DataFrame, by: Sequence[str] = IDENTITY) -> pd.Dat
 
 
 def describe_choices(chosen: pd.DataFrame, by: Sequence[str] = IDENTITY) -> pd.DataFrame:
-    """The learning rates and ranks that were chosen, as text, and whether on other secrets.
+    """What was chosen, as text, and whether on other secrets.
+
+    Args:
+        chosen: rows of `hold_out_objectives`.
+        by: columns that make a group.
 
     Returns:
-        One row per combination of `by`, in the order of `estimate_groups`: learning_rates, lora_ranks, held_out.
+        One row per combination of `by`, in the order of `estimate_groups`: learning_rates, lora_ranks, group_sizes,
+        objectives (what they are called), held_out.
     """
     group, _ = number_groups(chosen, by)
     grouped = chosen.groupby(group, sort=True)
@@ -79,6 +90,8 @@ def describe_choices(chosen: pd.DataFrame, by: Sequence[str] = IDENTITY) -> pd.D
         {
             "learning_rates": grouped["learning_rate"].agg(_list_distinct),
             "lora_ranks": grouped["lora_rank"].agg(_list_distinct),
+            "group_sizes": grouped["group_size"].agg(_list_distinct),
+            "objectives": grouped["objective_name"].agg(_join_names),
             "held_out": grouped["held_out"].all(),
         }
     ).reset_index(drop=True)
@@ -86,6 +99,10 @@ def describe_choices(chosen: pd.DataFrame, by: Sequence[str] = IDENTITY) -> pd.D
 
 def _list_distinct(values: pd.Series) -> str:
     return ", ".join(f"{value:g}" for value in np.unique(values.dropna()))
+
+
+def _join_names(names: pd.Series) -> str:
+    return " / ".join(sorted(set(names) - {""}))
 
 
 def compare_with_agents(estimates: pd.DataFrame) -> pd.DataFrame:
@@ -111,11 +128,17 @@ def compare_with_agents(estimates: pd.DataFrame) -> pd.DataFrame:
 
 def _e50_of_agents(estimates: pd.DataFrame, agents: Sequence[str]) -> pd.DataFrame:
     """For each row the e50 of the first of some agents that has its channel and N; NaN where none has."""
-    columns = ["channel", "N", "agent", "e50", "e50_lower", "e50_upper"]
-    rows = estimates.loc[estimates["agent"].isin(agents), columns]
+    numbers = ["agent", "e50", "e50_lower", "e50_upper"]
+    rows = estimates[estimates["agent"].isin(agents)]
     rows = rows.assign(order=rows["agent"].map(list(agents).index)).sort_values(["order", "e50"])
-    rows = rows.drop_duplicates(["channel", "N"]).drop(columns="order")
-    return estimates[["channel", "N"]].merge(rows, on=["channel", "N"], how="left", validate="many_to_one")
+    found = pd.DataFrame(index=estimates.index, columns=numbers)
+    # Where an agent played under several objectives, the one that a row is about; else what it had.
+    for on in (["channel", "N", "objective"], ["channel", "N"]):
+        if set(on) <= set(estimates):
+            first = rows.drop_duplicates(on)[[*on, *numbers]]
+            matched = estimates[on].merge(first, on=on, how="left", validate="many_to_one").set_index(estimates.index)
+            found = found.where(found["agent"].notna(), matched[numbers])
+    return found.astype(dict.fromkeys(numbers[1:], float))
 
 
 def count_collapses(cells: pd.DataFrame, by: Sequence[str] = ("channel", "learning_rate")) -> pd.DataFrame:
@@ -126,13 +149,16 @@ def count_collapses(cells: pd.DataFrame, by: Sequence[str] = ("channel", "learni
         by: columns that make a group.
 
     Returns:
-        One row per group: the columns `by`, num_cells, num_reached, num_lost, and share_lost, NaN where none got there.
+        One row per group: the columns `by`, num_cells, num_reached, num_lost, and share_lost, NaN where none got there;
+        well, the mean share of env_steps in the well, where the cells have that column.
     """
     group, table = number_groups(cells, by)
     reached = ~cells["e50_censored"].to_numpy()
     lost = reached & (cells["absorbed_bits"] < cells["signal_bits"] - 1.0).to_numpy()
     for name, flags in (("num_cells", np.ones(len(cells))), ("num_reached", reached), ("num_lost", lost)):
         table[name] = np.bincount(group, weights=flags, minlength=len(table)).astype(np.int64)
+    if "well" in cells:
+        table["well"] = cells["well"].groupby(group, sort=True).mean().to_numpy()
     return table.assign(share_lost=table["num_lost"] / table["num_reached"].where(table["num_reached"] > 0))
 
 
@@ -157,7 +183,8 @@ def build_ledger(
 
     Returns:
         One row per group: the columns `by`, num_cells, capacity_bits, nominal_bits, known_episodes (median),
-        observed_rate, absorbed_rate, exploration_loss, absorption_loss, each rate and loss with _lower and _upper.
+        observed_rate, absorbed_rate, exploration_loss, absorption_loss, and kept = absorbed_rate / observed_rate; each
+        rate, loss and share with _lower and _upper.
     """
     cells = cells.assign(known_episodes=known_episodes, known_bits=known_bits)
     cells = cells[np.isfinite(known_bits)].reset_index(drop=True)
@@ -180,4 +207,5 @@ def build_ledger(
     exploration = Estimates(*(capacity - x for x in (observed_rate.value, observed_rate.upper, observed_rate.lower)))
     table = put_estimates(table, "exploration_loss", exploration)
     loss = estimate_ratio_difference((known, known_in), (absorbed, episodes), present)
-    return put_estimates(table, "absorption_loss", loss)
+    table = put_estimates(table, "absorption_loss", loss)
+    return put_estimates(table, "kept", estimate_ratio_of_ratios((absorbed, episodes), (known, known_in), present))

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from memrl.analysis.published import PUBLISHED_BUDGET, published_episodes
-from memrl.analysis.style import agent_label
+from memrl.analysis.style import agent_label, objective_label, tells_objectives
 from memrl.analysis.summary import Summary
 from memrl.analysis.wording import format_estimate, format_number
 from memrl.tables.schema import Row
@@ -97,6 +97,8 @@ def collect_figures(summary: Summary) -> dict[str, Figure]:
         collapse_figure(summary),
         episodes_figure(summary),
         agents_figure(summary),
+        groups_figure(summary),
+        interference_figure(summary),
         maps_figure(summary),
     ]
     return {figure.name: figure for figure in figures if not figure.data.empty}
@@ -104,14 +106,19 @@ def collect_figures(summary: Summary) -> dict[str, Figure]:
 
 def rate_figure(summary: Summary) -> Figure:
     """Bits per episode beside effective capacity."""
-    columns = ["channel", "N", "model", "num_cells", "capacity_best_bits"]
+    columns = ["channel", "N", "model", "objective", "objectives", "num_cells", "capacity_best_bits"]
     rates = [f"{name}{end}" for name in ("bits_per_episode", "rate_vs_capacity") for end in ("", "_lower", "_upper")]
     data = summary.estimates.loc[(summary.estimates["agent"] == "lora").to_numpy(), [*columns, *rates]]
+    objectives = (
+        "A line joins the usual objective to the best that was tried, the triangle; a diamond is distillation, which "
+        "is told all that an observer of its rewards knows. Within a row N grows downwards. "
+    )
     return Figure(
         "rate",
         "Bits per episode",
         "Dots: bits that the median run absorbed per episode until P(secret) = 0.9, with 95 % interval over secrets. "
-        "Ticks: what one episode can tell at most (effective capacity, the best single guess). An arrow is an "
+        + (objectives if tells_objectives(data) else "")
+        + "Ticks: what one episode can tell at most (effective capacity, the best single guess). An arrow is an "
         "interval that goes on beyond the axis; one without a dot says that fewer than half of the runs got there.",
         _tell(data, _say_rate),
     )
@@ -127,7 +134,9 @@ def ledger_figure(summary: Summary) -> Figure:
         "with 95 % intervals over secrets, arrows where they go on. Exploration loss is what the guesses never asked "
         "for, absorption loss what the rewards told and the policy did not take up. These are bits of all runs over "
         "episodes of all runs, those that collapsed or spent their budget included, so they lie below the median "
-        "run's; an episode that could only repeat what others of its update told is exploration loss too.",
+        "run's; an episode that could only repeat what others of its update told is exploration loss too. What was "
+        "kept is absorbed over observed"
+        + ("; its share stands at the right, objective by objective." if tells_objectives(summary.ledger) else "."),
         _tell(summary.ledger.drop(columns="agent", errors="ignore"), _say_ledger),
         one_N=True,
     )
@@ -150,6 +159,9 @@ def collapse_figure(summary: Summary) -> Figure:
     """Share of the runs that reached 1/2 and ended below it, by learning rate."""
     lost_any = bool(len(summary.collapse)) and summary.collapse["num_lost"].any()
     data = summary.collapse if lost_any else summary.collapse.head(0)
+    if data["objective_name"].replace("", np.nan).nunique() > 1:
+        named = zip(data["channel"], data["objective_name"], strict=True)
+        data = data.assign(channel=[", ".join(part for part in parts if part) for parts in named])
     return Figure(
         "collapse",
         "Reached, then lost",
@@ -191,11 +203,13 @@ def _collect_episodes(summary: Summary) -> pd.DataFrame:
     estimates = [
         f"{name}{end}" for name in ("e50", "e50_vs_optimal", "e50_vs_tabular_pg") for end in ("", "_lower", "_upper")
     ]
-    columns = ["agent", "channel", "N", "model", "num_cells", "num_reached", "learning_rates", "reference_agent"]
-    own = summary.estimates[[*columns, *estimates, "most_episodes"]]
+    columns = ["agent", "channel", "N", "model", "objective", "num_cells", "num_reached", "learning_rates"]
+    own = summary.estimates[[*columns, "reference_agent", *estimates, "most_episodes"]]
+    # Of an agent that played under several objectives, the usual one.
+    own = own[((own["agent"] == "lora") | own["objective"].isin(["", "usual"])).to_numpy()]
     lower = own["e50_lower"].to_numpy()
     own = own.assign(e50_at_least=np.where(np.isfinite(lower), lower, own["most_episodes"]))
-    published = published_episodes().assign(agent="published")
+    published = published_episodes().assign(agent="published", objective="")
     published = published[published["N"].isin(own["N"]) & published["channel"].isin(own["channel"])]
     published = published.assign(
         e50=published["episodes"].where(published["reached"], np.inf), e50_at_least=PUBLISHED_BUDGET
@@ -204,6 +218,43 @@ def _collect_episodes(summary: Summary) -> pd.DataFrame:
     colors = dict(zip(summary.channels["label"], summary.channels["color"], strict=True))
     data = data[data["channel"].isin(colors).to_numpy()].drop(columns="most_episodes")
     return _tell(data.assign(color=data["channel"].map(colors)), _say_episodes)
+
+
+def groups_figure(summary: Summary) -> Figure:
+    """E50 against group size, objective by objective."""
+    columns = ["channel", "N", "model", "objective_name", "group_size", "num_cells", "num_reached", "most_episodes"]
+    data = summary.groups
+    estimates = ["e50", "e50_lower", "e50_upper"]
+    return Figure(
+        "groups",
+        "Episodes against group size",
+        "E50 by the size of the group that an update's episodes are judged in, with 95 % interval, each at the "
+        "learning rate (and whatever else was tuned) that the other half of the secrets chose. A line without a dot is "
+        "a median that was not reached; it stands at the longest run.",
+        _tell(data[[*columns, *estimates]] if len(data) else data, _say_groups),
+        one_N=True,
+    )
+
+
+def interference_figure(summary: Summary) -> Figure:
+    """Share of runs that reached the secret against the interference of their base."""
+    columns = ["channel", "N", "model", "objective", "num_cells", "num_reached", "interference"]
+    own = summary.estimates[(summary.estimates["agent"] == "lora").to_numpy()]
+    data = own[own["interference"].notna().to_numpy()]
+    bases = data.groupby(["channel", "N"])["interference"].transform("nunique") if len(data) else data["N"]
+    data = data[(bases > 1).to_numpy()]
+    if data.empty:
+        return Figure("interference", "", "", data)
+    panels = [f"{channel}, N = {N}" for channel, N in zip(data["channel"], data["N"], strict=True)]
+    data = data[columns].rename(columns={"model": "base"}).assign(share=data["num_reached"] / data["num_cells"])
+    return Figure(
+        "interference",
+        "Interference and what is memorized",
+        "The share of runs that gave the secret probability 1/2 at some time, against the interference of the base "
+        "model: the mean cosine of the gradients that different places of one answer send to a fresh adapter. Each at "
+        "the setting that the other half of the secrets chose.",
+        _tell(data, _say_interference).assign(channel=panels),
+    )
 
 
 def maps_figure(summary: Summary) -> Figure:
@@ -226,7 +277,11 @@ def _tell(data: pd.DataFrame, say: Callable[[Row], str], with_N: bool = True) ->
     """The rows, each with what its mark says of itself."""
     rows = data.to_dict("records")
     said = [f"{row['channel']}, N = {row['N']}: " if with_N else f"{row['channel']}, " for row in rows]
-    return data.assign(said=[start + say(row) for start, row in zip(said, rows, strict=True)])
+    return data.assign(said=[start + _say_objective(row) + say(row) for start, row in zip(said, rows, strict=True)])
+
+
+def _say_objective(row: Row) -> str:
+    return f"{objective_label(row['objective'])}, " if row.get("objective") else ""
 
 
 def say_estimate(row: Row, name: str) -> str:
@@ -246,7 +301,8 @@ def _say_rate(row: Row) -> str:
 
 def _say_ledger(row: Row) -> str:
     absorbed, observed = (say_estimate(row, f"{name}_rate") for name in ("absorbed", "observed"))
-    return f"absorbed {absorbed}, observed {observed}, capacity {format_number(row['capacity_bits'])} bits per episode"
+    capacity, kept = format_number(row["capacity_bits"]), format_number(100 * row["kept"])
+    return f"absorbed {absorbed}, observed {observed}, capacity {capacity} bits per episode; {kept} % kept"
 
 
 def _say_learning(row: Row) -> str:
@@ -264,6 +320,15 @@ def _say_episodes(row: Row) -> str:
 
 def _say_collapse(row: Row) -> str:
     return f"learning rate {row['learning_rate']:g}: {row['num_lost']} of {row['num_reached']} runs that got to 1/2"
+
+
+def _say_groups(row: Row) -> str:
+    reached = f"{row['num_reached']} of {row['num_cells']} runs"
+    return f"{row['objective_name']}, groups of {row['group_size']:g}: E50 {say_estimate(row, 'e50')}, {reached}"
+
+
+def _say_interference(row: Row) -> str:
+    return f"interference {row['interference']:.2f}: {row['num_reached']} of {row['num_cells']} runs reached 1/2"
 
 
 def _say_map(row: Row) -> str:

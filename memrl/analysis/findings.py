@@ -9,11 +9,13 @@ import jinja2
 
 from memrl.analysis.figure_data import Figure, first_view, main_N
 from memrl.analysis.sentences import (
+    KEPT_NOTE,
     LEDGER_NOTE,
     SCALING,
     answer_question,
     compare_with_published,
     describe_collapse,
+    describe_edges,
     describe_leaks,
     describe_prior,
     describe_scaling,
@@ -23,7 +25,16 @@ from memrl.analysis.sentences import (
     list_notices,
 )
 from memrl.analysis.summary import Summary
-from memrl.analysis.tabulation import Table, name_models, split_agents, tabulate, tabulate_scaling
+from memrl.analysis.tabulation import (
+    Table,
+    name_keys,
+    split_agents,
+    tabulate,
+    tabulate_edges,
+    tabulate_kept,
+    tabulate_lost,
+    tabulate_scaling,
+)
 from memrl.analysis.verdicts.judge import describe_late
 
 _TABLES = {
@@ -40,7 +51,7 @@ _TABLES = {
     "rate": ("channel", "N", "capacity_best_bits", "bits_per_episode", "rate_vs_capacity"),
 }
 
-_LEDGER_COLUMNS = ("channel", "capacity_bits", "observed_rate", "absorbed_rate")
+_LEDGER_COLUMNS = ("channel", "capacity_bits", "observed_rate", "absorbed_rate", "kept")
 
 
 @dataclass(frozen=True)
@@ -99,11 +110,12 @@ def _list_parts(summary: Summary, figures: dict[str, Figure]) -> list[Part]:
         Part(
             f"Where the bits of an episode go (N = {main_N(summary)})",
             stem("ledger"),
-            table=tabulate(ledger, name_models(_LEDGER_COLUMNS, ledger)) if len(ledger) else None,
+            table=tabulate(ledger, name_keys(_LEDGER_COLUMNS, ledger)) if len(ledger) else None,
             note=LEDGER_NOTE if len(ledger) else "",
         ),
+        Part("What each objective kept", table=tabulate_kept(summary.ledger), note=KEPT_NOTE),
         Part("Learning curves", stem("learning")),
-        Part("Reached, then lost", stem("collapse"), describe_collapse(summary.collapse)),
+        Part("Reached, then lost", stem("collapse"), describe_collapse(summary.collapse), tabulate_lost(summary.lost)),
         Part("Episodes to memorize", stem("episodes"), compare_with_published(summary.estimates), episodes),
         Part("Beside agents that need no network", stem("agents")),
         Part(
@@ -113,13 +125,20 @@ def _list_parts(summary: Summary, figures: dict[str, Figure]) -> list[Part]:
             tabulate_scaling(own_scaling),
             SCALING if len(own_scaling) else "",
         ),
-        Part("Rank and learning rate", stem("maps")),
+        Part("Episodes against group size", stem("groups"), table=_tabulate_groups(summary)),
+        Part("Interference and what is memorized", stem("interference")),
+        Part("Rank and learning rate", stem("maps"), describe_edges(summary.edges), tabulate_edges(summary.edges)),
         Part("Checks", "", checks),
     ]
     return [part for part in parts if part.sentences or part.table or part.drawing]
 
 
+def _tabulate_groups(summary: Summary) -> Table | None:
+    columns = ("channel", "N", "objective_name", "group_size", "num_cells", "num_reached", "e50")
+    return tabulate(summary.groups, name_keys(columns, summary.groups)) if len(summary.groups) else None
+
+
 def _tabulate_lora(figure: Figure, columns: tuple[str, ...]) -> Table:
     data = figure.data
     own = data[(data["agent"] == "lora").to_numpy()] if "agent" in data else data
-    return tabulate(own, name_models(columns, own))
+    return tabulate(own, name_keys(columns, own))

@@ -11,10 +11,12 @@ from memrl.analysis.charts import Drawing, draw_figure, save_drawings
 from memrl.analysis.figure_data import Figure, collect_figures, first_view, main_N
 from memrl.analysis.published import LLM_ARM, MEMORIZATION_STUDY
 from memrl.analysis.sentences import (
+    KEPT_NOTE,
     SCALING,
     answer_question,
     compare_with_published,
     describe_collapse,
+    describe_edges,
     describe_leaks,
     describe_prior,
     describe_scaling,
@@ -26,10 +28,13 @@ from memrl.analysis.sentences import (
 from memrl.analysis.summary import Summary, summarize_sweep
 from memrl.analysis.tabulation import (
     Table,
-    name_models,
+    name_keys,
     split_agents,
     tabulate,
+    tabulate_edges,
     tabulate_failed,
+    tabulate_kept,
+    tabulate_lost,
     tabulate_scaling,
     tabulate_settings,
 )
@@ -48,7 +53,10 @@ _TABLE_COLUMNS = {
         "absorbed_rate",
         "exploration_loss",
         "absorption_loss",
+        "kept",
     ],
+    "groups": ["channel", "N", "objective_name", "group_size", "num_cells", "num_reached", "e50"],
+    "interference": ["channel", "base", "objective", "interference", "num_cells", "num_reached"],
     "episodes": ["channel", "N", "num_cells", "num_reached", "e50", "learning_rates"],
     "agents": ["channel", "N", "agent", "e50", "e50_vs_optimal", "e50_vs_tabular_pg"],
 }
@@ -148,6 +156,11 @@ def render_page(
         collapse=describe_collapse(summary.collapse),
         published=compare_with_published(summary.estimates),
         checks=[*describe_leaks(summary.leaks), *describe_prior(summary.prior)],
+        kept=tabulate_kept(summary.ledger),
+        kept_note=KEPT_NOTE,
+        lost=tabulate_lost(summary.lost),
+        edges=describe_edges(summary.edges),
+        edges_table=tabulate_edges(summary.edges),
         growth=describe_scaling(summary.scaling),
         scaling=[tabulate_scaling(rows) for rows in split_agents(summary.scaling)],
         scaling_text=SCALING,
@@ -180,7 +193,7 @@ def describe_figure(
     figure: Figure, drawings: Sequence[Drawing], N: int | None = None, folder: str = "figures"
 ) -> dict[str, object]:
     """What a template needs of a figure: the drawing of this N is shown, others are folded."""
-    columns = name_models(_TABLE_COLUMNS.get(figure.name, ()), figure.data)
+    columns = name_keys(_TABLE_COLUMNS.get(figure.name, ()), figure.data)
     short = bool(columns) and len(figure.data) <= _MOST_TABLE_ROWS
     shown = [
         {

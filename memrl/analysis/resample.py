@@ -169,6 +169,35 @@ def estimate_ratio_difference(
     )
 
 
+def estimate_ratio_of_ratios(
+    first: tuple[Real[np.ndarray, "condition secret"], Real[np.ndarray, "condition secret"]],
+    second: tuple[Real[np.ndarray, "condition secret"], Real[np.ndarray, "condition secret"]],
+    present: Bool[np.ndarray, "condition secret"],
+) -> Estimates:
+    """Ratio of two ratios of sums over the same secrets, with its bootstrap-t interval.
+
+    Args:
+        first: numerator and denominator of the ratio on top.
+        second: those of the ratio below.
+        present: which secrets a condition has.
+
+    Returns:
+        One estimate per condition.
+    """
+
+    def quotient(means: np.ndarray) -> np.ndarray:
+        return _ratio(means[..., :2]) / _ratio(means[..., 2:])
+
+    def gradient(means: np.ndarray) -> np.ndarray:
+        top, below, other_top, other_below = np.moveaxis(means, -1, 0)
+        slope = other_below / (below * other_top)
+        parts = (slope, -top * slope / below, -top * slope / other_top, top / (below * other_top))
+        return np.stack(parts, axis=-1)
+
+    samples = np.stack([*first, *second], axis=-1)
+    return studentized_interval(samples, present, quotient, gradient, log_scale=True)
+
+
 def _ratio(means: Float[np.ndarray, "*batch p"]) -> Float[np.ndarray, "*batch"]:
     return means[..., 0] / means[..., 1]
 

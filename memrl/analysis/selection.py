@@ -17,10 +17,10 @@ def hold_out_settings(cells: pd.DataFrame, within: Sequence[str] = IDENTITY, qua
 
     Even seeds choose the setting at which odd seeds are reported, and odd seeds the one for even seeds, so that every
     secret is reported and none had a say in its own setting. A half chooses the setting with the smallest mean of the
-    quantity, where a censored run counts with all episodes that it used, so that a setting at which some policies
-    collapse pays for them; then, for ties, the smallest Kaplan-Meier median; then the smallest learning rate, and the
-    order of TUNED. Where there is only one setting, nothing is chosen. Where the other half has no run yet, the cell's
-    own half chooses, and `held_out` is False.
+    quantity, where a censored run counts with the most episodes that any run of the condition used, so that a setting
+    at which some policies collapse, or whose budget is small, pays for them; then, for ties, the smallest Kaplan-Meier
+    median; then the smallest learning rate, and the order of TUNED. Where there is only one setting, nothing is chosen.
+    Where the other half has no run yet, the cell's own half chooses, and `held_out` is False.
 
     Args:
         cells: measured cells.
@@ -56,7 +56,10 @@ def _best_settings(
     padded = pad_rows(times, rows, len(present), PADDING)
     median = estimate_quantile(padded, censored).value
     count = np.bincount(rows)
-    mean = np.bincount(rows, weights=times) / count
+    longest = np.zeros(num_groups)
+    np.maximum.at(longest, group[chooses], times)
+    is_censored = cells[f"{quantity}_censored"].to_numpy()[chooses]
+    mean = np.bincount(rows, weights=np.where(is_censored, longest[group[chooses]], times)) / count
     first = np.unique(rows, return_index=True)[1]
     owner = group[chooses][first]
     rate = cells["learning_rate"].to_numpy()[chooses][first]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from memrl.analysis.leak import ENOUGH_SECRETS
+from memrl.analysis.objectives import BEST, USUAL
 from memrl.analysis.published import published_episodes
 from memrl.analysis.summary import Summary
 from memrl.analysis.wording import format_estimate, format_number
@@ -26,6 +27,14 @@ LEDGER_NOTE = (
 """How the numbers of the ledger are to be read."""
 
 
+KEPT_NOTE = (
+    "Of the bits that an episode's rewards told an ideal observer, the share that the policy absorbed per episode, "
+    "with its 95 % interval over secrets: under the usual objective, under the best that was tried, and where the "
+    "policy was trained towards the observer's posterior."
+)
+"""How the shares of the ledger are to be read."""
+
+
 @dataclass(frozen=True)
 class Answer:
     """One number of the answer: bits per episode of a channel, in words."""
@@ -44,7 +53,12 @@ def answer_question(summary: Summary) -> tuple[str, list[Answer]]:
     lora = lora[(lora["model"] == models[0]).to_numpy()]
     N = int(lora["N"].max())
     place = f"N = {N:,}" + (f", with the model {models[0]}," if len(models) > 1 else ",")
-    lora = lora[(lora["N"] == N).to_numpy()].drop_duplicates("channel").set_index("channel")
+    lora = lora[(lora["N"] == N).to_numpy()]
+    usual = lora[(lora["objective"] == USUAL).to_numpy()].drop_duplicates("channel").set_index("channel")
+    # Of several objectives the best one answers; distillation has no place here, for it is told more than a reward.
+    order = lora["objective"].map({BEST: 0, USUAL: 1, "": 2})
+    lora = lora.assign(order=order)[order.notna().to_numpy()].sort_values("order", kind="stable")
+    lora = lora.drop_duplicates("channel").sort_index().set_index("channel")
     kinds = dict(zip(summary.channels["label"], summary.channels["kind"], strict=True))
     rewards = lora[[kinds[channel] != "sft" for channel in lora.index]]
     picked: dict[str, str] = {}
@@ -63,7 +77,12 @@ def answer_question(summary: Summary) -> tuple[str, list[Answer]]:
         number = (
             format_number(row["bits_per_episode"]) if reached else f"< {format_number(row['bits_per_episode_upper'])}"
         )
-        answers.append(Answer(number, f"{words} (at most {format_number(row['capacity_best_bits'])})"))
+        if row["objective"] == BEST:
+            words += f" and its best objective, {row['objectives']}"
+        most = f"at most {format_number(row['capacity_best_bits'])}"
+        if row["objective"] == BEST and channel in usual.index and usual.loc[channel, "bits_per_episode"] > 0:
+            most += f"; the usual objective taught {format_number(usual.loc[channel, 'bits_per_episode'])}"
+        answers.append(Answer(number, f"{words} ({most})"))
     return place, answers[:3]
 
 
@@ -105,6 +124,17 @@ def describe_collapse(collapse: pd.DataFrame) -> list[str]:
     return [
         f"{text}; most often with “{worst['channel']}” at {worst['learning_rate']:g}, {worst['num_lost']} of "
         f"{worst['num_reached']}."
+    ]
+
+
+def describe_edges(edges: pd.DataFrame) -> list[str]:
+    """In how many conditions the learning rate that was chosen may not be the best one there is."""
+    if edges.empty:
+        return []
+    at_edge = int(edges["at_edge"].sum())
+    return [
+        f"The learning rate that was chosen is the smallest or largest that was tried in {at_edge} of "
+        f"{count_noun(len(edges), 'condition')} (channel, N and objective), so that the best may lie beyond."
     ]
 
 

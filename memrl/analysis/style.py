@@ -23,6 +23,10 @@ _CHANNEL_COLUMNS = (
     "capacity_best_bits",
 )
 
+_OBJECTIVES = {"": (INK, "SFT"), "usual": (BLUE, "usual objective"), "best": (VERMILION, "best objective")}
+_OTHER_OBJECTIVES = ("#009E73", "#E69F00", "#CC79A7")
+"""Colors of distillation, by whose guesses it asks."""
+
 _AGENTS = {
     "lora": ("LoRA policy", []),
     "optimal": ("optimal agent", [1, 1.5]),
@@ -95,6 +99,28 @@ def pick_shades(num: int) -> list[str]:
     light, dark = np.array([0x6B, 0xAE, 0xD6]), np.array([0x08, 0x30, 0x6B])
     shares = np.linspace(0.0, 1.0, num) if num > 1 else np.ones(1)
     return ["#" + bytes((light + share * (dark - light)).astype(np.uint8)).hex() for share in shares]
+
+
+def tells_objectives(data: pd.DataFrame) -> bool:
+    """Whether rows tell several objectives apart, and SFT from them."""
+    return "objective" in data and data["objective"].nunique() > 1
+
+
+def objective_colors(objectives: Iterable[str]) -> dict[str, str]:
+    """The color of each objective, in reading order.
+
+    >>> objective_colors(["distilled", "usual"])
+    {'usual': '#0072B2', 'distilled': '#009E73'}
+    """
+    present = set(objectives)
+    others = sorted(present - set(_OBJECTIVES))
+    colors = {name: color for name, (color, _) in _OBJECTIVES.items() if name in present}
+    return colors | {name: _OTHER_OBJECTIVES[place % 3] for place, name in enumerate(others)}
+
+
+def objective_label(objective: str) -> str:
+    """What a reader calls an objective."""
+    return _OBJECTIVES[objective][1] if objective in _OBJECTIVES else objective
 
 
 def order_agents(agents: Iterable[str]) -> list[str]:

@@ -1,13 +1,20 @@
 """Everything that a report says of a sweep, computed once."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 
 from memrl.analysis.cells import CELL_COLUMNS, IDENTITY, TUNED, measured_cells, number_groups
-from memrl.analysis.curves import CURVE_COLUMNS, Curves, collect_curves, quartile_curves, when_observer_knew
+from memrl.analysis.curves import (
+    CURVE_COLUMNS,
+    Curves,
+    collect_curves,
+    count_wells,
+    quartile_curves,
+    when_observer_knew,
+)
 from memrl.analysis.estimate import (
     build_ledger,
     compare_with_agents,
@@ -16,9 +23,20 @@ from memrl.analysis.estimate import (
     estimate_groups,
 )
 from memrl.analysis.leak import judge_leaks, leak_curve
+from memrl.analysis.objectives import (
+    BEST,
+    REPORTED,
+    USUAL,
+    estimate_group_sizes,
+    find_edges,
+    hold_out_objectives,
+    join_distilled,
+    split_objectives,
+)
 from memrl.analysis.scaling import estimate_scaling
 from memrl.analysis.selection import hold_out_settings
 from memrl.analysis.style import describe_channels, sort_for_readers
+from memrl.analysis.verdicts.interference import judge_interference
 from memrl.analysis.verdicts.judge import judge_hypotheses
 from memrl.analysis.verdicts.verdict import Verdict
 from memrl.tables.schema import CURVES, EPISODES_TO_MEMORIZE
@@ -59,13 +77,17 @@ class Summary:
         failed: the failed ones: cell_id, channel, N, learning_rate, lora_rank, seed, error.
         num_secrets: secrets that were drawn for trained policies, one for each N and seed.
         channels: describe_channels of trained policies.
-        estimates: one row an (agent, channel, N, model), at settings chosen on other secrets: estimate_groups,
-            compare_with_agents and describe_choices side by side.
+        estimates: one row an (agent, channel, N, model, objective), at settings chosen on other secrets:
+            estimate_groups, compare_with_agents and describe_choices side by side.
         conditions: one row per setting of every agent: estimate_groups.
-        maps: one row a (channel, N, model, rank, learning rate) of trained policies: estimate_groups.
+        maps: one row a (channel, N, model, rank, learning rate) of trained policies under their best objective:
+            estimate_groups.
         ledger: build_ledger of trained policies at chosen settings.
         learning: quartile_curves of the same.
-        collapse: count_collapses over all trained cells.
+        collapse: count_collapses over all trained cells, by channel, objective and learning rate.
+        lost: count_collapses of trained policies at chosen settings, with the share of env_steps in the well.
+        groups: estimate_group_sizes of trained policies.
+        edges: find_edges of the same.
         scaling: estimate_scaling of all agents at chosen settings.
         leaks: judge_leaks over all trained cells.
         prior: one row an (env_type, N, model): prior_kl_bits and prior_well_formed, the worst of its cells.
@@ -85,6 +107,9 @@ class Summary:
     ledger: pd.DataFrame
     learning: pd.DataFrame
     collapse: pd.DataFrame
+    lost: pd.DataFrame
+    groups: pd.DataFrame
+    edges: pd.DataFrame
     scaling: pd.DataFrame
     leaks: pd.DataFrame
     prior: pd.DataFrame
@@ -114,32 +139,30 @@ def summarize_sweep(address: str, num_planned: int | None = None) -> Summary:
     """
     store = TableStore(address)
     table = store.read(EPISODES_TO_MEMORIZE, list(CELL_COLUMNS)).to_pandas()
-    trained = table[(table["agent"] == "lora").to_numpy()]
+    trained = join_distilled(table[(table["agent"] == "lora").to_numpy()])
     if trained.empty:
         raise ValueError(f"results must hold at least one finished cell, got none at {address}")
-    cells = measured_cells(table)
+    cells = join_distilled(measured_cells(table))
     lora = cells[(cells["agent"] == "lora").to_numpy()].reset_index(drop=True)
     if lora.empty:
         raise ValueError(f"results must hold a cell that measured something, got {len(trained)} failed at {address}")
     channels = describe_channels(lora)
     cells, lora, trained = (_use_labels(rows, channels) for rows in (cells, lora, trained))
     curves = collect_curves(store.read(CURVES, list(CURVE_COLUMNS)), lora)
-    chosen = hold_out_settings(cells)
-    chosen_lora = chosen[(chosen["agent"] == "lora").to_numpy()].reset_index(drop=True)
-    chosen_curves = _curves_of(curves, lora, chosen_lora)
-    known = when_observer_knew(chosen_curves, chosen_lora["signal_bits"].to_numpy())
-    group, keys = number_groups(chosen_lora, IDENTITY)
-    estimates = compare_with_agents(estimate_groups(chosen))
+    chosen = hold_out_objectives(cells)
+    estimates = compare_with_agents(estimate_groups(chosen, REPORTED))
+    of_objectives = _follow_objectives(chosen[(chosen["agent"] == "lora").to_numpy()], curves, lora)
     failed = ["cell_id", "channel", "N", "learning_rate", "lora_rank", "seed", "error"]
     tables = {
         "failed": trained.loc[(trained["status"] == "failed").to_numpy(), failed],
-        "estimates": pd.concat([estimates, describe_choices(chosen)], axis=1),
+        "estimates": pd.concat([estimates, describe_choices(chosen, REPORTED)], axis=1),
         "conditions": estimate_groups(cells, (*IDENTITY, *_varying(cells, TUNED))),
         "maps": _estimate_maps(lora),
-        "ledger": build_ledger(chosen_lora, *known),
-        "learning": quartile_curves(chosen_curves, group, keys),
-        "collapse": count_collapses(lora),
-        "scaling": estimate_scaling(chosen),
+        **of_objectives,
+        "collapse": count_collapses(lora, ("channel", "objective_name", "learning_rate")),
+        "groups": estimate_group_sizes(lora),
+        "edges": find_edges(chosen[(chosen["agent"] == "lora").to_numpy()], lora),
+        "scaling": _scale_objectives(chosen),
         "leaks": judge_leaks(leak_curve(curves, lora)),
     }
     return Summary(
@@ -149,10 +172,46 @@ def summarize_sweep(address: str, num_planned: int | None = None) -> Summary:
         num_secrets=len(lora.drop_duplicates(["N", "seed"])),
         channels=channels,
         prior=_worst_priors(lora),
-        verdicts=judge_hypotheses(lora, chosen_lora, known),
+        verdicts=_judge_objectives(lora, curves),
         provenance=_trace_provenance(trained),
         **{name: sort_for_readers(table, channels["label"]) for name, table in tables.items()},
     )
+
+
+def _follow_objectives(chosen: pd.DataFrame, curves: Curves, lora: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """What curves tell of the chosen cells, objective by objective: ledger, learning, lost."""
+    found: dict[str, list[pd.DataFrame]] = {"ledger": [], "learning": [], "lost": []}
+    for _, own in chosen.groupby("objective", sort=False):
+        own = own.reset_index(drop=True)
+        rows = _curves_of(curves, lora, own)
+        group, keys = number_groups(own, REPORTED)
+        known = when_observer_knew(rows, own["signal_bits"].to_numpy())
+        found["ledger"].append(build_ledger(own, *known, by=REPORTED))
+        found["learning"].append(quartile_curves(rows, group, keys))
+        found["lost"].append(count_collapses(own.assign(well=count_wells(rows, len(own))), REPORTED))
+    return {name: pd.concat(parts, ignore_index=True) for name, parts in found.items()}
+
+
+def _scale_objectives(chosen: pd.DataFrame) -> pd.DataFrame:
+    parts = [
+        estimate_scaling(own.reset_index(drop=True)).assign(objective=name)
+        for name, own in chosen.groupby("objective", sort=False)
+    ]
+    return pd.concat(parts, ignore_index=True)
+
+
+def _judge_objectives(lora: pd.DataFrame, curves: Curves) -> list[Verdict]:
+    """Verdicts, once for the usual objective and once for the best where a sweep has several; SFT stands by each."""
+    parts = split_objectives(lora)
+    learners = {name: parts[name] for name in (USUAL, BEST) if name in parts} or {"": lora}
+    verdicts = []
+    for name, own in learners.items():
+        ids = own["cell_id"] if name == "" else pd.concat([own["cell_id"], parts.get("", own.head(0))["cell_id"]])
+        cells = lora[lora["cell_id"].isin(ids).to_numpy()].reset_index(drop=True)
+        chosen = hold_out_settings(cells)
+        known = when_observer_knew(_curves_of(curves, lora, chosen), chosen["signal_bits"].to_numpy())
+        verdicts += [replace(verdict, objective=name) for verdict in judge_hypotheses(cells, chosen, known)]
+    return [*verdicts, *judge_interference(lora)]
 
 
 def _use_labels(rows: pd.DataFrame, channels: pd.DataFrame) -> pd.DataFrame:
@@ -168,8 +227,9 @@ def _curves_of(curves: Curves, cells: pd.DataFrame, chosen: pd.DataFrame) -> Cur
 
 
 def _estimate_maps(lora: pd.DataFrame) -> pd.DataFrame:
-    by = (*IDENTITY, *MAP_AXES)
-    return estimate_groups(hold_out_settings(lora, by), by)
+    by, parts = (*IDENTITY, *MAP_AXES), split_objectives(lora)
+    shown = [parts[name] for name in ("", BEST if BEST in parts else USUAL) if name in parts]
+    return estimate_groups(hold_out_settings(pd.concat(shown, ignore_index=True), by), by) if shown else lora.head(0)
 
 
 def _worst_priors(lora: pd.DataFrame) -> pd.DataFrame:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from memrl.analysis.style import agent_label
+from memrl.analysis.objectives import pivot_kept
+from memrl.analysis.style import agent_label, tells_objectives
 from memrl.analysis.wording import format_estimate, format_number
 
 _MOST_FAILED_ROWS = 200
@@ -27,11 +28,23 @@ _LABELS = {
     "e50_other": "other E50",
     "rate_ratio": "other / first",
     "rate_vs_capacity": "rate / capacity",
+    "kept": "kept",
+    "kept_usual": "kept by the usual objective",
+    "kept_best": "by the best",
+    "kept_distilled": "by the posterior",
+    "num_lost": "lost it again",
+    "well": "in the well",
+    "share_lost": "share lost",
+    "objective_name": "objective",
+    "objectives": "which",
+    "at_edge": "at the edge",
     "e50_vs_optimal": "E50 / best agent",
     "e50_vs_tabular_pg": "E50 / tabular PG",
     "learning_rate": "learning rate",
     "learning_rates": "learning rate",
+    "rates_tried": "tried",
     "lora_rank": "rank",
+    "group_size": "group of",
     "capacity_bits": "capacity",
     "num_left_out": "N left out",
     "capacity_best_bits": "capacity",
@@ -79,13 +92,13 @@ def _format_column(data: pd.DataFrame, name: str, is_text: bool) -> list[list[st
     values = data[name].tolist()
     if is_text:
         words = agent_label if name == "agent" else str
-        return [[words(value) if isinstance(value, str) else "–"] for value in values]
+        return [[words(value) if isinstance(value, str) and value else "–"] for value in values]
     if f"{name}_lower" in data:
         ends = data[[f"{name}_lower", f"{name}_upper"]].to_numpy(dtype=float)
         texts = [
             _format_interval(value, low, high) for value, (low, high) in zip(data[name].to_numpy(), ends, strict=True)
         ]
-    elif name in ("N", "num_cells", "num_reached", "num_memorized", "seed", "lora_rank", "num_left_out"):
+    elif name in ("N", "num_cells", "num_reached", "num_lost", "num_memorized", "seed", "lora_rank", "num_left_out"):
         texts = [format_number(value, 9).replace(",", "") for value in values]
     else:
         texts = [format_number(value) for value in values]
@@ -113,12 +126,36 @@ def _format_interval(value: float, lower: float, upper: float) -> str:
     return format_estimate(value, lower, upper)
 
 
-def name_models(columns: Sequence[str], data: pd.DataFrame) -> list[str]:
-    """The columns, with the model after the channel where there are several."""
-    several = "model" in data and data["model"].nunique() > 1
-    return [
-        name for column in columns for name in ((column, "model") if several and column == "channel" else (column,))
-    ]
+def name_keys(columns: Sequence[str], data: pd.DataFrame) -> list[str]:
+    """The columns, with model and objective after the channel where there are several."""
+    more = [name for name in ("model", "objective") if name in data and data[name].nunique() > 1]
+    more += ["objectives"] if "objective" in more and "objectives" in data else []
+    return [name for column in columns for name in ([column, *more] if column == "channel" else [column])]
+
+
+def tabulate_kept(ledger: pd.DataFrame) -> Table | None:
+    """What each objective kept of what was told; None where none is told apart."""
+    if not tells_objectives(ledger):
+        return None
+    table = pivot_kept(ledger)
+    shares = [name for name in table if name.startswith("kept_") and not name.endswith(("_lower", "_upper"))]
+    return tabulate(table, name_keys(["channel", "N", "capacity_bits", *shares], table))
+
+
+def tabulate_lost(lost: pd.DataFrame) -> Table | None:
+    """Runs that reached 1/2, that lost it, and the share in the well; None where no objective is told apart."""
+    if not tells_objectives(lost):
+        return None
+    columns = ["channel", "N", "num_cells", "num_reached", "num_lost", "well"]
+    return tabulate(lost, name_keys(columns, lost))
+
+
+def tabulate_edges(edges: pd.DataFrame) -> Table | None:
+    """The conditions whose chosen learning rate is at an end of those that were tried; None where none is."""
+    rows = edges[edges["at_edge"].to_numpy(dtype=bool)]
+    if rows.empty:
+        return None
+    return tabulate(rows, name_keys(["channel", "N", "learning_rates", "rates_tried"], rows))
 
 
 def split_agents(table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:

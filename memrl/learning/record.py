@@ -14,6 +14,7 @@ from memrl.learning.state import PackState
 from memrl.learning.update import Update
 from memrl.learning.well import measure_well
 from memrl.policy.calibration import Prior
+from memrl.policy.warmup_record import read_interference
 from memrl.tables.rows import trained_row
 from memrl.tables.schema import CURVES_SCHEMA, Row
 
@@ -95,7 +96,8 @@ def describe_cell(state: PackState, policy: PackPolicy, cell: int, prior: Prior,
         base: the columns that tell of the base model and of what it ran on.
     """
     task = policy.tasks[cell]
-    asked = {"prompt_hash": hash_fields({"ids": task.prompt_ids}), "answer_tokens": task.max_tokens}
+    asked: dict[str, Any] = {"prompt_hash": hash_fields({"ids": task.prompt_ids}), "answer_tokens": task.max_tokens}
     config, channel = state.configs[cell], policy.channels.values[policy.channels.index[cell]]
+    asked["interference"] = read_interference(config.model, task)
     result = state.progress.result(cell, config.updates_per_batch)
     return trained_row(config, channel, result, prior.kl_bits, prior.well_formed_mass, {**base, **asked})

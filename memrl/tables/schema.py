@@ -70,6 +70,7 @@ EPISODES_TO_MEMORIZE_SCHEMA = pa.schema(
         _column("identifiable", pa.bool_(), "whether maximizing the reward means saying the secret, for every secret"),
         _column("prior_kl_bits", pa.float64(), "KL(uniform || policy) before the first update"),
         _column("prior_well_formed", pa.float64(), "mass on answers in range before the first update"),
+        _column("interference", pa.float64(), "mean cosine of the gradients of its prompt's places in the base model"),
         _column("base_hash", pa.string(), "stands for the base model's weights and architecture"),
         _column("tokenizer_hash", pa.string(), "stands for its tokenizer and chat template"),
         _column("base_commit", pa.string(), "the hub's commit of it; null where it is not the hub's"),

@@ -14,7 +14,7 @@ def build_table(cells):
     """A curves table from {cell_id: [(update, episodes, observed, absorbed), ...]}, rows shuffled."""
     rows = [(name, *row) for name, steps in cells.items() for row in steps]
     frame = pd.DataFrame(rows, columns=["cell_id", "update", "episodes", "observed_bits", "absorbed_bits"])
-    return frame.sample(frac=1, random_state=0)
+    return frame.assign(well=np.nan).sample(frac=1, random_state=0)
 
 
 TWO_CELLS = {

@@ -1,0 +1,107 @@
+"""The report of a sweep with several objectives: figures, tables and verdicts tell them apart."""
+
+import re
+
+import pyarrow as pa
+import pytest
+from simulated_sweep import simulate_sweep, vary_curves, vary_objective
+
+from memrl.analysis.charts import draw_figure
+from memrl.analysis.drawing import PAGE
+from memrl.analysis.figure_data import collect_figures
+from memrl.analysis.page import write_report
+from memrl.analysis.sentences import answer_question
+from memrl.analysis.summary import summarize_sweep
+from memrl.report import main
+from memrl.tables.schema import CURVES, EPISODES_TO_MEMORIZE
+from memrl.tables.store import TableStore
+
+GRID = {"Ns": (16, 64), "ranks": (8,), "rates": (1e-3, 3e-3, 1e-2), "num_seeds": 8, "max_episodes": 600}
+REJECTION = {"advantage": "rejection", "group_size": 4}
+DISTILLED = {
+    **{"algorithm": "distill", "explore": "policy", "channel": "per_bit-distill-policy"},
+    **dict.fromkeys(("advantage", "loss", "credit", "group_size")),
+}
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory):
+    cells, curves = simulate_sweep(processes=("sft", "binary", "per_bit"), **GRID)
+    per_bit, of_per_bit = simulate_sweep(processes=("per_bit",), **GRID)
+    others = [(0.4, REJECTION), (0.7, REJECTION | {"group_size": 8}), (0.1, DISTILLED)]
+    store = TableStore(str(tmp_path_factory.mktemp("sweep")))
+    store.create()
+    store.append(EPISODES_TO_MEMORIZE, pa.concat_tables([cells, *(vary_objective(per_bit, x, **y) for x, y in others)]))
+    store.append(CURVES, pa.concat_tables([curves, *(vary_curves(of_per_bit, x, **y) for x, y in others)]))
+    return store.address
+
+
+@pytest.fixture(scope="module")
+def summary(sweep):
+    return summarize_sweep(sweep)
+
+
+def test_every_figure_draws_each_objective_and_says_which(summary):
+    figures = collect_figures(summary)
+    assert {"rate", "ledger", "learning", "episodes", "groups"} <= set(figures)
+    svg = draw_figure(figures["rate"])[0].svgs[PAGE]
+    for objective in ("usual objective", "best objective", "distilled"):
+        assert f"<title>per bit, N = 16: {objective}, " in svg
+        assert f">{objective}</text>" in svg
+    ledger = draw_figure(figures["ledger"])[0].svgs[PAGE]
+    assert set(re.findall(r">(usual|best|distilled)<", ledger)) == {"usual", "best", "distilled"}
+    for name in ("learning", "episodes", "groups", "maps"):
+        assert draw_figure(figures[name])
+    assert set(figures["groups"].data["group_size"]) == {4, 8}
+
+
+def test_verdicts_are_given_for_the_usual_objective_and_for_the_best(summary):
+    names = [verdict.name for verdict in summary.verdicts]
+    assert names == [f"{name}, {whose} objective" for whose in ("usual", "best") for name in ("H1a", "H1b", "H3")]
+    usual, best = (
+        next(v for v in summary.verdicts if v.name == f"H3, {whose} objective") for whose in ("usual", "best")
+    )
+    assert best.value < 0.6 * usual.value
+
+
+def test_the_answer_is_that_of_the_best_objective_and_says_what_the_usual_one_taught(summary):
+    _, answers = answer_question(summary)
+    words = next(answer.words for answer in answers if "“per bit”" in answer.words)
+    assert "and its best objective, rejection (at most" in words
+    assert "the usual objective taught 0." in words
+
+
+def test_page_and_findings_list_what_each_objective_kept_and_lost(sweep, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["grid=several", f"results={sweep}", "findings=findings.md"]) == 0
+    printed = capsys.readouterr().out
+    assert "H3, best objective" in printed
+    findings = (tmp_path / "findings.md").read_text("utf-8")
+    assert "| channel | N | capacity | kept by the usual objective | by the best | by the posterior |" in findings
+    assert re.search(r"^\| per bit \| usual \| group-centered \| 16 \|", findings, re.M)
+    page = write_report(sweep, grid="several").read_text("utf-8")
+    assert 'id="kept"' in page
+    assert 'id="edges"' in page
+    assert "lost it again" in page
+
+
+def test_the_share_that_got_there_is_drawn_against_the_interference_of_its_base(tmp_path):
+    cells, curves = simulate_sweep(processes=("per_bit",), **GRID | {"Ns": (16,)})
+    bases = [{"model": "apart", "interference": 0.1}, {"model": "alike", "interference": 0.8, "e50_censored": True}]
+    store = TableStore(str(tmp_path))
+    store.create()
+    for base in bases:
+        for fields in (base, base | REJECTION | {"e50_censored": False}):
+            store.append(EPISODES_TO_MEMORIZE, vary_objective(cells, 1.0, **fields))
+            store.append(CURVES, vary_curves(curves, 1.0, **fields))
+    figure = collect_figures(summarize_sweep(store.address))["interference"]
+    shares = {(row["base"], row["objective"]): row["share"] for row in figure.data.to_dict("records")}
+    assert shares == {
+        **{("apart", "usual"): 1.0, ("alike", "usual"): 0.0},
+        **{("apart", "best"): 1.0, ("alike", "best"): 1.0},
+    }
+    (drawing,) = draw_figure(figure)
+    assert (
+        "<title>per bit, N = 16: usual objective, interference 0.80: 0 of 8 runs reached 1/2</title>"
+        in drawing.svgs[PAGE]
+    )
