@@ -149,8 +149,8 @@ def write_block(store, channel: str, N: int, cells: dict, request: ReportScale) 
         ("capacity_nominal_bits", "capacity_uniform_bits", "capacity_best_bits"), np.full(num, 0.5)
     )
     for name, time_to in times.items():
-        columns[name] = np.minimum(np.ceil(time_to), budget).astype(np.int64)
         columns[f"{name}_censored"] = time_to > budget
+        columns[name] = pa.array(np.ceil(time_to).astype(np.int64), mask=time_to > budget)
     nulls = {field.name: pa.nulls(num, field.type) for field in EPISODES_TO_MEMORIZE_SCHEMA}
     store.append(EPISODES_TO_MEMORIZE, pa.table(nulls | columns, schema=EPISODES_TO_MEMORIZE_SCHEMA))
     curves = {

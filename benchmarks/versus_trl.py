@@ -179,7 +179,7 @@ def compare_learning(versus: Versus) -> tuple[list[Row], str]:
     while not pack.finished:
         pack.update()
     found = pack.drain()[0]
-    ours = [(row["e50"], row["e50_censored"]) for row in found]
+    ours = [(row["episodes"] if row["e50_censored"] else row["e50"], row["e50_censored"]) for row in found]
     theirs = [_count_trl_episodes(cell) for cell in cells]
     rows = [{"who": name, **_estimate(pairs)} for name, pairs in (("TRL", theirs), ("memrl", ours))]
     first, second = rows

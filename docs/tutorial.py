@@ -1,39 +1,35 @@
-"""Where a pandas user starts: load both tables of a sweep, look at them, plot one figure.
+"""Where a pandas user starts: load the tables of a sweep, look at them, plot one figure.
 
-`python docs/tutorial.py` reads sweeps/reference/bitrate, the result that comes with the code, and writes tutorial.png;
-`python docs/tutorial.py results/bitrate` reads a sweep of your own, also while it runs. The columns are described in
-memrl/tables/schema.py.
+`python docs/tutorial.py` reads sweeps/reference/bitrate, the result that comes with the code (or results/bitrate, where
+you have run the sweep yourself), and writes tutorial.png; `python docs/tutorial.py results/mine` reads another sweep,
+also while it runs. docs/columns.md describes the columns.
 """
 
 import sys
 
 import altair as alt
-import pandas as pd
 
+import memrl
 from memrl.analysis.cells import measured_cells
-from memrl.analysis.estimate import estimate_groups
 from memrl.analysis.selection import hold_out_settings
 
-folder = sys.argv[1] if len(sys.argv) > 1 else "sweeps/reference/bitrate"
+# One row per cell that has ended, one per cell and update, and one per baseline agent and secret.
+cells, curves, agents = memrl.load(sys.argv[1] if len(sys.argv) > 1 else "bitrate")
+print(f"{len(cells):,} cells, {len(curves):,} rows of curves, status: {cells['status'].value_counts().to_dict()}")
 
-# One row per finished cell, and one row per cell and update.
-cells = pd.read_parquet(f"{folder}/episodes_to_memorize")
-curves = pd.read_parquet(f"{folder}/curves", columns=["cell_id", "episodes", "observed_bits", "absorbed_bits"])
-
-# Trained policies alone; the other agents (optimal, greedy, uniform, tabular_pg) are baselines in the same table.
-lora = cells[cells["agent"] == "lora"]
-print(f"{len(lora):,} cells, {len(curves):,} rows of curves, status: {lora['status'].value_counts().to_dict()}")
-
-# A run that ended before P(secret) = 1/2 is censored: its e50 says "more than that". Count it, and do not average it.
-by_channel = lora.groupby(["channel", "N"])
+# A run that ended before P(secret) = 1/2 is censored: it has no e50, and would have taken more than its `episodes`.
+by_channel = cells.groupby(["channel", "N"])
 print(by_channel.agg(cells=("e50", "size"), censored=("e50_censored", "sum"), fastest=("e50", "min")).to_string())
 
 # Medians with censoring and intervals, at settings chosen on other secrets: what the report uses.
-chosen = hold_out_settings(measured_cells(lora))
-estimates = estimate_groups(chosen)
+estimates = memrl.estimate(cells)
 print(estimates[["channel", "N", "num_cells", "e50", "e50_lower", "e50_upper"]].to_string(index=False))
 
+# The same of the agents, which have no network: what could be reached.
+print(memrl.estimate(agents, by=["agent", "channel", "N"])[["agent", "channel", "N", "e50"]].to_string(index=False))
+
 # One figure: what an ideal observer knew (gray) and what the policy absorbed (blue), one line a cell, for one N.
+chosen = hold_out_settings(measured_cells(cells))
 N = chosen["N"].mode()[0]
 shown = chosen.loc[chosen["N"] == N, ["cell_id", "channel"]].merge(curves, on="cell_id")
 episodes = alt.X("episodes:Q", scale=alt.Scale(type="symlog"))

@@ -182,7 +182,7 @@ def _unit(algorithm: str) -> str:
 
 
 def _format_reach(row: Row, name: str) -> str:
-    return f"> {row[name]:,}" if row[f"{name}_censored"] else f"{row[name]:,}"
+    return f"> {row['episodes']:,}" if row[name] is None else f"{row[name]:,}"
 
 
 def _format_capacity(row: Row) -> str:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 import chz
@@ -10,7 +11,14 @@ import numpy as np
 import pyarrow as pa
 
 from memrl.config import TrainConfig, hash_fields
-from memrl.tables.schema import CURVES, CURVES_SCHEMA, EPISODES_TO_MEMORIZE, EPISODES_TO_MEMORIZE_SCHEMA
+from memrl.tables.schema import (
+    AGENTS,
+    AGENTS_SCHEMA,
+    CURVES,
+    CURVES_SCHEMA,
+    EPISODES_TO_MEMORIZE,
+    EPISODES_TO_MEMORIZE_SCHEMA,
+)
 from memrl.tables.store import TableStore
 from memrl.task.secret import draw_secret
 
@@ -141,12 +149,12 @@ def _table_rows(
         "status": "memorized" if len(reached["e90"]) else "budget_spent",
         "seconds": 0.01 * end,
         "tokens": int(episodes[end]) * 3,
-        "created": "2026-01-01T00:00:00+00:00",
+        "created": datetime(2026, 1, 1, tzinfo=UTC),
         "versions": _VERSIONS,
         "revision": "0123456789abcdef0123456789abcdef01234567",
     }
     for name, rows in reached.items():
-        row[name] = int(episodes[rows[0]]) if len(rows) else int(episodes[end])
+        row[name] = int(episodes[rows[0]]) if len(rows) else None
         row[f"{name}_censored"] = not len(rows)
     upto = slice(0, end + 1)
     nothing = np.full(end + 1, np.nan)
@@ -202,8 +210,9 @@ def simulate_agents(Ns: Sequence[int] = (16, 64, 256), num_seeds: int = 200) -> 
                     np.array([0, known]),
                     np.array([0.0, known]),
                 )
-                rows.append(row | {"agent": agent, "learning_rate": None, "lora_rank": None})
-    return pa.Table.from_pylist(rows, schema=EPISODES_TO_MEMORIZE_SCHEMA)
+                row = row | {"agent": agent, "learning_rate": None}
+                rows.append({name: row[name] for name in AGENTS_SCHEMA.names})
+    return pa.Table.from_pylist(rows, schema=AGENTS_SCHEMA)
 
 
 SMALL_GRID = {
@@ -229,6 +238,6 @@ def write_sweep(folder: str, **grid: Any) -> None:
     store = TableStore(folder)
     store.create()
     store.append(EPISODES_TO_MEMORIZE, cells)
-    store.append(EPISODES_TO_MEMORIZE, simulate_agents(grid.get("Ns", (16, 64, 256))))
+    store.append(AGENTS, simulate_agents(grid.get("Ns", (16, 64, 256))))
     store.append(EPISODES_TO_MEMORIZE, [failed])
     store.append(CURVES, curves)

@@ -4,9 +4,12 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
 from memrl.config import ROLES, fields_of
-from memrl.tables.schema import EPISODES_TO_MEMORIZE_SCHEMA
+from memrl.tables.schema import AGENTS, AGENTS_SCHEMA, EPISODES_TO_MEMORIZE, EPISODES_TO_MEMORIZE_SCHEMA
+from memrl.tables.store import TableStore
+from memrl.task.reach import MILESTONES
 
 IDENTITY = ("agent", "channel", "N", "model")
 """What a headline number is about; everything else that a cell may be told is tuned."""
@@ -54,23 +57,35 @@ CELL_COLUMNS = (
 assert set(CELL_COLUMNS) <= set(EPISODES_TO_MEMORIZE_SCHEMA.names)
 
 
+def read_cells(store: TableStore) -> pd.DataFrame:
+    """Trained cells, and below them the agents, in CELL_COLUMNS; null where an agent has no such column."""
+    trained = store.read(EPISODES_TO_MEMORIZE, CELL_COLUMNS)
+    agents = store.read(AGENTS, [name for name in CELL_COLUMNS if name in AGENTS_SCHEMA.names])
+    return pa.concat_tables([trained, agents], promote_options="default").to_pandas()
+
+
 def measured_cells(table: pd.DataFrame) -> pd.DataFrame:
     """The rows that measured something, with plain numpy types.
 
     A failed cell that never reported its episodes measured nothing; a run that ended early did (it is censored).
 
     Args:
-        table: episodes_to_memorize, at least CELL_COLUMNS without null in cell_id, agent, channel, N and seed.
+        table: rows of episodes_to_memorize or agents, or both; at least CELL_COLUMNS without null in cell_id, agent,
+            channel, N and seed.
 
     Returns:
-        A copy, with numbers as float64 (N and seed as int64), flags as bool and a fresh index.
+        A copy, with numbers as float64 (N and seed as int64), flags as bool, texts as such and a fresh index. What a
+        censored run never reached, null in the table, holds the episodes that it used in all: whoever estimates from
+        the copy must heed the flag.
     """
-    seen = table["e50"].notna() & table["e90"].notna() & table["absorbed_bits"].notna() & (table["episodes"] > 0)
-    cells = table.loc[seen].reset_index(drop=True)
+    table = table.astype(dict.fromkeys(table.select_dtypes("category"), object))
+    cells = table.loc[table["absorbed_bits"].notna() & (table["episodes"] > 0)].reset_index(drop=True)
     for name in NUMBERS:
         cells[name] = cells[name].astype("float64")
-    for name in ("e50_censored", "e90_censored"):
-        cells[name] = cells[name].fillna(True).astype(bool)
+    for name in MILESTONES:
+        if name in cells:
+            cells[f"{name}_censored"] = cells[f"{name}_censored"].fillna(True).astype(bool)
+            cells[name] = cells[name].astype("float64").where(~cells[f"{name}_censored"], cells["episodes"])
     return cells.astype({"N": "int64", "seed": "int64"})
 
 

@@ -10,6 +10,7 @@ from memrl.analysis.objectives import BEST, USUAL
 from memrl.analysis.published import published_episodes
 from memrl.analysis.summary import Summary
 from memrl.analysis.wording import format_estimate, format_number
+from memrl.tables.schema import Row
 
 SCALING = (
     "E50 as a power of N, with its 95 % interval, and the test of that power against an overhead, E = c + a N. "
@@ -219,6 +220,7 @@ def list_facts(summary: Summary) -> list[tuple[str, str]]:
     versions = [f"{name} {' or '.join(found)}" for name, found in made.versions.items()]
     facts = [
         *(_list_times(begun, ended) if pd.notna(begun) else []),
+        *_list_launches(made.launches),
         ("work", f"{_format_duration(made.busy_s)} of training in all"),
         ("tables", summary.address),
         ("seeds", made.seeds),
@@ -228,6 +230,19 @@ def list_facts(summary: Summary) -> list[tuple[str, str]]:
     if made.shared:
         facts.append(("shared fields", " ".join(f"{name}={value}" for name, value in made.shared.items())))
     return facts
+
+
+def _list_launches(launches: Sequence[Row]) -> list[tuple[str, str]]:
+    """What is noted of the launches that came to their end: how long they took, and where."""
+    ended = [launch for launch in launches if launch.get("seconds") is not None]
+    if not ended:
+        return []
+    took = _format_duration(sum(launch["seconds"] for launch in ended))
+    machines = dict.fromkeys(
+        f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gib']:.0f} GiB, {machine['system']}"
+        for machine in (launch["machine"] for launch in ended)
+    )
+    return [("launches", f"{len(ended)}, {took} in all"), ("machine", "; ".join(machines))]
 
 
 def _list_times(begun: pd.Timestamp, ended: pd.Timestamp) -> list[tuple[str, str]]:

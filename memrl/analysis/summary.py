@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
-from memrl.analysis.cells import CELL_COLUMNS, IDENTITY, TUNED, measured_cells, number_groups
+from memrl.analysis.cells import IDENTITY, TUNED, measured_cells, number_groups, read_cells
 from memrl.analysis.curves import (
     CURVE_COLUMNS,
     Curves,
@@ -39,7 +39,8 @@ from memrl.analysis.style import describe_channels, sort_for_readers
 from memrl.analysis.verdicts.interference import judge_interference
 from memrl.analysis.verdicts.judge import judge_hypotheses
 from memrl.analysis.verdicts.verdict import Verdict
-from memrl.tables.schema import CURVES, EPISODES_TO_MEMORIZE
+from memrl.tables.launches import read_launches
+from memrl.tables.schema import CURVES, Row
 from memrl.tables.store import TableStore
 
 MAP_AXES = ("lora_rank", "learning_rate")
@@ -56,6 +57,7 @@ class Provenance:
         revisions: git revisions of the code.
         seeds: the seeds that occur, as text.
         shared: fields that are the same in every trained cell.
+        launches: notes of the launches, oldest first, where there are any (memrl.tables.launches).
     """
 
     versions: dict[str, list[str]]
@@ -64,6 +66,7 @@ class Provenance:
     revisions: list[str]
     seeds: str
     shared: dict[str, str]
+    launches: list[Row]
 
 
 @dataclass(frozen=True)
@@ -128,7 +131,7 @@ class Summary:
 
 
 def summarize_sweep(address: str, num_planned: int | None = None) -> Summary:
-    """Reads both tables and computes every number of the report.
+    """Reads the tables and computes every number of the report.
 
     Args:
         address: of the tables.
@@ -138,7 +141,7 @@ def summarize_sweep(address: str, num_planned: int | None = None) -> Summary:
         ValueError: there is no finished cell of a trained policy at the address.
     """
     store = TableStore(address)
-    table = store.read(EPISODES_TO_MEMORIZE, list(CELL_COLUMNS)).to_pandas()
+    table = read_cells(store)
     trained = join_distilled(table[(table["agent"] == "lora").to_numpy()])
     if trained.empty:
         raise ValueError(f"results must hold at least one finished cell, got none at {address}")
@@ -173,7 +176,7 @@ def summarize_sweep(address: str, num_planned: int | None = None) -> Summary:
         channels=channels,
         prior=_worst_priors(lora),
         verdicts=_judge_objectives(lora, curves),
-        provenance=_trace_provenance(trained),
+        provenance=_trace_provenance(trained, read_launches(store)),
         **{name: sort_for_readers(table, channels["label"]) for name, table in tables.items()},
     )
 
@@ -245,7 +248,7 @@ def _varying(cells: pd.DataFrame, names: tuple[str, ...]) -> list[str]:
     return [name for name in names if (grouped[name] > 1).any()]
 
 
-def _trace_provenance(trained: pd.DataFrame) -> Provenance:
+def _trace_provenance(trained: pd.DataFrame, launches: list[Row]) -> Provenance:
     versions: dict[str, list[str]] = {}
     for text in trained["versions"].dropna().unique():
         for name, version in json.loads(text).items():
@@ -263,6 +266,7 @@ def _trace_provenance(trained: pd.DataFrame) -> Provenance:
         revisions=sorted(trained["revision"].dropna().unique().tolist()),
         seeds=list_ranges(trained["seed"].unique()),
         shared=shared,
+        launches=launches,
     )
 
 

@@ -50,7 +50,7 @@ class AgentPlay:
         return self._receiver.poll(seconds)
 
     def rows(self) -> list[Row]:
-        """Waits for the agents' rows of episodes_to_memorize.
+        """Waits for the agents' rows.
 
         Raises:
             AgentsFailedError: something ended the play.

@@ -8,7 +8,7 @@ from memrl.config import TrainConfig
 from memrl.sweep.execution import Execution
 from memrl.sweep.machine import count_local_cpus, count_local_gpus
 from memrl.sweep.packing import choose_pack_size, estimate_pack_updates, pack_cells
-from memrl.tables.schema import CURVES, EPISODES_TO_MEMORIZE
+from memrl.tables.schema import AGENTS, CURVES, EPISODES_TO_MEMORIZE
 from memrl.tables.store import TableStore
 
 Bundles = list[dict[str, float]]
@@ -101,7 +101,7 @@ def describe_plan(cells: Mapping[str, TrainConfig], store: TableStore, execution
 
 def describe_addresses(store: TableStore) -> str:
     """Where the tables lie, in lines."""
-    titles = {EPISODES_TO_MEMORIZE: "tables: ", CURVES: "        "}
+    titles = {EPISODES_TO_MEMORIZE: "tables: ", CURVES: "        ", AGENTS: "        "}
     return "\n".join(f"{title}{store.table_address(table)}" for table, title in titles.items())
 
 

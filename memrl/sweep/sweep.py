@@ -26,9 +26,9 @@ from memrl.sweep.rollouts import POOL, count_places, uses_engines
 from memrl.sweep.stopping import StopRequest, catch_signals
 from memrl.sweep.stretch import Stretch
 from memrl.sweep.watchdog import watch_daemons
+from memrl.tables.launches import LaunchNote
 from memrl.tables.places import absolute_address, local_folder
-from memrl.tables.rows import LORA
-from memrl.tables.schema import EPISODES_TO_MEMORIZE
+from memrl.tables.schema import AGENTS, EPISODES_TO_MEMORIZE
 from memrl.tables.store import TableStore
 from memrl.tables.wandb_log import WandbLog
 
@@ -68,8 +68,8 @@ class Sweep:
         self._name, self._cells, self._execution = name, cells, execution
         self._store, self._command, self._console = store, command, console
         self.left = find_left(store, cells)
-        rows = store.read(EPISODES_TO_MEMORIZE, ["cell_id", "agent", "status"]).to_pylist()
-        self._played = {row["cell_id"] for row in rows if row["agent"] != LORA}
+        rows = store.read(EPISODES_TO_MEMORIZE, ["cell_id", "status"]).to_pylist()
+        self._played = set(store.read(AGENTS, ["cell_id"])["cell_id"].to_pylist())
         self.unplayed = find_unplayed(cells.values(), self._played)
         self.stop = StopRequest()
         self._interrupted = self.left.keys() - {row["cell_id"] for row in rows if row["status"] == "failed"}
@@ -125,6 +125,7 @@ class Sweep:
             StartError: Ray or the engines can't be started.
         """
         start = time.monotonic()
+        note = LaunchNote(self._store, self._name, self._command, len(self.left))
         # A cell that failed before is tried again, so its old row goes.
         self._store.drop_cells(self.left)
         with self._line, catch_signals(self.stop):
@@ -140,6 +141,7 @@ class Sweep:
                 with self._writing():
                     self._recorder.flush()
                     self._store.compact()
+                    note.end()
         self._seconds = time.monotonic() - start
 
     def _train(self) -> None:
@@ -189,7 +191,7 @@ class Sweep:
             with self._writing():
                 # Cells that an earlier launch has played for may share some of their agents' rows with these.
                 rows = [row for row in self._agents.rows() if row["cell_id"] not in self._played]
-                self._store.append(EPISODES_TO_MEMORIZE, rows)
+                self._store.append(AGENTS, rows)
         except AgentsFailedError as error:
             self._agents_problem = f"the baseline agents can't play: {error}"
 

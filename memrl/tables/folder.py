@@ -10,8 +10,8 @@ import pyarrow as pa
 from pyarrow import fs
 
 from memrl.tables.files import is_local, read_file, remove_file, remove_leftovers, replace_file
-from memrl.tables.parts import KEYS, DamagedPartError, decode_part, encode_part, is_current
-from memrl.tables.schema import SCHEMAS
+from memrl.tables.parts import KEYS, DamagedPartError, decode_older_agents, decode_part, encode_part, is_current
+from memrl.tables.schema import AGENTS, SCHEMAS
 
 PART_ROWS = 65_536
 """A part file holds no more rows than this, unless one append brings more."""
@@ -60,7 +60,7 @@ class TableFolder:
         """
         if self._growing.num_rows and self._growing.num_rows + more.num_rows > PART_ROWS:
             self._begin_next()
-        self._growing = _sort_newest(pa.concat_tables([self._growing, more]), self.key)
+        self._growing = sort_newest(pa.concat_tables([self._growing, more]), self.key)
         self._put(f"{self._path}/part-{self._run}-{self._number:05d}.parquet", self._growing)
 
     def read(self, columns: Sequence[str]) -> pa.Table:
@@ -74,6 +74,17 @@ class TableFolder:
                 # A compaction may take parts away after they were listed; then the merged one is there.
                 return self._read_parts(columns)
         return self._read_parts(columns)
+
+    def read_older_agents(self) -> pa.Table:
+        """The rows of agents in parts of episodes_to_memorize from when they stood there."""
+        found = [SCHEMAS[AGENTS].empty_table()]
+        for part in self.list_parts():
+            with suppress(FileNotFoundError):
+                try:
+                    found.append(decode_older_agents(part, read_file(self._filesystem, part)))
+                except DamagedPartError as error:
+                    self._meet_damage(part, error)
+        return _concat_all(found)
 
     def mend(self, *, alone: bool) -> None:
         """Meets the damage of every part.
@@ -89,7 +100,7 @@ class TableFolder:
             with suppress(FileNotFoundError):
                 keys.append(self._mend_part(part, alone=alone).select(self.key))
         found = pa.concat_tables(keys)
-        if alone and _sort_newest(found, self.key).num_rows < found.num_rows:
+        if alone and sort_newest(found, self.key).num_rows < found.num_rows:
             # A compaction was killed when its merged part was there and the small ones were too.
             self._merge(self.list_parts())
 
@@ -121,7 +132,7 @@ class TableFolder:
         self._growing, self._number = _empty(self.schema), self._number + 1
 
     def _merge(self, parts: list[str]) -> None:
-        self._put(parts[-1], _sort_newest(_concat_all([self._read_part(part) for part in parts]), self.key))
+        self._put(parts[-1], sort_newest(_concat_all([self._read_part(part) for part in parts]), self.key))
         for part in parts[:-1]:
             remove_file(self._filesystem, part)
 
@@ -135,7 +146,7 @@ class TableFolder:
 
     def _read_parts(self, columns: Sequence[str]) -> pa.Table:
         parts = [self._read_part(part, columns).select(columns) for part in self.list_parts()]
-        return _sort_newest(pa.concat_tables([_empty(self.schema).select(columns), *parts]), self.key)
+        return sort_newest(pa.concat_tables([_empty(self.schema).select(columns), *parts]), self.key)
 
     def _read_part(self, part: str, columns: Sequence[str] | None = None) -> pa.Table:
         """The rows of a part; none where its damage was met and the part set aside."""
@@ -160,7 +171,7 @@ def _concat_all(parts: Sequence[pa.Table]) -> pa.Table:
     return pa.concat_tables(chosen, promote_options="default")
 
 
-def _sort_newest(rows: pa.Table, key: Sequence[str]) -> pa.Table:
+def sort_newest(rows: pa.Table, key: Sequence[str]) -> pa.Table:
     """Sorts by the key and keeps the last of the rows with one key."""
     if rows.num_rows == 0:
         return rows

@@ -6,21 +6,24 @@ file, and parquet's checksums of pages, by which other readers may check what th
 
 import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from memrl.tables.schema import CURVES, EPISODES_TO_MEMORIZE, SCHEMAS
+from memrl.tables.older import LAST_MIXED_VERSION, NEEDED, keep_agents, keep_trained
+from memrl.tables.schema import AGENTS, CURVES, EPISODES_TO_MEMORIZE, REPEATED, SCHEMAS
 
-KEYS = {CURVES: ("cell_id", "update"), EPISODES_TO_MEMORIZE: ("cell_id", "agent")}
+KEYS = {CURVES: ("cell_id", "update"), EPISODES_TO_MEMORIZE: ("cell_id", "agent"), AGENTS: ("cell_id", "agent")}
 """The columns that name a row of each table; rows are sorted by them."""
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Raised when a column comes to mean something else; a column more or less needs no new version.
 
-Parts of version 0 name none, and have no checksums.
+Parts of version 0 name none, and have no checksums. What changed with version 2: `memrl.tables.older`.
 """
+
+_DICTIONARY = pa.dictionary(pa.int32(), pa.string())
 
 _VERSION, _CHECKSUM = "memrl.schema_version", "memrl.crc32"
 _MARK = b"crc32="
@@ -46,6 +49,7 @@ def encode_part(rows: pa.Table, level: int | None = None) -> bytes:
         rows: of the table's schema.
         level: zstd's, 1 to 22; None: what pyarrow takes.
     """
+    rows = rows.combine_chunks().cast(store_schema(rows.schema))
     floats = [field.name for field in rows.schema if pa.types.is_floating(field.type)]
     options = {
         "compression": "zstd",
@@ -61,6 +65,13 @@ def encode_part(rows: pa.Table, level: int | None = None) -> bytes:
     blank = sink.getvalue().to_pybytes()
     before, mark, after = blank.rpartition(_UNSUMMED)
     return b"".join((before, _sum(blank), after)) if mark else blank
+
+
+def store_schema(schema: pa.Schema) -> pa.Schema:
+    """The schema of part files: text of few values is a dictionary."""
+    repeated = [field.metadata is not None and REPEATED in field.metadata for field in schema]
+    fields = [field.with_type(_DICTIONARY) if few else field for field, few in zip(schema, repeated, strict=True)]
+    return pa.schema(fields, schema.metadata)
 
 
 def decode_part(path: str, table: str, content: bytes, columns: Sequence[str] | None = None) -> pa.Table:
@@ -79,6 +90,31 @@ def decode_part(path: str, table: str, content: bytes, columns: Sequence[str] | 
         DamagedPartError: the bytes are not those that were written, or never were a part of this table.
         ValueError: a later version of memrl wrote it.
     """
+    needed = None if columns is None else {*columns, *NEEDED}
+    version, held, rows = _decode(path, content, needed)
+    _check_keys(path, table, held, rows)
+    rows = _declare(path, rows, SCHEMAS[table], needed)
+    if table == EPISODES_TO_MEMORIZE and version <= LAST_MIXED_VERSION:
+        rows = keep_trained(rows)
+    return rows if columns is None else rows.select([name for name in rows.column_names if name in columns])
+
+
+def decode_older_agents(path: str, content: bytes) -> pa.Table:
+    """The rows of agents in a part of episodes_to_memorize that was written when they stood there; else none.
+
+    Raises:
+        DamagedPartError: the bytes are not those that were written, or never were a part of this table.
+        ValueError: a later version of memrl wrote it.
+    """
+    version, held, rows = _decode(path, content, None)
+    _check_keys(path, EPISODES_TO_MEMORIZE, held, rows)
+    if version > LAST_MIXED_VERSION:
+        return SCHEMAS[AGENTS].empty_table()
+    return keep_agents(_declare(path, rows, SCHEMAS[EPISODES_TO_MEMORIZE], None)).cast(SCHEMAS[AGENTS])
+
+
+def _decode(path: str, content: bytes, columns: Collection[str] | None) -> tuple[int, list[str], pa.Table]:
+    """A part's version, the columns it holds, and these of them."""
     summed = _check_sum(path, content)
     try:
         file = pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True)
@@ -92,8 +128,7 @@ def decode_part(path: str, table: str, content: bytes, columns: Sequence[str] | 
         raise DamagedPartError(path, "a file without its checksum")
     if version > SCHEMA_VERSION:
         raise ValueError(f"results must be of schema version {SCHEMA_VERSION} at most, got {version} in {path}")
-    _check_keys(path, table, held, rows)
-    return _declare(path, rows, SCHEMAS[table], columns)
+    return version, held, rows
 
 
 def is_current(content: bytes, table: str) -> bool:
@@ -151,11 +186,13 @@ def _cast(path: str, rows: pa.Table, field: pa.Field) -> pa.ChunkedArray:
 
 
 def _is_like(held: pa.DataType, declared: pa.DataType) -> bool:
-    """Whether values of one type are values of the other: texts, truth values, or numbers."""
+    """Whether values of one type are values of the other: texts, truth values, or numbers; a time may be a text."""
     if pa.types.is_null(held) or held == declared:
         return True
     if pa.types.is_dictionary(held):
         return _is_like(held.value_type, declared)
+    if pa.types.is_timestamp(declared):
+        return _is_text(held) or pa.types.is_timestamp(held)
     return next((is_kind(held) for is_kind in (_is_text, _is_number) if is_kind(declared)), False)
 
 

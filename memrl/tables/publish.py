@@ -4,6 +4,7 @@ import numpy as np
 import pyarrow as pa
 
 from memrl.tables.files import find_filesystem, remove_file, replace_file
+from memrl.tables.launches import FILE
 from memrl.tables.parts import encode_part
 from memrl.tables.schema import CURVES, SCHEMAS
 from memrl.tables.store import TableStore
@@ -14,7 +15,7 @@ _SMALLEST = 19
 
 
 def publish_tables(store: TableStore, address: str, curve_rows: int | None = None) -> None:
-    """Writes the tables of a sweep to another folder, each as one part file, in place of what was there.
+    """Writes the tables of a sweep, and its sweep.json, to another folder: each table as one part file.
 
     Args:
         store: the sweep's own tables.
@@ -27,16 +28,20 @@ def publish_tables(store: TableStore, address: str, curve_rows: int | None = Non
         ValueError: the store's tables can't be read, or curve_rows is less than two.
         OSError: the folder can't be written.
     """
+    published = TableStore(address)
     filesystem, root = find_filesystem(address)
-    for table in SCHEMAS:
-        rows = store.read(table)
+    # All are read before any is written: they may be the same tables.
+    for table, rows in {table: store.read(table) for table in SCHEMAS}.items():
         if table == CURVES and curve_rows is not None:
             rows = thin_curves(rows, curve_rows)
         folder = f"{root.rstrip('/')}/{table}"
         replace_file(filesystem, f"{folder}/{_PART}", encode_part(rows, _SMALLEST))
-        for part in TableStore(address).list_parts(table):
+        for part in published.list_parts(table):
             if part != f"{folder}/{_PART}":
                 remove_file(filesystem, part)
+    launches = store.read_text(FILE)
+    if launches is not None:
+        published.write_text(FILE, launches)
 
 
 def thin_curves(curves: pa.Table, curve_rows: int) -> pa.Table:

@@ -1,11 +1,11 @@
-"""Rows of episodes_to_memorize: of trained cells, of cells that failed before they could train, and of agents."""
+"""Rows of episodes_to_memorize, of trained cells and of those that failed before they could train; rows of agents."""
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
 
 from memrl.config import TrainConfig, hash_fields
 from memrl.tables.provenance import describe_processor, describe_versions, find_revision
-from memrl.tables.schema import EPISODES_TO_MEMORIZE_SCHEMA, Row
+from memrl.tables.schema import AGENTS_SCHEMA, EPISODES_TO_MEMORIZE_SCHEMA, Row
 from memrl.task.reach import MILESTONES
 from memrl.task.result import RunResult
 from memrl.task.reward import Channel, build_channel
@@ -54,16 +54,15 @@ def failed_row(config: TrainConfig, error: str) -> Row:
 
 
 def agent_row(run: AgentRun) -> Row:
-    """The row of an agent that played a cell's channel and secret, from an exactly uniform prior."""
+    """The row in `agents` of one that played a cell's channel and secret, from an exactly uniform prior."""
     config = run.config
-    return {
+    row = {
         **_describe(run.agent, config, run.fields),
         **_describe_channel(build_channel(config)),
         **_describe_result(run.result),
         "cell_id": agent_id(run.agent, config, run.fields),
-        "prior_kl_bits": 0.0,
-        "prior_well_formed": 1.0,
     }
+    return {name: row[name] for name in AGENTS_SCHEMA.names}
 
 
 def agent_id(agent: str, config: TrainConfig, fields: Mapping[str, object]) -> str:
@@ -90,7 +89,7 @@ def _describe(agent: str, config: TrainConfig, fields: Mapping[str, object]) -> 
         "channel": config.channel_name,
         "secret": cell_secret(config) if config.num_secrets <= _COLUMN_LIMIT else None,
         "signal_bits": config.signal_bits,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "created": datetime.now(UTC).replace(microsecond=0),
         "versions": describe_versions(),
         "processor": describe_processor(),
         "revision": find_revision(),
@@ -112,9 +111,8 @@ def _describe_channel(channel: Channel) -> Row:
 def _describe_result(result: RunResult) -> Row:
     row: Row = {}
     for name in MILESTONES:
-        reached = result.first_reach.get(name)
-        row[name] = result.episodes if reached is None else reached
-        row[f"{name}_censored"] = reached is None
+        row[name] = result.first_reach.get(name)
+        row[f"{name}_censored"] = row[name] is None
     return row | {
         "slope_bits": result.slope_bits,
         "episodes": result.episodes,

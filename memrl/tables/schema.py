@@ -1,17 +1,23 @@
-"""The two tables, declared once: what a column is called, its type and its unit."""
+"""The tables, declared once: what a column is called, its type, and what it means."""
 
 from typing import Any, get_args
 
+import chz
 import pyarrow as pa
 
-from memrl.config import TrainConfig
+from memrl.config import NETWORK_ROLES, TrainConfig, fields_of
 
 CURVES = "curves"
 EPISODES_TO_MEMORIZE = "episodes_to_memorize"
+AGENTS = "agents"
 
 Row = dict[str, Any]
 """A row of a table, or of a data frame made of one, by column."""
 
+REPEATED = b"repeated"
+"""In a column's metadata: text of few values, which files hold as a dictionary (pandas reads a categorical)."""
+
+TIME = pa.timestamp("us", tz="UTC")
 
 _ARROW_TYPES = {int: pa.int64(), float: pa.float64()}
 
@@ -28,9 +34,20 @@ def _column(name: str, type_: pa.DataType, doc: str) -> pa.Field:
     return pa.field(name, type_, metadata={"doc": doc})
 
 
+def _text(name: str, doc: str) -> pa.Field:
+    """A column of text of few values."""
+    return pa.field(name, pa.string(), metadata={"doc": doc, REPEATED: b"true"})
+
+
+def _field_column(name: str) -> pa.Field:
+    """The column of a field of TrainConfig, which is null where the cell has no use for it."""
+    type_, doc = _arrow_type(name), chz.chz_fields(TrainConfig)[name]._doc
+    return _text(name, doc) if type_ == pa.string() else _column(name, type_, doc)
+
+
 CURVES_SCHEMA = pa.schema(
     [
-        _column("cell_id", pa.string(), "the cell"),
+        _text("cell_id", "the cell"),
         _column("update", pa.int32(), "updates before this row; 0 is the untrained policy"),
         _column("episodes", pa.int64(), "episodes (sft: examples) before this row"),
         _column("observed_bits", pa.float32(), "bits an ideal Bayes observer of the feedback knows; NaN if unobserved"),
@@ -53,13 +70,9 @@ CURVES_SCHEMA = pa.schema(
 EPISODES_TO_MEMORIZE_SCHEMA = pa.schema(
     [
         _column("cell_id", pa.string(), "hash of the fields that change the result"),
-        _column("agent", pa.string(), "lora (a trained policy), or the agent of memrl.theory that made the row"),
-        _column("channel", pa.string(), "TrainConfig.channel_name"),
-        *(
-            _column(name, _arrow_type(name), f"TrainConfig.{name}")
-            for name in TrainConfig.__annotations__
-            if name != "secret"
-        ),
+        _text("agent", "who was trained: lora, a policy that memrl trains, or whatever another trainer is called"),
+        _text("channel", "a short name of what an episode tells"),
+        *(_field_column(name) for name in TrainConfig.__annotations__ if name != "secret"),
         _column("secret", pa.int64(), "the integer that was hidden, or a sequence's number; null beyond 64 bits"),
         _column("signal_bits", pa.float64(), "H(S): log2 of the number of secrets"),
         _column("capacity_nominal_bits", pa.float64(), "bits per episode by the usual count; inf if continuous"),
@@ -71,32 +84,55 @@ EPISODES_TO_MEMORIZE_SCHEMA = pa.schema(
         _column("prior_kl_bits", pa.float64(), "KL(uniform || policy) before the first update"),
         _column("prior_well_formed", pa.float64(), "mass on answers in range before the first update"),
         _column("interference", pa.float64(), "mean cosine of the gradients of its prompt's places in the base model"),
-        _column("base_hash", pa.string(), "stands for the base model's weights and architecture"),
-        _column("tokenizer_hash", pa.string(), "stands for its tokenizer and chat template"),
-        _column("base_commit", pa.string(), "the hub's commit of it; null where it is not the hub's"),
-        _column("prompt_hash", pa.string(), "stands for the prompt's token ids"),
+        _text("base_hash", "stands for the base model's weights and architecture"),
+        _text("tokenizer_hash", "stands for its tokenizer and chat template"),
+        _text("base_commit", "the hub's commit of it; null where it is not the hub's"),
+        _text("prompt_hash", "stands for the prompt's token ids"),
         _column("answer_tokens", pa.int64(), "tokens of the longest answer, stop token included"),
-        _column("e50", pa.int64(), "episodes before P(secret) first reached 0.5; if censored: episodes used in all"),
+        _column("e50", pa.int64(), "episodes before P(secret) first reached 0.5; null if it never did"),
         _column("e50_censored", pa.bool_(), "the run ended before P(secret) reached 0.5"),
-        _column("e90", pa.int64(), "episodes before P(secret) first reached 0.9; if censored: episodes used in all"),
+        _column("e90", pa.int64(), "episodes before P(secret) first reached 0.9; null if it never did"),
         _column("e90_censored", pa.bool_(), "the run ended before P(secret) reached 0.9"),
-        _column("half_bits", pa.int64(), "episodes before absorbed_bits first reached half of signal_bits; as e50"),
+        _column("half_bits", pa.int64(), "episodes before absorbed_bits first reached half of signal_bits, or null"),
         _column("half_bits_censored", pa.bool_(), "the run ended before it absorbed half of signal_bits"),
         _column("slope_bits", pa.float64(), "bits absorbed per episode between 10 % and 50 % of signal_bits, or null"),
         _column("episodes", pa.int64(), "episodes used in all"),
         _column("updates", pa.int64(), "updates made"),
         _column("absorbed_bits", pa.float64(), "at the end"),
         _column("observed_bits", pa.float64(), "at the end"),
-        _column("status", pa.string(), "memorized, budget_spent or failed"),
+        _text("status", "memorized, budget_spent or failed"),
         _column("error", pa.string(), "what failed; null otherwise"),
         _column("seconds", pa.float64(), "the cell's share of its pack's wall time"),
         _column("tokens", pa.int64(), "tokens of all episodes, as a sampler without sharing would count them"),
-        _column("created", pa.string(), "UTC time of the row, ISO 8601"),
-        _column("versions", pa.string(), "JSON: memrl, python, torch, transformers, ray, and what else ran"),
-        _column("processor", pa.string(), "name of the GPU that it trained on, or of the processor"),
-        _column("revision", pa.string(), "git revision of the code; null outside a checkout"),
+        _column("created", TIME, "when the row was written"),
+        _text("versions", "JSON: memrl, python, torch, transformers, ray, and what else ran"),
+        _text("processor", "name of the GPU that it trained on, or of the processor"),
+        _text("revision", "git revision of the code; null outside a checkout"),
     ]
 )
-"""One row per finished cell."""
+"""One row per cell that was trained to its end, or failed."""
 
-SCHEMAS = {CURVES: CURVES_SCHEMA, EPISODES_TO_MEMORIZE: EPISODES_TO_MEMORIZE_SCHEMA}
+_OF_NETWORKS = {
+    *(set(fields_of(*NETWORK_ROLES)) - {"learning_rate"}),
+    *(
+        "prior_kl_bits",
+        "prior_well_formed",
+        "interference",
+        "base_hash",
+        "tokenizer_hash",
+        "base_commit",
+        "prompt_hash",
+    ),
+    *("answer_tokens", "tokens", "error", "processor"),
+}
+
+AGENTS_SCHEMA = pa.schema(
+    [
+        _column("cell_id", pa.string(), "hash of who played, and of the fields that it has a use for"),
+        _text("agent", "who played, such as greedy or tabular_pg (memrl.theory.agents)"),
+        *(field for field in EPISODES_TO_MEMORIZE_SCHEMA if field.name not in {*_OF_NETWORKS, "cell_id", "agent"}),
+    ]
+)
+"""One row per agent of memrl.theory, channel and secret (tabular_pg: and setting)."""
+
+SCHEMAS = {CURVES: CURVES_SCHEMA, EPISODES_TO_MEMORIZE: EPISODES_TO_MEMORIZE_SCHEMA, AGENTS: AGENTS_SCHEMA}

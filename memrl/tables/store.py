@@ -11,11 +11,11 @@ import pyarrow as pa
 from memrl.config import did_you_mean
 from memrl.errors import WriteError
 from memrl.tables.conform import conform
-from memrl.tables.files import find_filesystem, is_local, replace_file
-from memrl.tables.folder import TableFolder
+from memrl.tables.files import find_filesystem, is_local, read_file, replace_file
+from memrl.tables.folder import TableFolder, sort_newest
 from memrl.tables.lock import hold_folder, hold_rewriting
 from memrl.tables.parts import DamagedPartError
-from memrl.tables.schema import CURVES, EPISODES_TO_MEMORIZE, SCHEMAS, Row
+from memrl.tables.schema import AGENTS, CURVES, EPISODES_TO_MEMORIZE, SCHEMAS, Row
 
 DAMAGED = "damaged"
 """The folder beside the tables where a writer puts what it finds there and can't read."""
@@ -80,6 +80,8 @@ class TableStore:
             self._is_writing = True
             try:
                 with self._told_in_one_line():
+                    if cell_id is None:
+                        self._move_older_agents()
                     for folder in self._folders.values():
                         folder.mend(alone=cell_id is None)
                 yield
@@ -105,7 +107,7 @@ class TableStore:
         A row of episodes_to_memorize with a value that its column can't hold is written without it, as a failed one.
 
         Args:
-            table: episodes_to_memorize or curves.
+            table: episodes_to_memorize, curves or agents.
             rows: dicts or a pyarrow table, with exactly the declared columns.
 
         Returns:
@@ -138,6 +140,19 @@ class TableStore:
         with self._told_in_one_line():
             replace_file(self._filesystem, f"{self._root}/{name}", text.encode())
 
+    def read_text(self, name: str) -> str | None:
+        """What `write_text` wrote under a name; None where there is no such file.
+
+        Raises:
+            ValueError: the file can't be read.
+        """
+        try:
+            return read_file(self._filesystem, f"{self._root}/{name}").decode()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise ValueError(f"results must be readable, got {self.address!r} ({error})") from error
+
     def list_parts(self, table: str) -> list[str]:
         """Paths of a table's part files, oldest first."""
         _check_table(table)
@@ -147,7 +162,7 @@ class TableStore:
         """Reads a table, sorted by its key; of rows with one key, the newest.
 
         Args:
-            table: episodes_to_memorize or curves.
+            table: episodes_to_memorize, curves or agents.
             columns: the columns to read; None reads all.
 
         Raises:
@@ -158,7 +173,11 @@ class TableStore:
         folder = self._folders[table]
         names = list(columns) if columns is not None else folder.schema.names
         try:
-            return folder.read(list(dict.fromkeys([*names, *folder.key]))).select(names)
+            rows = folder.read(list(dict.fromkeys([*names, *folder.key])))
+            if table == AGENTS:
+                older = self._folders[EPISODES_TO_MEMORIZE].read_older_agents().select(rows.column_names)
+                rows = sort_newest(pa.concat_tables([older, rows]), folder.key)
+            return rows.select(names)
         except OSError as error:
             raise ValueError(f"results must be readable, got {self.address!r} ({error})") from error
 
@@ -184,6 +203,7 @@ class TableStore:
             return
         turn = hold_rewriting(Path(self._root)) if is_local(self._filesystem) else nullcontext()
         with turn, self._told_in_one_line():
+            self._move_older_agents()
             for folder in self._folders.values():
                 folder.drop_rows(dropped)
 
@@ -199,6 +219,15 @@ class TableStore:
         with self._told_in_one_line():
             for folder in self._folders.values():
                 folder.compact()
+
+    def _move_older_agents(self) -> None:
+        """Writes rows of agents that stand in older parts of episodes_to_memorize where they belong.
+
+        What rewrites those parts afterwards leaves the rows out; until then `read` counts none twice.
+        """
+        older = self._folders[EPISODES_TO_MEMORIZE].read_older_agents()
+        if older.num_rows:
+            self._folders[AGENTS].grow(older.select(SCHEMAS[AGENTS].names))
 
     def _lock(self, cell_id: str | None) -> AbstractContextManager[None]:
         return hold_folder(Path(self._root), cell_id) if is_local(self._filesystem) else nullcontext()

@@ -8,6 +8,7 @@ import shlex
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from memrl.config import TrainConfig
@@ -171,9 +172,10 @@ def _group_points(curves: "pa.Table", cell_ids: set[str]) -> "dict[str, list[Row
 
 def _name_run(row: "Row") -> str:
     """Names what a run shows: a cell that is trained again makes another run."""
-    return f"{row['cell_id']}@{row['created']}"
+    return f"{row['cell_id']}@{row['created'].isoformat()}"
 
 
 def _drop_missing(values: "Row") -> "Row":
-    """What was measured: without None and NaN."""
-    return {key: v for key, v in values.items() if v is not None and not (isinstance(v, float) and math.isnan(v))}
+    """What was measured, without None and NaN; times as text."""
+    known = {key: v for key, v in values.items() if v is not None and not (isinstance(v, float) and math.isnan(v))}
+    return {key: v.isoformat() if isinstance(v, datetime) else v for key, v in known.items()}

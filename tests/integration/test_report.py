@@ -25,6 +25,7 @@ from memrl.analysis.page import write_report
 from memrl.analysis.sentences import describe_collapse
 from memrl.analysis.summary import summarize_sweep
 from memrl.report import ReportRequest, find_tables, main
+from memrl.tables.schema import SCHEMAS
 from memrl.tables.store import TableStore
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -148,12 +149,14 @@ def test_a_median_that_was_not_reached_has_an_arrow_and_no_dot(summary):
 def test_several_models_are_drawn_apart_and_named(sweep, tmp_path):
     source, target = TableStore(str(sweep)), TableStore(str(tmp_path))
     target.create()
-    for table in ("episodes_to_memorize", "curves"):
+    for table in SCHEMAS:
         rows = source.read(table)
         target.append(table, rows)
+        if table == "agents":
+            continue
         other = rows.to_pandas().assign(cell_id=lambda frame: frame["cell_id"].str[:-1] + "z")
         if table == "episodes_to_memorize":
-            other = other[other["agent"] == "lora"].assign(model="org/other")
+            other = other.assign(model="org/other")
         target.append(table, pa.Table.from_pandas(other, schema=rows.schema, preserve_index=False))
     page = write_report(str(tmp_path)).read_text("utf-8")
     stems = re.findall(r'class="drawing" .*?data-stem="(.*?)"', page)
@@ -173,8 +176,8 @@ def test_open_intervals_are_arrows(summary):
 
 def test_table_holds_every_setting(sweep, report):
     settings = read_script(report[1], "settings-data")
-    cells = pd.read_parquet(sweep / "episodes_to_memorize")
-    measured = cells[cells["e50"].notna()]
+    cells = pd.concat([pd.read_parquet(sweep / table) for table in ("episodes_to_memorize", "agents")])
+    measured = cells[cells["absorbed_bits"].notna()]
     keys = ["agent", "channel", "N", "learning_rate", "lora_rank"]
     assert len(settings["rows"]) == len(measured.drop_duplicates(keys))
     heads = re.findall(r"<button type=\"button\">(.*?)</button></th>", report[1])
@@ -235,7 +238,8 @@ def test_one_cell_is_enough(sweep, tmp_path):
 
 
 def test_no_curves_leave_out_the_figures_that_need_them(sweep, tmp_path):
-    shutil.copytree(sweep / "episodes_to_memorize", tmp_path / "episodes_to_memorize")
+    for table in ("episodes_to_memorize", "agents"):
+        shutil.copytree(sweep / table, tmp_path / table)
     page = write_report(str(tmp_path)).read_text("utf-8")
     assert re.findall(r'<figure id="figure-(\w+)"', page) == ["rate", "episodes", "agents", "maps"]
 
@@ -305,8 +309,8 @@ def test_cells_that_all_failed_are_refused_though_the_agents_played(sweep, tmp_p
     source, target = TableStore(str(sweep)), TableStore(str(tmp_path))
     target.create()
     cells = source.read("episodes_to_memorize")
-    kept = pc.or_(pc.equal(cells["status"], "failed"), pc.not_equal(cells["agent"], "lora"))
-    target.append("episodes_to_memorize", cells.filter(kept))
+    target.append("episodes_to_memorize", cells.filter(pc.equal(cells["status"], "failed")))
+    target.append("agents", source.read("agents"))
     with pytest.raises(ValueError, match="results must hold a cell that measured something, got 1 failed at"):
         summarize_sweep(str(tmp_path))
 
