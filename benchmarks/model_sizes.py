@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from memrl.config import did_you_mean
+from memrl.suggest import did_you_mean
 
 
 @dataclass(frozen=True)

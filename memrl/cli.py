@@ -17,9 +17,10 @@ from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin
 
 import chz
 
-from memrl.config import TrainConfig, did_you_mean
+from memrl.config import TrainConfig
 from memrl.errors import RefusedError, StartError
 from memrl.policy.model_folder import check_model_folder
+from memrl.suggest import did_you_mean
 from memrl.sweep.execution import RunOptions
 
 T = TypeVar("T")

@@ -3,20 +3,17 @@
 import hashlib
 import json
 import math
-import re
 from collections.abc import Callable, Iterable, Mapping
-from difflib import get_close_matches
 from functools import cache
 from inspect import signature
-from string import Formatter
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import chz
-from chz.tiepin import is_subtype_instance
 
+from memrl.cell_rules import check_cell, list_choices
 from memrl.channels import REWARDS, ChannelKind, channel_kind
 from memrl.model_files import name_files
-from memrl.reward_code import name_code
+from memrl.reward_code import is_address, name_code
 
 EnvType = Literal["single_step", "multi_step"]
 Algorithm = Literal["rl", "sft", "distill"]
@@ -44,23 +41,7 @@ REWARD_TYPES = tuple(REWARDS)
 RESULT_VERSION = 3
 """Part of every cell_id: raised when a change of the code, or of a default, changes what a cell measures."""
 
-_ABBREVIATIONS = {
-    **{"lr": "learning_rate", "bs": "batch_size", "batch": "batch_size", "epsilon": "adam_epsilon"},
-    **{"max_steps": "n_steps", "num_steps": "n_steps", "updates": "n_steps", "episodes": "max_episodes"},
-    **{"r": "lora_rank", "rank": "lora_rank", "alpha": "lora_alpha", "reward": "reward_type", "env": "env_type"},
-}
-"""What other tools call our fields."""
-
-NEEDS_NO_PEER = ("constant_baseline", "rejection")
-"""Advantages that an episode has without others to compare it with."""
-
-_FOR_ZERO_OR_ONE = ("rejection", "maxrl")
 _WITH_TEMPERATURE = ("exponential_weights", "delightful")
-
-MOST_PROMPT = 20_000
-"""The most characters of a prompt's template."""
-
-_CUSTOM_REWARD = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 ROLES = {
     "task": "what is memorized, and by which algorithm",
@@ -88,62 +69,6 @@ NETWORK_ROLES = ("loss", "optimizer", "adapter", "base", "sampler", "explore", "
 
 SHARED_ROLES = ("base", "sampler", "reuse", "explore")
 """Of fields in which the cells of a pack must agree; besides, all or none of them are distilled."""
-
-
-MOST_SECRETS = 1 << 17
-"""The largest N: capacities and observers enumerate all N² pairs of guess and secret."""
-
-MOST_SIGNAL_BITS = 1024
-"""The most bits of a secret."""
-
-MOST_KEYED_BITS = 1_000_000
-"""The most bits of all keys' secrets."""
-
-MOST_KEYS = 100_000
-"""The most keys: their numbers have five digits at most."""
-
-MOST_OBSERVER_BYTES = 4 << 30
-"""The most memory of the observer of all keys."""
-
-MOST_LISTED = 4096
-"""The most secrets of a sequence that are gone through one by one; integers always are."""
-
-MOST_EPISODES = 10_000_000
-"""The most episodes of an update, whose sampling takes about `_EPISODE_BYTES` each."""
-
-MOST_RANK = 4096
-"""The highest rank of an adapter."""
-
-MOST_UPDATES = 2**31 - 1
-"""The most updates of a run: the tables count them in 32 bits."""
-
-_INTEGER_LIMIT = 1 << 63
-_EPISODE_BYTES = 200
-_MOST_CHOICES = 12
-
-
-def did_you_mean(word: str, choices: Iterable[str]) -> str:
-    """Returns `; did you mean 'x'?` for the choice that a word stands for, or a few choices where it stands for none.
-
-    A word stands for a choice that differs in case alone, whose initials or last part it is, or that is spelled alike.
-
-    >>> did_you_mean("binery", ["binary", "distance"])
-    "; did you mean 'binary'?"
-    >>> did_you_mean("lr", ["lora_rank", "learning_rate", "N"]), did_you_mean("n", ["n_steps", "N"])
-    ("; did you mean 'learning_rate'?", "; did you mean 'N'?")
-    """
-    choices = list(choices)
-    means: list[Callable[[str], bool]] = [
-        lambda choice: choice.lower() == word.lower(),
-        lambda choice: choice == _ABBREVIATIONS.get(word.lower()),
-        lambda choice: choice.endswith(f"_{word}"),
-        lambda choice: choice in get_close_matches(word, choices, n=1),
-    ]
-    for stands_for in means:
-        meant = [choice for choice in choices if stands_for(choice)]
-        if len(meant) == 1:
-            return f"; did you mean {meant[0]!r}?"
-    return f"; choose from {', '.join(choices)}" if len(choices) <= _MOST_CHOICES else "; --help lists them all"
 
 
 def _field(role: str, default: object, doc: str, munger: Callable[..., object] | None = None) -> Any:
@@ -243,179 +168,8 @@ class TrainConfig:
     rollout: Rollout = _field("sampler", "in_process", "who samples the episodes")
 
     @chz.validate
-    def _check_types(self) -> None:
-        # Stands before the other rules, which compare numbers with numbers.
-        for name, annotation in TrainConfig.__annotations__.items():
-            value = getattr(self, name)
-            is_right = type(value) is annotation or is_subtype_instance(value, annotation)
-            if isinstance(value, bool) or not is_right:
-                choices = literal_choices(name)
-                rule = f"be one of {', '.join(choices)}" if choices else f"be of type {_type_name(annotation)}"
-                raise ValueError(f"{name} must {rule}, got {value!r}{_suggest_close(value, choices)}")
-            _require(not isinstance(value, float) or math.isfinite(value), name, "be finite", value)
-            if isinstance(value, int):
-                fits = -_INTEGER_LIMIT <= value < _INTEGER_LIMIT
-                _require(fits, name, "lie below 2^63", f"an integer of {value.bit_length()} bits")
-
-    @chz.validate
-    def _check_size(self) -> None:
-        # Nothing of a cell's size is built before this has passed.
-        if self.N > MOST_SECRETS:
-            raise ValueError(
-                f"N must be at most {MOST_SECRETS:,}, got {self.N}, which has {self.N**2:.2g} pairs of guess and secret"
-            )
-        if self.secret_length is not None:
-            _require(self.secret_length >= 1, "secret_length", "be at least 1", self.secret_length)
-            rule = f"be at most {int(MOST_SIGNAL_BITS / math.log2(max(self.N, 2)))} at N={self.N}"
-            told = f"{self.secret_length}, whose secret has {self.secret_bits:.4g} bits"
-            _require(self.secret_bits <= MOST_SIGNAL_BITS, "secret_length", f"{rule} ({MOST_SIGNAL_BITS} bits)", told)
-            rule = "be unset on env_type=single_step (use multi_step, one env_step per symbol)"
-            _require(self.env_type == "multi_step", "secret_length", rule, self.secret_length)
-        if self.num_keys is not None:
-            self._check_keys(self.num_keys)
-        if self.episodes_per_update > MOST_EPISODES:
-            name = "group_size" if self.batch_size is None else "batch_size"
-            told = f"{self.episodes_per_update}, which take {self.episodes_per_update * _EPISODE_BYTES / 1e9:,.0f} GB"
-            raise ValueError(f"{name} must be at most {MOST_EPISODES:,}, got {told}")
-        rule = f"be at most {MOST_RANK:,} (a rank above a layer's width adds nothing but memory)"
-        _require(self.lora_rank <= MOST_RANK, "lora_rank", rule, self.lora_rank)
-        _require(self.n_steps <= MOST_UPDATES, "n_steps", f"be at most {MOST_UPDATES:,}", self.n_steps)
-
-    def _check_keys(self, num_keys: int) -> None:
-        _require(num_keys >= 1, "num_keys", "be at least 1", num_keys)
-        _require(num_keys <= MOST_KEYS, "num_keys", f"be at most {MOST_KEYS:,}", num_keys)
-        where = f"at N={self.N}" + ("" if self.secret_length is None else f" and secret_length={self.secret_length}")
-        most, told = (
-            int(MOST_KEYED_BITS / self.secret_bits),
-            f"{num_keys}, whose secrets have {self.signal_bits:,.0f} bits",
-        )
-        _require(num_keys <= most, "num_keys", f"be at most {most:,} {where} ({MOST_KEYED_BITS:,} bits)", told)
-        # The observer keeps two flags for each secret that it lists, or one for each value of each symbol.
-        is_listed = self.secret_length is None or self.num_secrets <= MOST_LISTED
-        each = 2 * self.num_secrets if is_listed else self.N * (self.secret_length or 1)
-        most, told = MOST_OBSERVER_BYTES // each, f"{num_keys}, whose observer takes {num_keys * each / 2**30:.3g} GiB"
-        _require(num_keys <= most, "num_keys", f"be at most {most:,} {where} (4 GiB)", told)
-        _require(self.secret is None, "secret", "be unset where there are keys", self.secret)
-        _require(self.rollout == "in_process", "rollout", "be in_process where there are keys", self.rollout)
-
-    @chz.validate
-    def _check_model(self) -> None:
-        if self.model_files is None:
-            return
-        now = name_files(self.model)
-        _require(
-            now in (None, self.model_files), "model_files", f"be {now}, what {self.model} holds now", self.model_files
-        )
-
-    @chz.validate
-    def _check_prompt(self) -> None:
-        length = len(self.prompt)
-        _require(length <= MOST_PROMPT, "prompt", f"have at most {MOST_PROMPT:,} characters", length)
-        try:
-            blanks = [blank for _, *blank in Formatter().parse(self.prompt) if blank[0] is not None]
-        except ValueError as error:
-            raise ValueError(f"prompt must have its braces in pairs, got {self.prompt[:80]!r} ({error})") from None
-        known = ["N", "last"] if self.num_keys is None else ["N", "last", "key"]
-        wrong = [blank[0] for blank in blanks if blank not in [[name, "", None] for name in known]]
-        rule = f"leave only {' and '.join(f'{{{name}}}' for name in known)} to be filled in"
-        _require(not wrong, "prompt", rule, f"{{{', '.join(map(str, wrong))}}}")
-
-    @chz.validate
-    def _check_task(self) -> None:
-        _require(self.N >= 2, "N", "be at least 2", self.N)
-        last = self.num_secrets - 1
-        _require(self.secret is None or 0 <= self.secret <= last, "secret", f"lie in 0 .. {last}", self.secret)
-        _require(self.seed >= 0, "seed", "be at least 0", self.seed)
-        stop, most = self.stop_probability, self.max_episodes
-        _require(0.0 < stop < 1.0, "stop_probability", "lie strictly between 0 and 1", stop)
-        _require(self.n_steps >= 1, "n_steps", "be at least 1", self.n_steps)
-        every = self.measure_every
-        _require(every is None or every >= 1, "measure_every", "be at least 1", every)
-        rule = "be unset where there are no keys: one secret is measured at every batch"
-        _require(every is None or self.num_keys is not None, "measure_every", rule, every)
-        _require(most is None or most >= 1, "max_episodes", "be at least 1", most)
-        least = self.episodes_per_update
-        rule = f"be at least {least}, the episodes of one update"
-        _require(most is None or most >= least, "max_episodes", rule, most)
-
-    @chz.validate
-    def _check_channel(self) -> None:
-        if self.algorithm == "sft":
-            return
-        if self.reward_type not in REWARD_TYPES and not _CUSTOM_REWARD.fullmatch(self.reward_type):
-            got = f"{self.reward_type!r}{did_you_mean(self.reward_type, REWARD_TYPES)}"
-            raise ValueError(f"reward_type must name a channel or package.module:function, got {got}")
-        if self.reward_code is not None:
-            self._check_code(self.reward_code)
-        if self.reward_type == "binned_distance":
-            _require(self.reward_bins is not None, "reward_bins", "be set for reward_type=binned_distance", None)
-            _require(2 <= (self.reward_bins or 0) <= self.N, "reward_bins", f"lie in 2 .. N={self.N}", self.reward_bins)
-        if self.channel_kind.per_step:
-            rule = f"not be {self.reward_type} on env_type=single_step (use multi_step)"
-            _require(self.env_type == "multi_step", "reward_type", rule, self.reward_type)
-        other = self.channel_kind.counterpart
-        if other is not None and self.channel_kind.of_sequence != (self.secret_length is not None):
-            which = "an integer" if self.secret_length is None else "a sequence"
-            _require(False, "reward_type", f"be {other} where the secret is {which}", self.reward_type)
-
-    def _check_code(self, code: str) -> None:
-        if self.reward_type in REWARD_TYPES:
-            raise ValueError(f"reward_code must be left out where the channel is memrl's own, got {code}")
-        now = name_code(self.reward_type)
-        if now is not None and code != now:
-            raise ValueError(f"reward_code must be {now}, which is the code of {self.reward_type} now, got {code}")
-
-    @chz.validate
-    def _check_learning(self) -> None:
-        _require(self.lora_rank >= 1, "lora_rank", "be at least 1", self.lora_rank)
-        _require(self.lora_alpha > 0, "lora_alpha", "be positive", self.lora_alpha)
-        _require(self.learning_rate > 0, "learning_rate", "be positive", self.learning_rate)
-        _require(0 <= self.adam_beta1 < 1, "adam_beta1", "lie in [0, 1)", self.adam_beta1)
-        _require(0 <= self.adam_beta2 < 1, "adam_beta2", "lie in [0, 1)", self.adam_beta2)
-        _require(self.adam_epsilon > 0, "adam_epsilon", "be positive", self.adam_epsilon)
-        _require(self.batch_size is None or self.batch_size >= 1, "batch_size", "be at least 1", self.batch_size)
-        _require(self.updates_per_batch >= 1, "updates_per_batch", "be at least 1", self.updates_per_batch)
-        if self.algorithm == "distill":
-            if self.secret_length is not None:
-                most = int(math.log(MOST_LISTED, self.N) + 1e-9)
-                rule = f"be at most {most} at N={self.N} for algorithm=distill, which lists every secret"
-                _require(self.num_secrets <= MOST_LISTED, "secret_length", rule, self.secret_length)
-            _require(self.rollout == "in_process", "rollout", "be in_process for algorithm=distill", self.rollout)
-            alone = self.explore != "greedy" or self.episodes_per_prompt == 1
-            name = "batch_size" if self.num_keys is None else "group_size"
-            _require(alone, name, "be 1 for explore=greedy, which asks one best question", self.episodes_per_prompt)
-        if not self.has_groups:
-            return
-        _require(self.group_size >= 1, "group_size", "be at least 1", self.group_size)
-        multiple = self.batch_size is None or self.batch_size % self.group_size == 0
-        _require(multiple, "batch_size", f"be a multiple of group_size={self.group_size}", self.batch_size)
-        if self.algorithm != "rl":
-            return
-        _require(self.clip_range > 0, "clip_range", "be positive", self.clip_range)
-        _require(
-            self.group_size >= 2 or self.advantage in NEEDS_NO_PEER,
-            "group_size",
-            f"be at least 2 for advantage={self.advantage}, whose baseline is the group's (or use constant_baseline)",
-            self.group_size,
-        )
-
-    @chz.validate
-    def _check_objective(self) -> None:
-        _require(self.temperature > 0, "temperature", "be positive", self.temperature)
-        _require(self.entropy_bonus >= 0, "entropy_bonus", "be at least 0", self.entropy_bonus)
-        _require(self.kl_penalty >= 0, "kl_penalty", "be at least 0", self.kl_penalty)
-        if self.algorithm == "sft" or self.advantage not in _FOR_ZERO_OR_ONE:
-            return
-        kind = self.channel_kind
-        sums = kind.per_step and self.resolved_credit != "per_step"
-        rule = "be exponential_weights or group_centered where what an env_step answers for is not 0 or 1"
-        _require(kind.zero_or_one and not sums, "advantage", rule, self.advantage)
-        _require(
-            self.malformed_reward == 0,
-            "malformed_reward",
-            f"be 0 for advantage={self.advantage}",
-            self.malformed_reward,
-        )
+    def _check(self) -> None:
+        check_cell(self)
 
     @property
     def num_secrets(self) -> int:
@@ -555,9 +309,7 @@ def _defaults() -> dict[str, object]:
 
 def _code(cell: TrainConfig, given: str | None) -> str | None:
     """The name of the code of a reward function of the user's own; None of all others."""
-    is_custom = (
-        cell.algorithm != "sft" and isinstance(cell.reward_type, str) and _CUSTOM_REWARD.fullmatch(cell.reward_type)
-    )
+    is_custom = cell.algorithm != "sft" and isinstance(cell.reward_type, str) and is_address(cell.reward_type)
     return name_code(cell.reward_type) if given is None and is_custom else given
 
 
@@ -593,21 +345,6 @@ def shared_fields(config: TrainConfig) -> tuple[object, ...]:
     return (config.algorithm == "distill", *(getattr(config, name) for name in fields_of(*SHARED_ROLES)))
 
 
-def _type_name(annotation: object) -> str:
-    return annotation.__name__ if isinstance(annotation, type) else str(annotation).replace("None", "unset")
-
-
-def _suggest_close(value: object, choices: tuple[str, ...]) -> str:
-    return did_you_mean(value, choices) if isinstance(value, str) and get_close_matches(value, choices) else ""
-
-
-def _require(holds: bool, name: str, rule: str, value: object) -> None:
-    if not holds:
-        raise ValueError(f"{name} must {rule}, got {value}")
-
-
 def literal_choices(name: str) -> tuple[str, ...]:
     """The values a Literal field of TrainConfig allows, or () for any other field."""
-    annotation = TrainConfig.__annotations__[name]
-    options = [annotation, *get_args(annotation)]
-    return next((get_args(o) for o in options if getattr(o, "__origin__", None) is Literal), ())
+    return list_choices(TrainConfig.__annotations__[name])

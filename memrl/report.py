@@ -8,7 +8,7 @@ from pathlib import Path
 import chz
 
 from memrl.cli import exit_on_bad_input, parse_arguments, repeat_command, run_command
-from memrl.config import did_you_mean
+from memrl.suggest import did_you_mean
 from memrl.sweep.grid import load_grid, read_question
 from memrl.tables.places import has_tables, own_address, reference_address
 

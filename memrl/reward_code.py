@@ -2,6 +2,7 @@
 
 import ast
 import hashlib
+import re
 import sys
 from collections.abc import Iterator
 from functools import lru_cache
@@ -9,6 +10,11 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 
 _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+
+
+def is_address(text: str) -> bool:
+    """Whether a text has the form `package.module:function`."""
+    return re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", text) is not None
 
 
 def name_code(address: str) -> str | None:

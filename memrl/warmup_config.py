@@ -7,7 +7,8 @@ from typing import Literal
 import chz
 
 from memrl.cli import read_value
-from memrl.config import MOST_SECRETS, MOST_SIGNAL_BITS, Dtype, EnvType, PromptFormat
+from memrl.config import Dtype, EnvType, PromptFormat
+from memrl.limits import MOST_SECRETS, MOST_SIGNAL_BITS
 from memrl.policy.model_folder import check_model_folder
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import chz
 
 from memrl.cli import FAILED, build, read_field, read_value, read_words, repeat_command, run_command
-from memrl.config import TrainConfig, describe_equal_losses, did_you_mean
+from memrl.config import TrainConfig, describe_equal_losses
 from memrl.policy.model_folder import check_model_folder
+from memrl.suggest import did_you_mean
 from memrl.sweep.console import SteadyConsole
 from memrl.sweep.environment import set_environment
 from memrl.sweep.execution import Execution

@@ -15,7 +15,8 @@ from typing import Literal
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from memrl.config import MOST_KEYS, MOST_LISTED, Dtype, TrainConfig
+from memrl.config import Dtype, TrainConfig
+from memrl.limits import MOST_KEYS, MOST_LISTED
 from memrl.policy.base_model import (
     QUESTION_FIELDS,
     EncodedTask,

@@ -3,7 +3,7 @@
 import numpy as np
 from jaxtyping import Int
 
-from memrl.config import MOST_KEYS
+from memrl.limits import MOST_KEYS
 
 MEASURED = 8
 """Keys whose prior is measured after a calibration; none of them is ever trained on."""

@@ -26,7 +26,8 @@ from typing import Any
 
 import chz
 
-from memrl.config import TrainConfig, did_you_mean
+from memrl.config import TrainConfig
+from memrl.suggest import did_you_mean
 from memrl.sweep.grid_file import Value, read_document
 
 FIELDS = tuple(TrainConfig.__annotations__)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from memrl.config import did_you_mean
 from memrl.errors import WriteError
+from memrl.suggest import did_you_mean
 from memrl.tables.conform import conform
 from memrl.tables.files import find_filesystem, is_local, read_file, replace_file
 from memrl.tables.folder import TableFolder, sort_newest

@@ -8,7 +8,8 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy.special import expit
 
-from memrl.config import NEEDS_NO_PEER, Advantage, Credit, TrainConfig
+from memrl.cell_rules import NEEDS_NO_PEER
+from memrl.config import Advantage, Credit, TrainConfig
 
 STD_EPSILON = 1e-4
 """Added to the group's standard deviation, as trainers of the field do."""

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import Int
 
-from memrl.config import MOST_LISTED, EnvType, TrainConfig
+from memrl.config import EnvType, TrainConfig
+from memrl.limits import MOST_LISTED
 from memrl.task.secret import cell_secret, draw_secrets, num_bits
 
 _SAMPLED = 256

@@ -5,7 +5,7 @@ import math
 import numpy as np
 from jaxtyping import Float
 
-from memrl.config import MOST_LISTED
+from memrl.limits import MOST_LISTED
 from memrl.task.reward import (
     Channel,
     all_right_reward,

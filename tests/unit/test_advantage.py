@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from memrl.config import NEEDS_NO_PEER
+from memrl.cell_rules import NEEDS_NO_PEER
 from memrl.task.advantage import ADVANTAGES, STD_EPSILON, AdvantageRule, assign_credit, group_advantages
 
 NAN = math.nan

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from memrl.cell_rules import NEEDS_NO_PEER
 from memrl.config import (
-    NEEDS_NO_PEER,
     NETWORK_ROLES,
     REWARD_TYPES,
     RL_ROLES,
@@ -18,11 +18,11 @@ from memrl.config import (
     SHARED_ROLES,
     TrainConfig,
     describe_equal_losses,
-    did_you_mean,
     fields_of,
     hash_fields,
     literal_choices,
 )
+from memrl.suggest import did_you_mean
 
 INTEGERS = ["N", "secret", "seed", "reward_bins", "group_size", "batch_size", "lora_rank", "n_steps", "max_episodes"]
 BINNED = {"reward_type": "binned_distance", "reward_bins": 8}

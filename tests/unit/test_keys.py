@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from memrl.config import MOST_KEYS
+from memrl.limits import MOST_KEYS
 from memrl.policy.base_model import encode_task
 from memrl.policy.calibration import measure_prior
 from memrl.policy.calibrator import measure_worst_key

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from outcomes import make_outcomes
 
-from memrl.config import MOST_SIGNAL_BITS, TrainConfig
+from memrl.config import TrainConfig
+from memrl.limits import MOST_SIGNAL_BITS
 from memrl.task.answer_format import cell_digits, cell_format
 from memrl.task.env import Outcomes, step_rewards
 from memrl.task.reward import build_channel
