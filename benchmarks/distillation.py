@@ -15,6 +15,7 @@ import torch
 
 from memrl import cli
 from memrl.config import TrainConfig
+from memrl.fields import field
 from memrl.learning.pack import Pack
 from memrl.task.reward import build_channel
 from memrl.theory.bayes_agent import play_greedy
@@ -35,10 +36,10 @@ _CHANNELS: dict[str, dict[str, Any]] = {
 class Distillation:
     """What is measured."""
 
-    N: int = chz.field(default=64, doc="the secret is uniform on 0 .. N-1")
-    seeds: int = chz.field(default=16, doc="secrets of each channel")
-    updates_per_batch: int = chz.field(default=32, doc="updates towards the posterior after each episode")
-    learning_rate: float = chz.field(default=3e-3, doc="Adam's")
+    N: int = field(default=64, doc="the secret is uniform on 0 .. N-1")
+    seeds: int = field(default=16, doc="secrets of each channel")
+    updates_per_batch: int = field(default=32, doc="updates towards the posterior after each episode")
+    learning_rate: float = field(default=3e-3, doc="Adam's")
 
 
 def main(argv: Sequence[str]) -> None:

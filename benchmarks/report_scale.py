@@ -19,6 +19,7 @@ from pathlib import Path
 import chz
 
 from memrl.cli import parse_arguments
+from memrl.fields import field
 
 ROOT = Path(__file__).resolve().parents[1]
 USAGE = "usage: python benchmarks/report_scale.py [num_cells=100000] [num_rates=16] [rows_per_cell=100] [output=FILE]"
@@ -32,10 +33,10 @@ BEST_RATE = 2e-3
 class ReportScale:
     """How large the tables are."""
 
-    num_cells: int = chz.field(default=100_000, doc="cells, about: a multiple of the settings")
-    num_rates: int = chz.field(default=16, doc="learning rates: a setting is one of these, a channel, an N and a rank")
-    rows_per_cell: int = chz.field(default=100, doc="curve rows of a cell")
-    output: str | None = chz.field(default=None, doc="also writes the numbers as JSON to this file")
+    num_cells: int = field(default=100_000, doc="cells, about: a multiple of the settings")
+    num_rates: int = field(default=16, doc="learning rates: a setting is one of these, a channel, an N and a rank")
+    rows_per_cell: int = field(default=100, doc="curve rows of a cell")
+    output: str | None = field(default=None, doc="also writes the numbers as JSON to this file")
 
     @chz.validate
     def _check_size(self) -> None:

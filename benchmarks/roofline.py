@@ -13,6 +13,7 @@ from measure import FOREVER, Report, Row, describe_machine, matmul_flops_per_s, 
 
 from memrl import cli
 from memrl.config import TrainConfig
+from memrl.fields import field
 
 USAGE = """\
 Operations that an update needs, over its time, against the matrix-multiply rate measured in the same run; then the time
@@ -31,17 +32,17 @@ class Roofline:
         ValueError: a field makes no sense; the message is one line.
     """
 
-    pack_sizes: str = chz.field(default="1,8,32,128", doc="cells of a pack")
-    N: str = chz.field(default="64,1024", doc="secrets are uniform on 0 .. N-1")
-    group_size: int = chz.field(default=32, doc="episodes of an update and cell")
-    lora_rank: int = chz.field(default=8, doc="rank of the adapters")
-    learning_rate: float = chz.field(default=4e-5, doc="too low to learn within the run, so that answers stay distinct")
-    threads: int = chz.field(default=2, doc="CPU threads")
-    clock: Literal["wall", "cpu"] = chz.field(default="wall", doc="cpu: for one thread on a busy machine")
-    rounds: int = chz.field(default=7, doc="turns of the pack and of the matrix multiplication")
-    block_s: float = chz.field(default=1.0, doc="seconds of a turn of the pack")
-    profile_s: float = chz.field(default=2.0, doc="seconds under the profiler; 0: none")
-    output: str | None = chz.field(default=None, doc="file for the numbers, as JSON")
+    pack_sizes: str = field(default="1,8,32,128", doc="cells of a pack")
+    N: str = field(default="64,1024", doc="secrets are uniform on 0 .. N-1")
+    group_size: int = field(default=32, doc="episodes of an update and cell")
+    lora_rank: int = field(default=8, doc="rank of the adapters")
+    learning_rate: float = field(default=4e-5, doc="too low to learn within the run, so that answers stay distinct")
+    threads: int = field(default=2, doc="CPU threads")
+    clock: Literal["wall", "cpu"] = field(default="wall", doc="cpu: for one thread on a busy machine")
+    rounds: int = field(default=7, doc="turns of the pack and of the matrix multiplication")
+    block_s: float = field(default=1.0, doc="seconds of a turn of the pack")
+    profile_s: float = field(default=2.0, doc="seconds under the profiler; 0: none")
+    output: str | None = field(default=None, doc="file for the numbers, as JSON")
 
     @chz.validate
     def _check(self) -> None:

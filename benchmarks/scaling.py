@@ -29,6 +29,7 @@ from model_sizes import check_model_size
 
 from memrl import cli
 from memrl.config import TrainConfig
+from memrl.fields import field
 
 USAGE = """\
 Time an update against pack size, group size, N and base-model size; start-up, peak memory, and the launcher's
@@ -49,24 +50,24 @@ class Scaling:
         ValueError: a field makes no sense; the message is one line.
     """
 
-    part: Literal["all", "pack", "group", "N", "model", "startup", "launcher", "memory"] = chz.field(
+    part: Literal["all", "pack", "group", "N", "model", "startup", "launcher", "memory"] = field(
         default="all", doc="which axis; memory: the peak memory of one pack, in this process"
     )
-    pack_size: int = chz.field(default=128, doc="cells of a pack, where it is not the axis")
-    group_size: int = chz.field(default=32, doc="episodes of an update and cell, where it is not the axis")
-    N: int = chz.field(default=64, doc="the secret is uniform on 0 .. N-1, where it is not the axis")
-    pack_sizes: str = chz.field(default="1,2,4,8,16,32,64,128,256,512", doc="of part=pack")
-    group_sizes: str = chz.field(default="4,32,256,1024", doc="of part=group")
-    Ns: str = chz.field(default="16,64,256,1024,4096", doc="of part=N")
-    models: str = chz.field(default="0.2m,1m,10m,30m,100m", doc="of part=model: names in benchmarks/model_sizes.py")
-    model_pack_sizes: str = chz.field(default="1,8", doc="of part=model")
-    launch_cells: int = chz.field(default=10_000, doc="cells of part=launcher")
-    curve_rows: int = chz.field(default=20, doc="curve rows per cell that part=launcher writes")
-    threads: int = chz.field(default=2, doc="CPU threads")
-    clock: Literal["wall", "cpu"] = chz.field(default="wall", doc="cpu: for one thread on a busy machine")
-    rounds: int = chz.field(default=5, doc="turns of every arm")
-    block_s: float = chz.field(default=1.0, doc="seconds of a turn")
-    output: str | None = chz.field(default=None, doc="file for the numbers, as JSON")
+    pack_size: int = field(default=128, doc="cells of a pack, where it is not the axis")
+    group_size: int = field(default=32, doc="episodes of an update and cell, where it is not the axis")
+    N: int = field(default=64, doc="the secret is uniform on 0 .. N-1, where it is not the axis")
+    pack_sizes: str = field(default="1,2,4,8,16,32,64,128,256,512", doc="of part=pack")
+    group_sizes: str = field(default="4,32,256,1024", doc="of part=group")
+    Ns: str = field(default="16,64,256,1024,4096", doc="of part=N")
+    models: str = field(default="0.2m,1m,10m,30m,100m", doc="of part=model: names in benchmarks/model_sizes.py")
+    model_pack_sizes: str = field(default="1,8", doc="of part=model")
+    launch_cells: int = field(default=10_000, doc="cells of part=launcher")
+    curve_rows: int = field(default=20, doc="curve rows per cell that part=launcher writes")
+    threads: int = field(default=2, doc="CPU threads")
+    clock: Literal["wall", "cpu"] = field(default="wall", doc="cpu: for one thread on a busy machine")
+    rounds: int = field(default=5, doc="turns of every arm")
+    block_s: float = field(default=1.0, doc="seconds of a turn")
+    output: str | None = field(default=None, doc="file for the numbers, as JSON")
 
     @chz.validate
     def _check(self) -> None:

@@ -13,6 +13,7 @@ import chz
 from measure import Report, Row, describe_machine
 
 from memrl import cli
+from memrl.fields import field
 
 USAGE = """\
 Runs a grid as `sweeps/launch.py` does, and splits the time of its trials' places by what they were used for.
@@ -32,9 +33,9 @@ KINDS = ("training", "starting packs", "loading torch, transformers and the mode
 class SweepTime:
     """What is measured."""
 
-    grid: str = chz.field(default="bitrate", doc="name of a file in sweeps/grids")
-    num_trials: int = chz.field(default=2, doc="trials at once, a thread each")
-    output: str | None = chz.field(default=None, doc="file for the numbers, as JSON")
+    grid: str = field(default="bitrate", doc="name of a file in sweeps/grids")
+    num_trials: int = field(default=2, doc="trials at once, a thread each")
+    output: str | None = field(default=None, doc="file for the numbers, as JSON")
 
 
 def main() -> None:

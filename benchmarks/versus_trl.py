@@ -17,6 +17,7 @@ from measure import FOREVER, Report, Row, describe_machine, peak_memory_gib, rea
 
 from memrl import cli
 from memrl.config import TrainConfig
+from memrl.fields import field
 
 if TYPE_CHECKING:
     from memrl.learning.pack import Pack
@@ -40,35 +41,35 @@ class Versus:
         ValueError: a field makes no sense; the message is one line.
     """
 
-    part: Literal["all", "steady", "learn", "sweep", "cell", "tune"] = chz.field(
+    part: Literal["all", "steady", "learn", "sweep", "cell", "tune"] = field(
         default="all",
         doc="steady: episodes/s; learn: E50 of both; sweep: whole sweeps; cell: one TRL run to its end;"
         " tune: sample_cells by Ray Tune, a process each",
     )
-    N: int = chz.field(default=64, doc="the secret is uniform on 0 .. N-1")
-    lora_rank: int = chz.field(default=8, doc="rank of the adapter on every linear layer but the head")
-    group_sizes: str = chz.field(default="4,32,256", doc="episodes of a group, an update each (steady)")
-    pack_sizes: str = chz.field(default="1,8,32,128,512", doc="memrl's packs (steady)")
-    rounds: int = chz.field(default=7, doc="turns of every arm (steady); at least 5 for a ratio to be believed")
-    block_s: float = chz.field(default=2.0, doc="seconds of a turn (steady)")
-    threads: int = chz.field(default=2, doc="CPU threads of this process, for both (steady, learn)")
-    clock: Literal["wall", "cpu"] = chz.field(default="wall", doc="cpu (steady): for one thread on a busy machine")
-    steady_learning_rate: float = chz.field(
+    N: int = field(default=64, doc="the secret is uniform on 0 .. N-1")
+    lora_rank: int = field(default=8, doc="rank of the adapter on every linear layer but the head")
+    group_sizes: str = field(default="4,32,256", doc="episodes of a group, an update each (steady)")
+    pack_sizes: str = field(default="1,8,32,128,512", doc="memrl's packs (steady)")
+    rounds: int = field(default=7, doc="turns of every arm (steady); at least 5 for a ratio to be believed")
+    block_s: float = field(default=2.0, doc="seconds of a turn (steady)")
+    threads: int = field(default=2, doc="CPU threads of this process, for both (steady, learn)")
+    clock: Literal["wall", "cpu"] = field(default="wall", doc="cpu (steady): for one thread on a busy machine")
+    steady_learning_rate: float = field(
         default=4e-5,
         doc="of both (steady): too low to learn within the run, so that answers stay as distinct as they get",
     )
-    learning_rate: float = chz.field(default=3e-3, doc="of both (learn, sweep)")
-    group_size: int = chz.field(default=32, doc="of both (learn, sweep)")
-    num_seeds: int = chz.field(default=128, doc="secrets (learn)")
-    n_steps: int = chz.field(default=300, doc="most updates of a run (learn, sweep)")
-    sweep_cells: int = chz.field(default=2000, doc="cells of the packed sweep (sweep)")
-    sample_cells: int = chz.field(default=16, doc="cells that arms with one process per cell are timed on (sweep)")
-    trial_cells: int = chz.field(
+    learning_rate: float = field(default=3e-3, doc="of both (learn, sweep)")
+    group_size: int = field(default=32, doc="of both (learn, sweep)")
+    num_seeds: int = field(default=128, doc="secrets (learn)")
+    n_steps: int = field(default=300, doc="most updates of a run (learn, sweep)")
+    sweep_cells: int = field(default=2000, doc="cells of the packed sweep (sweep)")
+    sample_cells: int = field(default=16, doc="cells that arms with one process per cell are timed on (sweep)")
+    trial_cells: int = field(
         default=250, doc="cells that one cell per trial is timed on, a fifth of them first (sweep)"
     )
-    processes: int = chz.field(default=2, doc="processes at once, one thread each (sweep)")
-    seed: int = chz.field(default=0, doc="the cell (cell)")
-    output: str | None = chz.field(default=None, doc="file for the numbers, as JSON")
+    processes: int = field(default=2, doc="processes at once, one thread each (sweep)")
+    seed: int = field(default=0, doc="the cell (cell)")
+    output: str | None = field(default=None, doc="file for the numbers, as JSON")
 
     @chz.validate
     def _check(self) -> None:

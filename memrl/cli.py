@@ -19,6 +19,7 @@ import chz
 
 from memrl.config import TrainConfig
 from memrl.errors import RefusedError, StartError
+from memrl.fields import find_default, find_doc
 from memrl.policy.model_folder import check_model_folder
 from memrl.suggest import did_you_mean
 from memrl.sweep.execution import RunOptions
@@ -243,18 +244,18 @@ def format_help(usage: str, classes: Sequence[type], defaults: Mapping[str, obje
     parts = [usage.strip()] if usage else []
     for cls in classes:
         heading = (cls.__doc__ or cls.__name__).strip().splitlines()[0]
-        rows = [_format_field(name, field, defaults, width) for name, field in chz.chz_fields(cls).items()]
+        rows = [_format_field(cls, name, defaults, width) for name in chz.chz_fields(cls)]
         parts.append("\n".join([heading, *rows]))
     return "\n\n".join(parts)
 
 
-def _format_field(name: str, field: Any, defaults: Mapping[str, object], width: int) -> str:
-    kind, _ = _split_optional(field.final_type)
+def _format_field(cls: type, name: str, defaults: Mapping[str, object], width: int) -> str:
+    kind, _ = _split_optional(chz.chz_fields(cls)[name].final_type)
     literal = get_origin(kind) is Literal
     type_name = " | ".join(map(str, get_args(kind))) if literal else getattr(kind, "__name__", str(kind))
-    default = defaults.get(name, field._default)
+    default = defaults.get(name, find_default(cls, name))
     word = f"  {name}={'' if default is None else default}" if isinstance(default, str | int | float | None) else name
-    text = f"{field._doc} [{type_name}{', unset' if default is None else ''}]"
+    text = f"{find_doc(cls, name)} [{type_name}{', unset' if default is None else ''}]"
     indent = " " * _WIDEST_WORD
     lines = textwrap.wrap(text, max(width - _WIDEST_WORD, 30), break_long_words=False)
     head = word.ljust(_WIDEST_WORD) if len(word) < _WIDEST_WORD else f"{word}\n{indent}"

@@ -5,13 +5,13 @@ import json
 import math
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
-from inspect import signature
 from typing import Any, Literal
 
 import chz
 
 from memrl.cell_rules import check_cell, list_choices
 from memrl.channels import REWARDS, ChannelKind, channel_kind
+from memrl.fields import field, find_default
 from memrl.model_files import name_files
 from memrl.reward_code import is_address, name_code
 
@@ -72,7 +72,7 @@ SHARED_ROLES = ("base", "sampler", "reuse", "explore")
 
 
 def _field(role: str, default: object, doc: str, munger: Callable[..., object] | None = None) -> Any:
-    return chz.field(default=default, doc=doc, metadata={"role": role}, munger=munger)
+    return field(default=default, doc=doc, role=role, munger=munger)
 
 
 @chz.chz
@@ -304,7 +304,7 @@ def hash_fields(fields: Mapping[str, object]) -> str:
 
 @cache
 def _defaults() -> dict[str, object]:
-    return {name: parameter.default for name, parameter in signature(TrainConfig).parameters.items()}
+    return {name: find_default(TrainConfig, name) for name in chz.chz_fields(TrainConfig)}
 
 
 def _code(cell: TrainConfig, given: str | None) -> str | None:

@@ -10,6 +10,7 @@ import chz
 
 from memrl.cli import build, exit_on_bad_input, read_words, run_command
 from memrl.config import TrainConfig
+from memrl.fields import field
 from memrl.policy.model_folder import check_model_folder
 from memrl.task.reward import build_channel
 
@@ -30,8 +31,8 @@ class PreviewConfig:
         ValueError: a field makes no sense; the message is one line.
     """
 
-    num_preview_examples: int = chz.field(default=5, doc="answers to sample")
-    preview_temperature: float = chz.field(default=1.0, doc="sampling temperature; training samples at 1")
+    num_preview_examples: int = field(default=5, doc="answers to sample")
+    preview_temperature: float = field(default=1.0, doc="sampling temperature; training samples at 1")
 
     @chz.validate
     def _check(self) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import chz
 
 from memrl.cli import exit_on_bad_input, parse_arguments, repeat_command, run_command
+from memrl.fields import field
 from memrl.suggest import did_you_mean
 from memrl.sweep.grid import load_grid, read_question
 from memrl.tables.places import has_tables, own_address, reference_address
@@ -31,14 +32,14 @@ it first writes the tables there as small files to be committed, and then report
 class ReportRequest:
     """Which sweep to report on, and where."""
 
-    grid: str = chz.field(default="", doc="name of the sweep, or two names with a comma between")
-    results: str | None = chz.field(
+    grid: str = field(default="", doc="name of the sweep, or two names with a comma between")
+    results: str | None = field(
         default=None,
         doc="address of the tables (folder, s3://, gs://), or two; unset: results/<grid>, or else its reference",
     )
-    findings: str | None = chz.field(default=None, doc="also writes the findings as Markdown to this file")
-    publish: str | None = chz.field(default=None, doc="folder for small copies of the tables, on which it then reports")
-    curve_rows: int | None = chz.field(default=None, doc="with publish, rows of curves a cell at most; unset: all")
+    findings: str | None = field(default=None, doc="also writes the findings as Markdown to this file")
+    publish: str | None = field(default=None, doc="folder for small copies of the tables, on which it then reports")
+    curve_rows: int | None = field(default=None, doc="with publish, rows of curves a cell at most; unset: all")
 
     @chz.validate
     def _check_grid(self) -> None:

@@ -8,6 +8,7 @@ import chz
 
 from memrl.cli import read_value
 from memrl.config import Dtype, EnvType, PromptFormat
+from memrl.fields import field
 from memrl.limits import MOST_SECRETS, MOST_SIGNAL_BITS
 from memrl.policy.model_folder import check_model_folder
 
@@ -20,32 +21,30 @@ class WarmupConfig:
         ValueError: a field makes no sense; the message is one line.
     """
 
-    output: str = chz.field(default="", doc="the folder to write; to be given")
-    model: str = chz.field(
-        default="embedded", doc="scratch, embedded, smollm2-135m, a folder, a .gguf file, or a hub name"
-    )
-    N: str = chz.field(
+    output: str = field(default="", doc="the folder to write; to be given")
+    model: str = field(default="embedded", doc="scratch, embedded, smollm2-135m, a folder, a .gguf file, or a hub name")
+    N: str = field(
         default="2,4,8,16,32,64,128,256,512,1024,2048,4096,10,100,500,1000", doc="sizes to calibrate for, by commas"
     )
-    env_type: str = chz.field(default="single_step,multi_step", doc="single_step, multi_step, or both by a comma")
-    secret_length: str = chz.field(default="", doc="symbols of sequences, by commas; unset: integers")
-    keyed: str = chz.field(
+    env_type: str = field(default="single_step,multi_step", doc="single_step, multi_step, or both by a comma")
+    secret_length: str = field(default="", doc="symbols of sequences, by commas; unset: integers")
+    keyed: str = field(
         default="False", doc="whether a key stands before the prompt (k137 and others): False, True, or both by a comma"
     )
-    prompt_format: PromptFormat = chz.field(default="plain", doc="plain, or the model's chat template")
-    bit_separator: str = chz.field(default="", doc="text between bits, for tokenizers that merge them")
-    prompt: str = chz.field(default="", doc="the prompt, as cells set it; unset: the shortest there is")
-    method: Literal["full", "head", "lora"] | None = chz.field(
+    prompt_format: PromptFormat = field(default="plain", doc="plain, or the model's chat template")
+    bit_separator: str = field(default="", doc="text between bits, for tokenizers that merge them")
+    prompt: str = field(default="", doc="the prompt, as cells set it; unset: the shortest there is")
+    method: Literal["full", "head", "lora"] | None = field(
         default=None, doc="full, head (the head's rows of the answers' tokens), or lora (merged); unset: as it fits"
     )
-    steps: int | None = chz.field(default=None, doc="the most optimizer steps; unset: the method's own")
-    learning_rate: float | None = chz.field(default=None, doc="AdamW's peak; unset: the method's own")
-    prompts_per_step: int = chz.field(default=16, doc="prompts of a batch")
-    nodes_per_prompt: int = chz.field(default=96, doc="about how many nodes of a prompt's tree a batch holds")
-    lora_rank: int = chz.field(default=32, doc="rank of method=lora")
-    seed: int = chz.field(default=0, doc="draws the weights of model=scratch, and the batches")
-    dtype: Dtype = chz.field(default="float32", doc="of the weights, in training and as written")
-    device: str = chz.field(default="cpu", doc="where to train, as torch names it")
+    steps: int | None = field(default=None, doc="the most optimizer steps; unset: the method's own")
+    learning_rate: float | None = field(default=None, doc="AdamW's peak; unset: the method's own")
+    prompts_per_step: int = field(default=16, doc="prompts of a batch")
+    nodes_per_prompt: int = field(default=96, doc="about how many nodes of a prompt's tree a batch holds")
+    lora_rank: int = field(default=32, doc="rank of method=lora")
+    seed: int = field(default=0, doc="draws the weights of model=scratch, and the batches")
+    dtype: Dtype = field(default="float32", doc="of the weights, in training and as written")
+    device: str = field(default="cpu", doc="where to train, as torch names it")
 
     @chz.validate
     def _check(self) -> None:

@@ -9,6 +9,7 @@ import chz
 
 from memrl.cli import FAILED, build, read_field, read_value, read_words, repeat_command, run_command
 from memrl.config import TrainConfig, describe_equal_losses
+from memrl.fields import field
 from memrl.policy.model_folder import check_model_folder
 from memrl.suggest import did_you_mean
 from memrl.sweep.console import SteadyConsole
@@ -40,8 +41,8 @@ _ONE_VALUE = ("bit_separator",)
 class Selection:
     """Which cells to run."""
 
-    grid: str = chz.field(default="", doc="name of a file in sweeps/grids")
-    seeds: str | None = chz.field(default=None, doc="a count (0, 1, ...), or seeds: 3,5,7; unset: as the grid says")
+    grid: str = field(default="", doc="name of a file in sweeps/grids")
+    seeds: str | None = field(default=None, doc="a count (0, 1, ...), or seeds: 3,5,7; unset: as the grid says")
 
 
 def main(argv: Sequence[str]) -> int:

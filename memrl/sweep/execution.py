@@ -4,6 +4,7 @@ from typing import Literal
 
 import chz
 
+from memrl.fields import field
 from memrl.tables.places import own_address
 from memrl.tables.wandb_log import check_project
 
@@ -18,26 +19,24 @@ class Execution:
         ValueError: a field makes no sense; the message is one line.
     """
 
-    results: str | None = chz.field(
-        default=None, doc="address of the tables (folder, s3://, gs://); unset: results/<grid>"
-    )
-    dry_run: bool = chz.field(default=False, doc="print what would run, and where its tables would lie; run nothing")
-    pack_size: int | None = chz.field(
+    results: str | None = field(default=None, doc="address of the tables (folder, s3://, gs://); unset: results/<grid>")
+    dry_run: bool = field(default=False, doc="print what would run, and where its tables would lie; run nothing")
+    pack_size: int | None = field(
         default=None, doc="most cells of a pack; 1: one cell per trial; unset: fills the trials, up to 128"
     )
-    num_trials: int | None = chz.field(default=None, doc="trials at once; unset: one per GPU, or else one per core")
-    num_threads: int = chz.field(default=1, doc="CPU threads of a trial")
-    device: Device = chz.field(default="auto", doc="what trials train on; auto: GPUs that Ray sees, or the CPU")
-    address: str | None = chz.field(default=None, doc="Ray cluster to run on, or auto; unset: Ray starts here")
-    save_adapters: str = chz.field(default="", doc="folder for the adapter of each cell, in PEFT's layout; unset: none")
-    wandb_project: str | None = chz.field(default=None, doc="logs one run a cell there; unset: no wandb")
-    timeline: bool = chz.field(default=False, doc="write a Chrome trace of who did what when, beside the tables")
-    num_rollout_actors: int = chz.field(default=1, doc="engines that sample, with rollout=vllm")
-    tensor_parallel_size: int = chz.field(default=1, doc="GPUs of an engine, with rollout=vllm")
-    gpu_memory_utilization: float | None = chz.field(
+    num_trials: int | None = field(default=None, doc="trials at once; unset: one per GPU, or else one per core")
+    num_threads: int = field(default=1, doc="CPU threads of a trial")
+    device: Device = field(default="auto", doc="what trials train on; auto: GPUs that Ray sees, or the CPU")
+    address: str | None = field(default=None, doc="Ray cluster to run on, or auto; unset: Ray starts here")
+    save_adapters: str = field(default="", doc="folder for the adapter of each cell, in PEFT's layout; unset: none")
+    wandb_project: str | None = field(default=None, doc="logs one run a cell there; unset: no wandb")
+    timeline: bool = field(default=False, doc="write a Chrome trace of who did what when, beside the tables")
+    num_rollout_actors: int = field(default=1, doc="engines that sample, with rollout=vllm")
+    tensor_parallel_size: int = field(default=1, doc="GPUs of an engine, with rollout=vllm")
+    gpu_memory_utilization: float | None = field(
         default=None, doc="share of a GPU's memory that an engine takes; unset: 0.9, or 0.45 when colocated"
     )
-    colocated: bool = chz.field(default=False, doc="each trial shares an engine's GPU, with rollout=vllm")
+    colocated: bool = field(default=False, doc="each trial shares an engine's GPU, with rollout=vllm")
 
     @chz.validate
     def _check_counts(self) -> None:
@@ -65,14 +64,14 @@ class RunOptions:
         ValueError: a field makes no sense; the message is one line.
     """
 
-    results: str = chz.field(default=own_address("runs"), doc="address of the tables (folder, s3://, gs://)")
-    overwrite: bool = chz.field(default=False, doc="train a cell again that has finished, and replace its rows")
-    device: Device = chz.field(default="auto", doc="what it trains on; auto: a GPU where torch finds one, or the CPU")
-    num_threads: int | None = chz.field(
+    results: str = field(default=own_address("runs"), doc="address of the tables (folder, s3://, gs://)")
+    overwrite: bool = field(default=False, doc="train a cell again that has finished, and replace its rows")
+    device: Device = field(default="auto", doc="what it trains on; auto: a GPU where torch finds one, or the CPU")
+    num_threads: int | None = field(
         default=None, doc="CPU threads; unset: 1 for the embedded model, else as many as torch takes"
     )
-    save_adapters: str = chz.field(default="", doc="folder for the cell's adapter, in PEFT's layout; unset: none")
-    wandb_project: str | None = chz.field(default=None, doc="logs the run there; unset: no wandb")
+    save_adapters: str = field(default="", doc="folder for the cell's adapter, in PEFT's layout; unset: none")
+    wandb_project: str | None = field(default=None, doc="logs the run there; unset: no wandb")
 
     @chz.validate
     def _check(self) -> None:

@@ -24,9 +24,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import chz
-
 from memrl.config import TrainConfig
+from memrl.fields import find_default
 from memrl.suggest import did_you_mean
 from memrl.sweep.grid_file import Value, read_document
 
@@ -257,8 +256,8 @@ def _build_cell(fields: Fields) -> TrainConfig:
     try:
         return TrainConfig(**fields)
     except ValueError as error:
-        defaults = chz.chz_fields(TrainConfig)
-        told = " ".join(f"{k}={v}" for k, v in fields.items() if k in defaults and v != defaults[k]._default)
+        named = ((name, value) for name, value in fields.items() if name in FIELDS)
+        told = " ".join(f"{k}={v}" for k, v in named if v != find_default(TrainConfig, k))
         raise ValueError(f"{error} (in the cell {told})") from None
 
 
