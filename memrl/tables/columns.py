@@ -3,10 +3,10 @@
 `python -m memrl.tables.columns > docs/columns.md` writes it; a test holds it.
 """
 
-import chz
 import pyarrow as pa
 
 from memrl.config import TrainConfig
+from memrl.fields import find_default
 from memrl.tables.schema import AGENTS, CURVES, EPISODES_TO_MEMORIZE, SCHEMAS
 
 _UNITS = {
@@ -139,7 +139,7 @@ def example_of(name: str) -> str:
     """
     if name in _EXAMPLES:
         return _EXAMPLES[name]
-    default = chz.chz_fields(TrainConfig)[name]._default
+    default = find_default(TrainConfig, name)
     if default is None:
         raise KeyError(f"the column {name} needs an example in memrl.tables.columns")
     return str(default)

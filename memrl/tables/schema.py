@@ -2,10 +2,10 @@
 
 from typing import Any, get_args
 
-import chz
 import pyarrow as pa
 
 from memrl.config import NETWORK_ROLES, TrainConfig, fields_of
+from memrl.fields import find_doc
 
 CURVES = "curves"
 EPISODES_TO_MEMORIZE = "episodes_to_memorize"
@@ -41,7 +41,7 @@ def _text(name: str, doc: str) -> pa.Field:
 
 def _field_column(name: str) -> pa.Field:
     """The column of a field of TrainConfig, which is null where the cell has no use for it."""
-    type_, doc = _arrow_type(name), chz.chz_fields(TrainConfig)[name]._doc
+    type_, doc = _arrow_type(name), find_doc(TrainConfig, name)
     return _text(name, doc) if type_ == pa.string() else _column(name, type_, doc)
 
 
