@@ -52,21 +52,27 @@ class _Buffers:
 
 
 class _Linear:
-    """A group of linear layers that read the same input: frozen weights in panels, and where their adapters lie."""
+    """A group of linear layers that read the same input: frozen weights, and where their adapters lie.
+
+    The forward pass reads the weights in panels, the backward pass the model's own.
+    """
 
     def __init__(self, layers: dict[str, nn.Linear], library: ctypes.CDLL) -> None:
         self._names = list(layers)
-        weight = torch.cat([m.weight.detach() for m in layers.values()])
+        self._weights = [m.weight.detach().contiguous() for m in layers.values()]
         self.widths = [m.out_features for m in layers.values()]
+        weight = torch.cat(self._weights)
         self.d_out, self.d_in = weight.shape
-        self._panels = [kernels.cut_panels(matrix, library) for matrix in (weight.T, weight)]
+        self._panels = kernels.cut_panels(weight.T, library)
 
     def describe(self, adapters: AdapterPack) -> kernels.Linear:
         """The group with the pack's current adapters."""
         slots = [adapters.slots[name] for name in self._names]
         places = ([getattr(slot, name) for slot in slots] for name in ("d_out", "start_A", "start_B"))
-        panels = (panels.data_ptr() for panels in self._panels)
-        return kernels.Linear(len(slots), self.d_in, self.d_out, *(kernels.PerLayer(*p) for p in places), *panels)
+        panels, weights = self._panels.data_ptr(), kernels.Addresses(*(weight.data_ptr() for weight in self._weights))
+        return kernels.Linear(
+            len(slots), self.d_in, self.d_out, *(kernels.PerLayer(*p) for p in places), panels, weights
+        )
 
 
 class _Norm:

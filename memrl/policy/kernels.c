@@ -9,11 +9,16 @@
    Compiled once for each kind of numbers that products.h knows; kernels.py declares the same structures. */
 
 #include <math.h>
+#include <stdlib.h>
+#ifdef _OPENMP
+#include <omp.h>
+#endif
 
 #include "products.h"
 
 #define MOST_LAYERS 3 /* of a group that reads one input: queries, keys and values */
-#define BLOCK_ROWS 96 /* rows that go through the layers together, about */
+#define LEAST_ROWS 96 /* rows that go through the layers together, about: more where a layer's weights are many */
+#define WEIGHTS_PER_ROW 8192 /* so that reading the weights takes no longer than multiplying by them */
 
 /* ---- what the decoder is made of ---- */
 
@@ -25,7 +30,7 @@ typedef struct {
     Int start_A[MOST_LAYERS];    /* (rank, d_in) */
     Int start_B[MOST_LAYERS];    /* transposed, (rank, d_out) */
     const REAL *panels;          /* (d_in, d_out), as multiply_base takes it */
-    const REAL *panels_back;     /* (d_out, d_in) */
+    const REAL *weights[MOST_LAYERS]; /* of each (d_out, d_in), as they are */
 } Linear;
 
 /* What all adapters of the pack share. */
@@ -79,9 +84,9 @@ ALWAYS Int count_rows(Part part) { return part.bounds[part.last_cell] - first_ro
 /* out = base(x) + scale B A x; low = scale A x, (rows, layers · rank), is kept for the way back. */
 static void project(const Decoder *decoder, const Linear *linear, Part part, const REAL *x, REAL *low, REAL *out) {
     const Adapters *pack = decoder->adapters;
-    const Int start = first_row(part), d_in = linear->d_in, d_out = linear->d_out;
-    const Int low_row = linear->num_layers * pack->rank;
-    multiply_base(count_rows(part), d_out, d_in, x + start * d_in, linear->panels, out + start * d_out);
+    const Int d_in = linear->d_in, d_out = linear->d_out, low_row = linear->num_layers * pack->rank;
+    const Rows rows_of_part = {first_row(part), count_rows(part)};
+    multiply_base(&rows_of_part, 1, d_out, d_in, x, linear->panels, out);
     for (Int cell = part.first_cell; cell < part.last_cell; cell++) {
         const Int row = part.bounds[cell], rows = part.bounds[cell + 1] - row, rank = pack->ranks[cell];
         /* Without padding, the A's of all layers are one matrix. */
@@ -97,17 +102,21 @@ static void project(const Decoder *decoder, const Linear *linear, Part part, con
     }
 }
 
-/* Adds to the gradients of A and B; grad_x, unless it is null, is the gradient of x. */
+/* grad_x = the base weights' part of the gradient of x, at the rows of some chunks. */
+static void project_base_back(const Linear *linear, const Rows *rows, Int chunks, const REAL *grad_out, REAL *grad_x,
+                              REAL *room) {
+    multiply_plain(rows, chunks, linear->d_in, linear->d_out, grad_out, linear->weights, linear->widths, grad_x, room);
+}
+
+/* Adds to the gradients of A and B; grad_x, unless it is null, has the base weights' part of the gradient of x, and
+   gets the adapters'. */
 static void project_back(const Decoder *decoder, const Linear *linear, Part part, const REAL *x, const REAL *low,
                          const REAL *grad_out, REAL *grad_low, REAL *grad_x) {
     const Adapters *pack = decoder->adapters;
-    const Int start = first_row(part), d_in = linear->d_in, d_out = linear->d_out;
+    const Int d_in = linear->d_in, d_out = linear->d_out;
     const Int low_row = linear->num_layers * pack->rank;
     /* The same whichever the layers: threads that have come to different ones must not share a row's room. */
     const Int grad_row = MOST_LAYERS * pack->rank;
-    if (grad_x)
-        multiply_base(count_rows(part), d_in, d_out, grad_out + start * d_out, linear->panels_back,
-                      grad_x + start * d_in);
     for (Int cell = part.first_cell; cell < part.last_cell; cell++) {
         const Int row = part.bounds[cell], rows = part.bounds[cell + 1] - row, rank = pack->ranks[cell];
         const Int blocks = rank == pack->rank ? 1 : linear->num_layers, height = rank * linear->num_layers / blocks;
@@ -337,17 +346,36 @@ static void forward_layer(const Decoder *decoder, const Layer *layer, Part part,
     project(decoder, &layer->down, part, layer->gated, layer->low_down, out);
 }
 
+static Int count_weights(const Linear *linear) { return linear->d_in * linear->d_out; }
+
 /* Cells that go through the layers together. */
-static Int size_block(Int cells, Int rows) {
-    const Int size = BLOCK_ROWS * cells / (rows ? rows : 1);
+static Int size_block(const Decoder *decoder, Int rows) {
+    const Layer *layer = decoder->layers;
+    const Int cells = decoder->adapters->cells, weights = count_weights(&layer->qkv) + count_weights(&layer->o) +
+                                                          count_weights(&layer->gate_up) + count_weights(&layer->down);
+    const Int wanted = weights / WEIGHTS_PER_ROW > LEAST_ROWS ? weights / WEIGHTS_PER_ROW : LEAST_ROWS;
+    Int size = wanted * cells / (rows ? rows : 1);
+#ifdef _OPENMP
+    const Int share = (cells + omp_get_max_threads() - 1) / omp_get_max_threads();
+    size = size < share ? size : share;
+#endif
     return size < 1 ? 1 : size > cells ? cells : size;
+}
+
+/* Room for a panel of any of a layer's weights. */
+static REAL *make_room(const Decoder *decoder) {
+    const Layer *layer = decoder->layers;
+    const Int widths[] = {layer->qkv.d_out, layer->o.d_out, layer->gate_up.d_out, layer->down.d_out};
+    Int widest = 0;
+    for (int i = 0; i < 4; i++) widest = widths[i] > widest ? widths[i] : widest;
+    return calloc(widest * PANEL, sizeof(REAL));
 }
 
 /* Feeds the rows of some chunks, whose x of the first layer is set. The first `unread` chunks stop at the last layer's
    keys and values; of the others, final is set. bounds is (chunks, cells + 1). */
 void forward(const Decoder *decoder, Int chunks, Int unread, const Int *bounds) {
     const Int cells = decoder->adapters->cells, last = decoder->num_layers - 1;
-    const Int block = size_block(cells, bounds[(chunks - 1) * (cells + 1) + cells] - bounds[0]);
+    const Int block = size_block(decoder, bounds[(chunks - 1) * (cells + 1) + cells] - bounds[0]);
 #pragma omp parallel for schedule(dynamic)
     for (Int cell = 0; cell < cells; cell += block)
         for (Int chunk = 0; chunk < chunks; chunk++) {
@@ -365,48 +393,64 @@ void forward(const Decoder *decoder, Int chunks, Int unread, const Int *bounds) 
         }
 }
 
+/* The rows of some cells in some chunks. */
+static void list_rows(Part all, Int cells, Int first_chunk, Int chunks, Part *parts, Rows *rows) {
+    for (Int i = 0; i < chunks - first_chunk; i++) {
+        parts[i] = (Part){all.first_cell, all.last_cell, all.bounds + (first_chunk + i) * (cells + 1)};
+        rows[i] = (Rows){first_row(parts[i]), count_rows(parts[i])};
+    }
+}
+
 /* Turns grad from the gradient of a layer's output into that of its input, over some cells' rows of all chunks; at
-   chunks that nobody reads it comes in as zero. */
-static void backward_layer(const Decoder *decoder, const Layer *layer, Int chunks, Int unread, Part all, int is_first) {
-    const Adapters *pack = decoder->adapters;
-    const Int d = decoder->d, d_gated = layer->down.d_in, qkv_row = layer->qkv.d_out, cells = pack->cells;
+   chunks that nobody reads it comes in as zero. All chunks go through a layer's base weights together. */
+static void backward_layer(const Decoder *decoder, const Layer *layer, Int chunks, Int unread, Part all, int is_first,
+                           REAL *room) {
+    const Int d = decoder->d, d_gated = layer->down.d_in, qkv_row = layer->qkv.d_out, read = chunks - unread;
     REAL *grad = decoder->grad, *normed = decoder->grad_normed, *low = decoder->grad_low, *grad_qkv = decoder->grad_qkv;
-    for (Int chunk = unread; chunk < chunks; chunk++) {
-        const Part part = {all.first_cell, all.last_cell, all.bounds + chunk * (cells + 1)};
-        const Int start = first_row(part);
-        project_back(decoder, &layer->down, part, layer->gated, layer->low_down, grad, low, decoder->grad_gated);
-        gate_backward(count_rows(part), d_gated, decoder->grad_gated + start * d_gated,
-                      layer->gate_up_out + start * 2 * d_gated);
-        project_back(decoder, &layer->gate_up, part, layer->n2, layer->low_gate_up, layer->gate_up_out, low, normed);
-        normalize_back(&layer->norm2, part, layer->middle, layer->inverse2, normed, grad, d);
-        project_back(decoder, &layer->o, part, layer->mixed, layer->low_o, grad, low, decoder->grad_mixed);
+    Part parts[chunks];
+    Rows rows[chunks];
+    list_rows(all, decoder->adapters->cells, unread, chunks, parts, rows);
+    project_base_back(&layer->down, rows, read, grad, decoder->grad_gated, room);
+    for (Int i = 0; i < read; i++) {
+        project_back(decoder, &layer->down, parts[i], layer->gated, layer->low_down, grad, low, decoder->grad_gated);
+        gate_backward(rows[i].count, d_gated, decoder->grad_gated + rows[i].start * d_gated,
+                      layer->gate_up_out + rows[i].start * 2 * d_gated);
     }
-    for (Int chunk = 0; chunk < chunks; chunk++) {
-        const Part part = {all.first_cell, all.last_cell, all.bounds + chunk * (cells + 1)};
-        memset(grad_qkv + first_row(part) * qkv_row, 0, count_rows(part) * qkv_row * sizeof(REAL));
+    project_base_back(&layer->gate_up, rows, read, layer->gate_up_out, normed, room);
+    for (Int i = 0; i < read; i++) {
+        project_back(decoder, &layer->gate_up, parts[i], layer->n2, layer->low_gate_up, layer->gate_up_out, low, normed);
+        normalize_back(&layer->norm2, parts[i], layer->middle, layer->inverse2, normed, grad, d);
     }
-    for (Int chunk = chunks - 1; chunk >= 0; chunk--) {
-        const Part part = {all.first_cell, all.last_cell, all.bounds + chunk * (cells + 1)};
-        if (chunk >= unread)
-            attend_back(decoder, part, layer->qkv_out, layer->log_sum, decoder->grad_mixed, grad_qkv);
-        /* What follows these rows has added its part already. */
-        rotate(decoder, part, -1, grad_qkv);
+    project_base_back(&layer->o, rows, read, grad, decoder->grad_mixed, room);
+    for (Int i = 0; i < read; i++)
+        project_back(decoder, &layer->o, parts[i], layer->mixed, layer->low_o, grad, low, decoder->grad_mixed);
+
+    list_rows(all, decoder->adapters->cells, 0, chunks, parts, rows);
+    for (Int i = 0; i < chunks; i++) memset(grad_qkv + rows[i].start * qkv_row, 0, rows[i].count * qkv_row * sizeof(REAL));
+    /* The last chunk first: a row's keys and values get their gradient from all that follow it. */
+    for (Int i = chunks - 1; i >= unread; i--)
+        attend_back(decoder, parts[i], layer->qkv_out, layer->log_sum, decoder->grad_mixed, grad_qkv);
+    for (Int i = 0; i < chunks; i++) {
+        rotate(decoder, parts[i], -1, grad_qkv);
         if (layer->norm_qk.weight)
-            normalize_back(&layer->norm_qk, part, layer->raw_qk, layer->inverse_qk, grad_qkv, grad_qkv, qkv_row);
-        project_back(decoder, &layer->qkv, part, layer->n1, layer->low_qkv, grad_qkv, low, is_first ? NULL : normed);
-        if (!is_first) normalize_back(&layer->norm1, part, layer->x, layer->inverse1, normed, grad, d);
+            normalize_back(&layer->norm_qk, parts[i], layer->raw_qk, layer->inverse_qk, grad_qkv, grad_qkv, qkv_row);
+    }
+    if (!is_first) project_base_back(&layer->qkv, rows, chunks, grad_qkv, normed, room);
+    for (Int i = chunks - 1; i >= 0; i--) {
+        project_back(decoder, &layer->qkv, parts[i], layer->n1, layer->low_qkv, grad_qkv, low, is_first ? NULL : normed);
+        if (!is_first) normalize_back(&layer->norm1, parts[i], layer->x, layer->inverse1, normed, grad, d);
     }
 }
 
 /* The backward pass of some cells. */
-static void backward_cells(const Decoder *decoder, Int chunks, Int unread, Part all) {
+static void backward_cells(const Decoder *decoder, Int chunks, Int unread, Part all, REAL *room) {
     const Int cells = decoder->adapters->cells, last = decoder->num_layers - 1;
     for (Int chunk = unread; chunk < chunks; chunk++) {
         const Part part = {all.first_cell, all.last_cell, all.bounds + chunk * (cells + 1)};
         normalize_back(&decoder->norm, part, decoder->x, decoder->inverse, decoder->grad, decoder->grad, decoder->d);
     }
     for (Int l = last; l >= 0; l--)
-        backward_layer(decoder, decoder->layers + l, chunks, l == last ? unread : 0, all, l == 0);
+        backward_layer(decoder, decoder->layers + l, chunks, l == last ? unread : 0, all, l == 0, room);
 }
 
 /* Whether the gradient is zero at all of a cell's rows: where its episodes were all rewarded alike, no advantage is
@@ -423,15 +467,17 @@ static int is_zero(const Decoder *decoder, Int chunks, Int unread, const Int *bo
    it is zero everywhere are left out, as their adapters' gradient is zero too. */
 void backward(const Decoder *decoder, Int chunks, Int unread, const Int *bounds) {
     const Int cells = decoder->adapters->cells;
-    const Int block = size_block(cells, bounds[(chunks - 1) * (cells + 1) + cells]);
+    const Int block = size_block(decoder, bounds[(chunks - 1) * (cells + 1) + cells]);
 #pragma omp parallel for schedule(dynamic)
     for (Int cell = 0; cell < cells; cell += block) {
         const Int end = cell + block < cells ? cell + block : cells;
+        REAL *room = make_room(decoder);
         for (Int first = cell, after; first < end; first = after) {
             const int skip = is_zero(decoder, chunks, unread, bounds, first);
             for (after = first + 1; after < end && is_zero(decoder, chunks, unread, bounds, after) == skip;) after++;
-            if (!skip) backward_cells(decoder, chunks, unread, (Part){first, after, bounds});
+            if (!skip) backward_cells(decoder, chunks, unread, (Part){first, after, bounds}, room);
         }
+        free(room);
     }
 }
 

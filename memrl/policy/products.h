@@ -176,18 +176,45 @@ static void multiply_transposed(REAL scale, Int m, Int n, Int k, const REAL *a, 
 
 /* ---- products with base weights ---- */
 
-/* Base weights (k, n) are stored as panels of so many columns, filled up with zeros: (panels, k, PANEL). */
 #define PANEL (2 * LANES)
 Int panel_columns(void) { return PANEL; }
 
-/* c (m, n) = a (m, k) times base weights (k, n). */
-static void multiply_base(Int m, Int n, Int k, const REAL *a, const REAL *panels, REAL *c) {
-    Int j = 0;
-    for (; j + PANEL <= n; j += PANEL, panels += k * PANEL)
-        multiply_rows(2, 1, m, k, a, k, 1, panels, PANEL, c + j, n);
-    for (Int i = 0; i < m && j < n; i++) {
-        REAL rest[PANEL];
-        multiply_tile(1, 2, 1, k, a + i * k, k, 1, panels, PANEL, rest, PANEL);
-        memcpy(c + i * n + j, rest, (n - j) * sizeof(REAL));
+/* Some rows that lie one after another. */
+typedef struct {
+    Int start, count;
+} Rows;
+
+/* Columns j .. j + columns of c (rows, n) = those rows of a (rows, k) times a panel (k, PANEL). */
+static void multiply_panel(const Rows *rows, Int chunks, Int n, Int k, const REAL *a, const REAL *panel, REAL *c, Int j,
+                           Int columns) {
+    for (Int chunk = 0; chunk < chunks; chunk++) {
+        const REAL *left = a + rows[chunk].start * k;
+        REAL *out = c + rows[chunk].start * n + j, rest[PANEL];
+        if (columns == PANEL) multiply_rows(2, 1, rows[chunk].count, k, left, k, 1, panel, PANEL, out, n);
+        for (Int i = 0; columns < PANEL && i < rows[chunk].count; i++) {
+            multiply_tile(1, 2, 1, k, left + i * k, k, 1, panel, PANEL, rest, PANEL);
+            memcpy(out + i * n, rest, columns * sizeof(REAL));
+        }
+    }
+}
+
+/* c = a times base weights (k, n), at some rows. The weights are stored as panels of so many columns, filled up with
+   zeros: (panels, k, PANEL). */
+static void multiply_base(const Rows *rows, Int chunks, Int n, Int k, const REAL *a, const REAL *panels, REAL *c) {
+    for (Int j = 0; j < n; j += PANEL, panels += k * PANEL)
+        multiply_panel(rows, chunks, n, k, a, panels, c, j, n - j < PANEL ? n - j : PANEL);
+}
+
+/* The same with base weights as they are, (k, n): each panel is copied to `room`, (k, PANEL), which stays in the cache
+   for all rows. */
+static void multiply_plain(const Rows *rows, Int chunks, Int n, Int k, const REAL *a, const REAL *const *weights,
+                           const Int *heights, REAL *c, REAL *room) {
+    for (Int j = 0; j < n; j += PANEL) {
+        const Int columns = n - j < PANEL ? n - j : PANEL;
+        REAL *to = room;
+        for (Int part = 0, left = k; left > 0; left -= heights[part++])
+            for (Int p = 0; p < heights[part]; p++, to += PANEL)
+                memcpy(to, weights[part] + p * n + j, columns * sizeof(REAL));
+        multiply_panel(rows, chunks, n, k, a, room, c, j, columns);
     }
 }
