@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from memrl.cli import exit_on_bad_input, read_cell, run_command
-from memrl.task.reward import build_channel
+from memrl.task.reward import check_own_reward
 
 USAGE = """\
 Trains one policy by reinforcement learning until it has memorized its secret, or its budget is spent.
@@ -20,7 +20,7 @@ def main(argv: Sequence[str]) -> int:
     """Trains as the command line says; returns the exit code."""
     cell, options = read_cell(argv, "rl", USAGE)
     with exit_on_bad_input():
-        build_channel(cell)
+        check_own_reward(cell)
     from memrl.train import train_cell
 
     return train_cell(cell, options)

@@ -20,7 +20,7 @@ from memrl.sweep.plan import check_device, describe_plan
 from memrl.sweep.rollouts import check_engines
 from memrl.tables.places import own_address
 from memrl.tables.store import TableStore
-from memrl.task.reward import build_channel
+from memrl.task.reward import check_own_reward
 
 GRIDS = Path(__file__).parent / "grids"
 
@@ -91,7 +91,7 @@ def select_cells(selection: Selection, words: Mapping[str, str]) -> dict[str, Tr
     for cell in {cell.reward_type: cell for cell in cells.values() if ":" in cell.reward_type}.values():
         # A reward function of the user's own may lie in the folder that the command runs in.
         sys.path.append(str(Path.cwd()))
-        build_channel(cell)
+        check_own_reward(cell)
     return cells
 
 

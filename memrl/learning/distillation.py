@@ -17,6 +17,7 @@ from memrl.policy.trie_walk import Splitter
 from memrl.rollout.backend import SampledEpisodes
 from memrl.rollout.repeat import RepeatableSplitter
 from memrl.rollout.replay import Replay
+from memrl.task.reward import RewardError
 from memrl.theory.bayes_agent import choose_guess
 
 
@@ -29,7 +30,12 @@ def ask_by_posterior(policy: PackPolicy, state: PackState) -> Splitter:
     for cell, config in enumerate(state.configs):
         candidates = state.observer.candidates(cell)
         if config.explore == "greedy":
-            guesses.append([choose_guess(policy.channels.values[policy.channels.index[cell]], candidates)])
+            channel = policy.channels.values[policy.channels.index[cell]]
+            try:
+                guesses.append([choose_guess(channel, candidates)])
+            except RewardError as error:
+                state.progress.fail(cell, str(error))
+                guesses.append([int(candidates[0])])
         else:
             guesses.append(state.generators[cell].choice(candidates, size=config.episodes_per_update).tolist())
     return _replay_guesses(policy, guesses)

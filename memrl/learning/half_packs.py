@@ -1,6 +1,6 @@
 """Two halves of a pack that alternate: one samples while the other updates, and every cell stays strictly on-policy."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from memrl.config import TrainConfig
 from memrl.learning.pack import Pack
+from memrl.learning.state import read_configs
 from memrl.learning.timeline import Timeline
 from memrl.rollout.backend import RolloutBackend, SampledEpisodes, SampleRequest
 from memrl.tables.schema import Row
@@ -109,8 +110,19 @@ class HalfPacks:
 
     @classmethod
     def load(
-        cls, folder: Path, *, backend: RolloutBackend, timeline: Timeline | None = None, adapters: str = ""
+        cls,
+        folder: Path,
+        *,
+        backend: RolloutBackend,
+        cell_ids: Collection[str] | None = None,
+        timeline: Timeline | None = None,
+        adapters: str = "",
     ) -> "HalfPacks":
-        """The half-packs that `save` wrote; they ask for their episodes again."""
-        halves = [Pack.load(half, adapters=adapters) for half in sorted(folder.glob("half_*"))]
+        """The half-packs that `save` wrote; they ask for their episodes again. `cell_ids` as for a pack."""
+        folders = [
+            half
+            for half in sorted(folder.glob("half_*"))
+            if cell_ids is None or any(config.cell_id in cell_ids for config in read_configs(half))
+        ]
+        halves = [Pack.load(half, cell_ids=cell_ids, adapters=adapters) for half in folders]
         return cls(halves, backend=backend, timeline=timeline)

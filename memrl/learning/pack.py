@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -180,11 +180,19 @@ class Pack:
         (folder / _DEVICE).write_text(json.dumps({"device": self._device, "episodes": self.episodes}))
 
     @classmethod
-    def load(cls, folder: Path, *, backend: RolloutBackend | None = None, adapters: str = "") -> "Pack":
+    def load(
+        cls,
+        folder: Path,
+        *,
+        cell_ids: Collection[str] | None = None,
+        backend: RolloutBackend | None = None,
+        adapters: str = "",
+    ) -> "Pack":
         """The pack that `save` wrote: it goes on as if it had never been away, to the bit on the same machine.
 
         Args:
             folder: where it lies.
+            cell_ids: the cells that go on, one at least; the others leave without a row. None: all.
             backend: as for a new pack.
             adapters: likewise.
 
@@ -195,7 +203,16 @@ class Pack:
         pack = cls(read_configs(folder), device=where["device"], backend=backend, adapters=adapters)
         pack.state.load(folder)
         pack.episodes = where["episodes"]
+        if cell_ids is not None:
+            pack._leave_out([c.cell_id in cell_ids for c in pack.state.configs])
         return pack
+
+    def _leave_out(self, is_kept: Sequence[bool]) -> None:
+        kept = np.flatnonzero(is_kept)
+        if len(kept) < self.live:
+            self.state.keep(kept)
+            self.policy.keep(kept)
+            self.episodes = int(self.state.progress.episodes.sum())
 
     def _request(self, cell: int) -> SampleRequest:
         config, task, adapters = self.state.configs[cell], self.policy.tasks[cell], self.state.adapters

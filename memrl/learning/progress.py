@@ -1,7 +1,7 @@
 """How far the cells of a pack have come."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -82,6 +82,8 @@ class Progress:
         measured = np.flatnonzero(np.isfinite(secret_log2))
         self.reach.note(measured, self.episodes[measured], secret_log2[measured])
         for cell, (config, log2) in enumerate(zip(configs, secret_log2.tolist(), strict=True)):
+            if self.status[cell] != TRAINING:
+                continue
             if not math.isfinite(log2):
                 self.fail(cell, f"the policy diverged: log2 P(secret) is {log2}")
                 continue
@@ -96,6 +98,11 @@ class Progress:
         """Ends a cell as failed, unless it has ended; `error` says why."""
         if self.status[cell] == TRAINING:
             self.status[cell], self.error[cell] = "failed", error
+
+    def fail_cells(self, errors: Mapping[int, str]) -> None:
+        """Ends some cells as failed, each by its own error; see `fail`."""
+        for cell, error in errors.items():
+            self.fail(cell, error)
 
     def count(
         self, learned: Bool[np.ndarray, "cell"], episodes: Int[np.ndarray, "cell"], tokens: Int[np.ndarray, "cell"]

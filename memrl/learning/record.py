@@ -1,7 +1,7 @@
 """What a pack leaves in the tables: a curve row per cell and update, and a row for each cell that ended."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from memrl.policy.calibration import Prior
 from memrl.policy.warmup_record import read_interference
 from memrl.tables.rows import trained_row
 from memrl.tables.schema import CURVES_SCHEMA, Row
+from memrl.task.reward import RewardError
 
 
 @dataclass
@@ -100,4 +101,8 @@ def describe_cell(state: PackState, policy: PackPolicy, cell: int, prior: Prior,
     config, channel = state.configs[cell], policy.channels.values[policy.channels.index[cell]]
     asked["interference"] = read_interference(config.model, task)
     result = state.progress.result(cell, config.updates_per_batch)
-    return trained_row(config, channel, result, prior.kl_bits, prior.well_formed_mass, {**base, **asked})
+    told = (prior.kl_bits, prior.well_formed_mass, {**base, **asked})
+    try:
+        return trained_row(config, channel, result, *told)
+    except RewardError as error:  # its capacity asks for every guess and secret
+        return trained_row(config, channel, replace(result, status="failed", error=str(error)), *told)

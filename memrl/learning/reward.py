@@ -1,4 +1,6 @@
-"""Rewarding the episodes of a walk."""
+"""Rewarding the episodes of a walk, and letting an ideal observer hear it; who pays wrongly fails alone."""
+
+from collections.abc import Mapping
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -6,7 +8,11 @@ from jaxtyping import Float, Int
 from memrl.learning.numbered import Numbered
 from memrl.policy.trie_walk import Walk
 from memrl.task.env import step_rewards
-from memrl.task.reward import Channel
+from memrl.task.reward import Channel, OwnReward, RewardError
+from memrl.theory.observer import PackObserver
+
+Faults = dict[int, str]
+"""What is wrong with the channel of a cell, by its place in the pack."""
 
 
 def reward_walk(
@@ -14,7 +20,7 @@ def reward_walk(
     channels: Numbered[Channel],
     secrets: Int[np.ndarray, "cell digit"],
     num_env_steps: Int[np.ndarray, "cell"],
-) -> Float[np.ndarray, "outcome env_step"]:
+) -> tuple[Float[np.ndarray, "outcome env_step"], Faults]:
     """Rewards every outcome by its cell's channel.
 
     Args:
@@ -24,12 +30,71 @@ def reward_walk(
         num_env_steps: env_steps of a whole answer.
 
     Returns:
-        NaN at env_steps that were not taken.
+        rewards, NaN at env_steps that were not taken; and the cells whose channel fails, whose rewards are 0.
     """
     rewards = np.full((len(walk.outcomes), int(num_env_steps.max())), np.nan)
+    faults: Faults = {}
     for channel, rows in channels.split(walk.outcome_cell):
-        cells = walk.outcome_cell[rows]
-        steps = int(num_env_steps[cells[0]])
-        secret = channel.answer_format.read(secrets[cells, :steps])
-        rewards[rows, :steps] = step_rewards(channel, walk.outcomes.select(rows), secret)
-    return rewards
+        try:
+            _reward_rows(channel, rows, walk, secrets, num_env_steps, rewards)
+        except RewardError:
+            for cell in np.unique(walk.outcome_cell[rows]).tolist():
+                of_cell = np.flatnonzero(walk.outcome_cell == cell)
+                try:
+                    _reward_rows(channel, of_cell, walk, secrets, num_env_steps, rewards)
+                except RewardError as error:
+                    rewards[of_cell], faults[cell] = 0.0, str(error)
+    return rewards, faults
+
+
+def _reward_rows(
+    channel: Channel,
+    rows: np.ndarray,
+    walk: Walk,
+    secrets: np.ndarray,
+    num_env_steps: np.ndarray,
+    rewards: np.ndarray,
+) -> None:
+    """Rewards some rows, all of one channel, in place."""
+    cells = walk.outcome_cell[rows]
+    steps = int(num_env_steps[cells[0]])
+    secret = channel.answer_format.read(secrets[cells, :steps])
+    rewards[rows, :steps] = step_rewards(channel, walk.outcomes.select(rows), secret)
+
+
+def observe_walk(
+    observer: PackObserver,
+    walk: Walk,
+    rewards: Float[np.ndarray, "outcome env_step"],
+    channels: Numbered[Channel],
+    faults: Mapping[int, str],
+) -> Faults:
+    """Lets an ideal observer hear the rewards of a walk.
+
+    Args:
+        observer: of the pack; changed in place.
+        walk: outcomes sorted by cell.
+        rewards: of `reward_walk`.
+        channels: of the cells.
+        faults: the cells that have failed, which it need not hear.
+
+    Returns:
+        those, and the cells whose channel fails where the observer asks what other secrets would have paid.
+    """
+    faults = dict(faults)
+    if not any(isinstance(channel.function, OwnReward) for channel in channels.values):
+        observer.observe(walk.outcome_cell, walk.outcomes, rewards)
+        return faults
+    before = {name: array.copy() for name, array in observer.arrays().items()}
+    sound = np.flatnonzero(~np.isin(walk.outcome_cell, list(faults)))
+    try:
+        observer.observe(walk.outcome_cell[sound], walk.outcomes.select(sound), rewards[sound])
+    except ValueError:
+        observer.restore(before)
+        for cell in np.unique(walk.outcome_cell[sound]).tolist():
+            of_cell = np.flatnonzero(walk.outcome_cell == cell)
+            try:
+                observer.observe(cell, walk.outcomes.select(of_cell), rewards[of_cell])
+            except ValueError as error:
+                faults[cell] = str(error)
+    return faults

@@ -9,7 +9,7 @@ from torch import Tensor
 from memrl.learning.distillation import list_candidates
 from memrl.learning.objective import judge_episodes, sum_losses, sum_penalties, weigh_edges
 from memrl.learning.policy import PackPolicy
-from memrl.learning.reward import reward_walk
+from memrl.learning.reward import observe_walk, reward_walk
 from memrl.learning.state import PackState
 from memrl.policy.trie_walk import Splitter, Walk, walk_tries
 from memrl.rollout.repeat import RepeatableSplitter
@@ -53,8 +53,9 @@ def update(policy: PackPolicy, state: PackState, splitter: Splitter) -> Update:
     state.progress.score(state.configs, walk.secret_log2, state.observer.observed_bits)
 
     # Reward: what the channel tells of each answer; an ideal observer hears it, too.
-    rewards = reward_walk(walk, policy.channels, state.secrets, policy.num_env_steps)
-    state.observer.observe(walk.outcome_cell, walk.outcomes, rewards)
+    rewards, faults = reward_walk(walk, policy.channels, state.secrets, policy.num_env_steps)
+    faults = observe_walk(state.observer, walk, rewards, policy.channels, faults)
+    state.progress.fail_cells(faults)
 
     # Advantage: how each episode compares with its group; to distill, every secret still possible is an example.
     if policy.distills:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 
+from memrl.channels import REWARDS
 from memrl.config import TrainConfig
 from memrl.tables.rows import agent_id, agent_row
 from memrl.tables.schema import Row
@@ -19,57 +20,77 @@ from memrl.theory.agents import play_agents, tabular_fields, tabular_rates
 _SPAWN = multiprocessing.get_context("spawn")
 
 
-class AgentsFailedError(Exception):
-    """The agents can't play to the end; one line."""
+_TRIES = 2
+"""A part of the play that ends its process is tried this often."""
 
 
 class AgentPlay:
     """Lets the agents play the cells' channels and secrets. Who is interrupted need not wait for it.
 
+    Each reward function of the user's own is played apart, so that what it breaks is its own.
+
     Args:
         cells: whose channels and secrets they play.
+
+    Attributes:
+        rows: of the agents' table, as far as the play has come.
+        problems: what could not be played, one line each.
     """
 
     def __init__(self, cells: Sequence[TrainConfig]) -> None:
-        self._cells = cells
+        parts: dict[str, list[TrainConfig]] = {}
+        for cell in cells:
+            parts.setdefault("" if cell.reward_type in REWARDS else cell.reward_type, []).append(cell)
+        self._left = [parts[name] for name in sorted(parts)]
+        self._tries = 0
         self._receiver: Connection | None = None
         self._process: SpawnProcess | None = None
+        self.rows: list[Row] = []
+        self.problems: list[str] = []
 
     def start(self) -> None:
         """Starts the play, once."""
-        if self._receiver is not None:
-            return
+        if self._receiver is None and self._left:
+            self._start_process()
+
+    def _start_process(self) -> None:
+        self._tries += 1
         self._receiver, sender = _SPAWN.Pipe(duplex=False)
-        self._process = _SPAWN.Process(target=_play, args=(self._cells, sender), name="agents", daemon=True)
+        self._process = _SPAWN.Process(target=_play, args=(self._left, sender), name="agents", daemon=True)
         self._process.start()
         sender.close()
 
     def wait(self, seconds: float) -> bool:
-        """Waits for the end of the play, but no longer than this; returns whether it has ended."""
-        assert self._receiver is not None, "started before"
-        return self._receiver.poll(seconds)
+        """Takes what has been played, waiting no longer than this for it; returns whether the play has ended."""
+        if self._receiver is not None and self._left and self._receiver.poll(seconds):
+            try:
+                rows, problem = self._receiver.recv()
+            except (EOFError, OSError):
+                self._meet_end()
+            else:
+                self._end_part(rows, problem)
+        return not self._left
 
-    def rows(self) -> list[Row]:
-        """Waits for the agents' rows.
-
-        Raises:
-            AgentsFailedError: something ended the play.
-        """
-        assert self._receiver is not None, "started before"
+    def _meet_end(self) -> None:
+        """The process has ended before the play: it starts again, without what it played if that ended it twice."""
         assert self._process is not None, "started before"
-        try:
-            rows, error = self._receiver.recv()
-        except EOFError:
-            self._process.join()
-            code = self._process.exitcode
-            raise AgentsFailedError(f"the process in which the agents play ended with exit code {code}") from None
         self._process.join()
-        if error:
-            raise AgentsFailedError(error)
-        return rows
+        if self._tries == _TRIES:
+            self._end_part([], f"the process in which they play ended with exit code {self._process.exitcode}")
+            self._tries = 0
+        if self._left:
+            self._start_process()
+
+    def _end_part(self, rows: list[Row], problem: str) -> None:
+        part = self._left.pop(0)
+        self._tries = 1
+        self.rows += rows
+        if problem:
+            self.problems.append(f"{part[0].channel_name}: {problem}")
 
     def stop(self) -> None:
         """Ends the play where it is."""
+        self._left = []
         if self._process is not None and self._process.is_alive():
             self._process.kill()
 
@@ -90,15 +111,17 @@ def find_unplayed(cells: Iterable[TrainConfig], played: set[str]) -> list[TrainC
     return [cell for cell in cells if first_id(cell) not in played]
 
 
-def _play(cells: Sequence[TrainConfig], sender: Connection) -> None:
+def _play(parts: Sequence[Sequence[TrainConfig]], sender: Connection) -> None:
     """Plays, in the process."""
     # The launcher decides what a Ctrl-C means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_launcher, daemon=True).start()
-    try:
-        sender.send(([agent_row(run) for run in play_agents(cells)], ""))
-    except Exception as error:
-        sender.send(([], f"{type(error).__name__}: {' '.join(str(error).split())}"))
+    for cells in parts:
+        try:
+            told = [agent_row(run) for run in play_agents(cells)], ""
+        except Exception as error:
+            told = [], f"{type(error).__name__}: {' '.join(str(error).split())}"
+        sender.send(told)
 
 
 def _end_with_launcher() -> None:

@@ -9,14 +9,14 @@ import io
 import json
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pyarrow import fs
 
 from memrl.config import TrainConfig
 from memrl.sweep.scratch import scratch_folder
-from memrl.tables.files import find_filesystem, read_file, replace_file
+from memrl.tables.files import find_filesystem, read_file, remove_file, replace_file
 
 _FOLDER, _PACKS = "checkpoints", "packs.json"
 
@@ -79,7 +79,7 @@ class Checkpoints:
 
     @contextmanager
     def open(self, pack: Pack) -> Iterator[Path | None]:
-        """The folder that was filled for a pack; None where there is no sound checkpoint of it."""
+        """The folder that was filled for a pack, or for the one it was split from; None: no sound checkpoint."""
         with scratch_folder() as folder:
             try:
                 with zipfile.ZipFile(io.BytesIO(read_file(self._filesystem, self._path(pack)))) as archive:
@@ -88,6 +88,19 @@ class Checkpoints:
                 yield None
                 return
             yield folder
+
+    def split(self, pack: Pack, parts: Sequence[Pack]) -> None:
+        """Leaves a pack's checkpoint to packs of some of its cells, each of which takes up what is its own."""
+        with suppress(OSError):
+            content = read_file(self._filesystem, self._path(pack))
+            for part in parts:
+                replace_file(self._filesystem, self._path(part), content)
+        self.remove(pack)
+
+    def remove(self, pack: Pack) -> None:
+        """Removes a pack's checkpoint, where there is one."""
+        with suppress(OSError):
+            remove_file(self._filesystem, self._path(pack))
 
     def clear(self) -> None:
         """Removes them all: the sweep has come to its end."""

@@ -3,8 +3,7 @@
 import math
 import time
 import traceback
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -67,11 +66,13 @@ StartTrainer = Callable[[Sequence[TrainConfig]], Trainer]
 class PackRun:
     """Trains a pack, stretch by stretch.
 
-    A failure ends the pack and becomes a row for each cell that was still training; nothing is raised.
+    A failure ends the pack and becomes a row for each cell that was still training; nothing is raised. Where several
+    cells take more memory than there is, none of them has failed: the run ends, and says so.
 
     Args:
         trainer: the pack; None: none of its cells could start.
         failed_rows: of the cells that could not start.
+        too_large: why those that could start alone can't start together; empty: they can.
         timeline: takes a span for each round.
         holds_curves: whether the curves of cells that are still training are held back, so that the tables hold whole
             cells only: what is interrupted starts afresh, and leaves no rows behind.
@@ -82,11 +83,13 @@ class PackRun:
         trainer: Trainer | None,
         *,
         failed_rows: Sequence[Row] = (),
+        too_large: str = "",
         timeline: Timeline | None = None,
         holds_curves: bool = True,
     ) -> None:
         self._trainer = trainer
         self._failed_rows = list(failed_rows)
+        self._too_large = too_large
         self._timeline = timeline or Timeline()
         self._holds_curves = holds_curves
         self._held = CURVES_SCHEMA.empty_table()
@@ -106,8 +109,8 @@ class PackRun:
         """
         timeline = timeline or Timeline()
         with timeline.record("start", "pack"):
-            trainer, failed_rows = _start_what_can(cells, start)
-        return cls(trainer, failed_rows=failed_rows, timeline=timeline)
+            trainer, failed_rows, too_large = _start_what_can(cells, start)
+        return cls(trainer, failed_rows=failed_rows, too_large=too_large, timeline=timeline)
 
     def save(self, folder: Path) -> None:
         """Writes all that `load` needs into a folder, which must exist; between two stretches of a run that goes on."""
@@ -119,19 +122,22 @@ class PackRun:
         (folder / _UPDATES).write_text(str(self._updates), encoding="utf-8")
 
     @classmethod
-    def load(cls, folder: Path, load: Callable[[Path], Trainer], timeline: Timeline | None = None) -> "PackRun":
+    def load(
+        cls, folder: Path, load: Callable[[Path], Trainer], cell_ids: Sequence[str], timeline: Timeline | None = None
+    ) -> "PackRun":
         """The run that `save` wrote: its first stretch brings once more all that had ended by then.
 
         Args:
             folder: where it lies.
-            load: makes the trainer; see `load_pack`.
+            load: makes the trainer of these cells; see `load_pack`.
+            cell_ids: the cells that go on; of others that were saved with them nothing is brought.
             timeline: what this process did before, for the same trace.
         """
         timeline = timeline or Timeline()
         with timeline.record("load", "pack"):
-            rows = pq.read_table(folder / _ROWS).to_pylist()
-            run = cls(load(folder / _TRAINER), failed_rows=rows, timeline=timeline)
-            run._held = pq.read_table(folder / _CURVES).cast(CURVES_SCHEMA)
+            rows, curves = (_read_cells(folder / name, cell_ids) for name in (_ROWS, _CURVES))
+            run = cls(load(folder / _TRAINER), failed_rows=rows.to_pylist(), timeline=timeline)
+            run._held = curves.cast(CURVES_SCHEMA)
             run._updates = int((folder / _UPDATES).read_text(encoding="utf-8"))
         run._note_bits(run._held)
         return run
@@ -139,7 +145,12 @@ class PackRun:
     @property
     def finished(self) -> bool:
         """Whether no cell is left to train."""
-        return self._trainer is None or self._trainer.finished
+        return self._trainer is None or self._trainer.finished or bool(self._too_large)
+
+    @property
+    def updates(self) -> int:
+        """Updates made so far."""
+        return self._updates
 
     @property
     def trace(self) -> str:
@@ -149,7 +160,7 @@ class PackRun:
     def advance(self, seconds: float) -> Stretch:
         """Trains for about this long, at least one update, or to the end; returns what ended since the last call."""
         trainer, deadline = self._trainer, time.monotonic() + seconds
-        if trainer is None:
+        if trainer is None or self.finished:
             return self.end_stretch()
         try:
             while not trainer.finished:
@@ -160,7 +171,10 @@ class PackRun:
                     break
         except Exception as error:
             traceback.print_exc()
-            trainer.fail(describe_error(error))
+            if is_out_of_memory(error) and trainer.live > 1:
+                self._too_large = describe_error(error)
+            else:
+                trainer.fail(describe_error(error))
         return self.end_stretch()
 
     def end_stretch(self) -> Stretch:
@@ -175,7 +189,7 @@ class PackRun:
         self._ended_rows += rows
         absorbed, observed = (_mean([bits[i] for bits in self._last_bits.values()]) for i in (0, 1))
         live, episodes = (self._trainer.live, self._trainer.episodes) if self._trainer is not None else (0, 0)
-        return Stretch(rows, curves, live, self._updates, episodes, absorbed, observed)
+        return Stretch(rows, curves, live, self._updates, episodes, absorbed, observed, self._too_large)
 
     def _note_bits(self, curves: pa.Table) -> None:
         # Rows come in the order of updates, so the last one of a cell stays.
@@ -199,31 +213,51 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values) if values else math.nan
 
 
-def _start_what_can(cells: Sequence[TrainConfig], start: StartTrainer) -> tuple[Trainer | None, list[Row]]:
-    """A trainer of the cells that can start, and a failed row for each of the others."""
+def _read_cells(path: Path, cell_ids: Sequence[str]) -> pa.Table:
+    table = pq.read_table(path)
+    return table.filter(pc.field("cell_id").isin(list(cell_ids)))
+
+
+def _start_what_can(cells: Sequence[TrainConfig], start: StartTrainer) -> tuple[Trainer | None, list[Row], str]:
+    """A trainer of the cells that can start, a failed row for each that can't, and why the others can't together."""
     try:
-        return start(cells), []
+        return start(cells), [], ""
     except Exception as error:
         traceback.print_exc()
-        sound = _find_sound_cells(cells, start)
-        if not 0 < len(sound) < len(cells):
-            return None, [failed_row(cell, describe_error(error)) for cell in cells]
-        rows = [failed_row(cell, describe_error(error)) for cell in cells if cell not in sound]
-        trainer, more = _start_what_can(sound, start)
-        return trainer, rows + more
+        told, is_too_large = describe_error(error), is_out_of_memory(error) and len(cells) > 1
+    # Out here, where the error holds what was built no longer.
+    errors = _find_faults(cells, start, _likeness)
+    if is_too_large and not errors:
+        return None, [], told
+    errors = errors or _find_faults(cells, start, lambda cell: cell.cell_id)
+    if not errors:  # each alone, but not together
+        errors = {cell.cell_id: told for cell in cells}
+    rows = [failed_row(cell, errors[cell.cell_id]) for cell in cells if cell.cell_id in errors]
+    sound = [cell for cell in cells if cell.cell_id not in errors]
+    if not sound:
+        return None, rows, ""
+    trainer, more, too_large = _start_what_can(sound, start)
+    return trainer, rows + more, too_large
 
 
-def _find_sound_cells(cells: Sequence[TrainConfig], start: StartTrainer) -> list[TrainConfig]:
-    """The cells of those prompts, channels and ranks for which one cell alone makes a pack."""
-    groups: dict[tuple[object, ...], list[TrainConfig]] = {}
+def _likeness(cell: TrainConfig) -> object:
+    return cell.num_secrets, cell.env_type, cell.channel_name, cell.lora_rank
+
+
+def _find_faults(
+    cells: Sequence[TrainConfig], start: StartTrainer, likeness: Callable[[TrainConfig], object]
+) -> dict[str, str]:
+    """The errors of the cells that can't start alone, by cell_id; one cell of each likeness is tried."""
+    groups: dict[object, list[TrainConfig]] = {}
     for cell in cells:
-        groups.setdefault((cell.N, cell.env_type, cell.channel_name, cell.lora_rank), []).append(cell)
-    sound: list[TrainConfig] = []
+        groups.setdefault(likeness(cell), []).append(cell)
+    errors: dict[str, str] = {}
     for group in groups.values():
-        with suppress(Exception):
+        try:
             start(group[:1])
-            sound += group
-    return sound
+        except Exception as error:
+            errors |= dict.fromkeys((cell.cell_id for cell in group), describe_error(error))
+    return errors
 
 
 def start_pack(
@@ -255,12 +289,16 @@ def start_pack(
 
 
 def load_pack(
-    folder: Path, backend: RolloutBackend | None = None, timeline: Timeline | None = None, adapters: str = ""
+    folder: Path,
+    cell_ids: Collection[str],
+    backend: RolloutBackend | None = None,
+    timeline: Timeline | None = None,
+    adapters: str = "",
 ) -> Trainer:
-    """What `start_pack` has made, as it was saved into a folder; the arguments are those of `start_pack`."""
+    """What `start_pack` has made, as it was saved into a folder, or some of its cells; else as `start_pack`."""
     if backend is not None and any(folder.glob("half_*")):
-        return HalfPacks.load(folder, backend=backend, timeline=timeline, adapters=adapters)
-    return Pack.load(folder, backend=backend, adapters=adapters)
+        return HalfPacks.load(folder, cell_ids=cell_ids, backend=backend, timeline=timeline, adapters=adapters)
+    return Pack.load(folder, cell_ids=cell_ids, backend=backend, adapters=adapters)
 
 
 def set_up_torch(num_threads: int | None) -> None:
@@ -273,6 +311,17 @@ def set_up_torch(num_threads: int | None) -> None:
     torch.set_flush_denormal(True)
     if num_threads is not None:
         torch.set_num_threads(num_threads)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that there is no memory left, of the machine or of a GPU.
+
+    >>> [is_out_of_memory(error) for error in (MemoryError(), RuntimeError("CUDA out of memory"), OSError())]
+    [True, True, False]
+    """
+    told = str(error).lower()
+    is_told = any(words in told for words in ("out of memory", "can't allocate memory", "cannot allocate memory"))
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and is_told)
 
 
 def describe_error(error: BaseException) -> str:

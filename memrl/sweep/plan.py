@@ -30,6 +30,7 @@ class Plan:
         adapters: folder where the adapters of cells that end are kept; empty: nowhere.
         checkpoints: address beside which packs leave checkpoints; empty: they leave none.
         reuses_processes: whether a trial's process serves the next one too, which saves imports and the base model.
+        first_due: the place of the first pack that is to run; those before it have run.
     """
 
     packs: Sequence[Sequence[TrainConfig]]
@@ -42,6 +43,7 @@ class Plan:
     adapters: str = ""
     checkpoints: str = ""
     reuses_processes: bool = True
+    first_due: int = 0
 
     @property
     def resources(self) -> dict[str, float]:

@@ -42,21 +42,23 @@ class Recorder:
         self.first_error = ""
         self._store = store
         self._traces = traces
-        self._packs: Sequence[Sequence[TrainConfig]] = ()
+        self._packs: list[Sequence[TrainConfig]] = []
         self._ended: list[set[str]] = []
         self._weights: list[int] = []
         self._episodes: list[int] = []
+        self._ended_episodes: list[int] = []
         self._recent: deque[tuple[float, int]] = deque()
         self._started: float | None = None
         self._stretches: list[Stretch] = []
         self._next_flush = 0.0
 
     def begin(self, packs: Sequence[Sequence[TrainConfig]]) -> None:
-        """Takes note of the packs that will run; trials report by their numbers."""
-        self._packs = packs
-        self._ended = [self._known & {cell.cell_id for cell in pack} for pack in packs]
-        self._weights = [estimate_pack_updates(pack) for pack in packs]
-        self._episodes = [0] * len(packs)
+        """Takes note of packs that will run; trials report by their numbers, in the order of all these calls."""
+        self._packs += packs
+        self._ended += [self._known & {cell.cell_id for cell in pack} for pack in packs]
+        self._weights += [estimate_pack_updates(pack) for pack in packs]
+        self._episodes += [0] * len(packs)
+        self._ended_episodes += [0] * len(packs)
 
     @property
     def num_done(self) -> int:
@@ -84,7 +86,7 @@ class Recorder:
         """A guess, from the share of the expected updates that is done; None before there is anything to go by."""
         total = sum(self._weights)
         left = sum(
-            weight * (1 - len(ended) / len(pack))
+            weight * (1 - len(ended) / max(1, len(pack)))
             for weight, ended, pack in zip(self._weights, self._ended, self._packs, strict=True)
         )
         if self._started is None or left == total:
@@ -112,10 +114,19 @@ class Recorder:
 
     def fail(self, pack: int, error: str) -> None:
         """Writes a failed row for each cell of a pack whose trial died."""
-        left = [cell for cell in self._packs[pack] if cell.cell_id not in self._ended[pack]]
-        rows = [failed_row(cell, f"the trial died: {error}") for cell in left]
+        rows = [failed_row(cell, f"the trial died: {error}") for cell in self.list_left(pack)]
         self._keep(pack, Stretch(rows))
         self.flush()
+
+    def list_left(self, pack: int) -> list[TrainConfig]:
+        """The cells of a pack that have not ended."""
+        return [cell for cell in self._packs[pack] if cell.cell_id not in self._ended[pack]]
+
+    def close(self, pack: int) -> None:
+        """Takes note that the cells of a pack that have not ended go on in other packs."""
+        self._packs[pack] = [cell for cell in self._packs[pack] if cell.cell_id in self._ended[pack]]
+        self._weights[pack] = estimate_pack_updates(self._packs[pack])
+        self._episodes[pack] = self._ended_episodes[pack]
 
     def flush(self) -> None:
         """Writes what has ended and is not written yet, curves first: a cell counts as finished by its row."""
@@ -145,6 +156,7 @@ class Recorder:
         self._stretches.append(stretch)
         for row in stretch.rows:
             self._ended[pack].add(row["cell_id"])
+            self._ended_episodes[pack] += row["episodes"] or 0
             self._count(row)
 
     def _count(self, row: Row) -> None:

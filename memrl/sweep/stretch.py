@@ -21,6 +21,8 @@ class Stretch:
         episodes: so far, of all cells.
         absorbed_bits: mean over the cells of what each had absorbed at its last scoring; NaN before the first one.
         observed_bits: likewise.
+        too_large: why the cells still training have to go on in smaller packs, from the last checkpoint; empty: they
+            have not.
     """
 
     rows: Sequence[Row] = ()
@@ -30,3 +32,4 @@ class Stretch:
     episodes: int = 0
     absorbed_bits: float = math.nan
     observed_bits: float = math.nan
+    too_large: str = ""

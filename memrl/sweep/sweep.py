@@ -13,7 +13,7 @@ from memrl.config import TrainConfig
 from memrl.errors import WriteError
 from memrl.rollout.actor_pool import EngineRecord
 from memrl.sweep.actor_logs import collect_logs
-from memrl.sweep.agent_play import AgentPlay, AgentsFailedError, find_unplayed
+from memrl.sweep.agent_play import AgentPlay, find_unplayed
 from memrl.sweep.checkpoints import Checkpoints
 from memrl.sweep.console import SteadyConsole
 from memrl.sweep.engines import place_trials, start_engines
@@ -31,6 +31,9 @@ from memrl.tables.places import absolute_address, local_folder
 from memrl.tables.schema import AGENTS, EPISODES_TO_MEMORIZE
 from memrl.tables.store import TableStore
 from memrl.tables.wandb_log import WandbLog
+
+_MOST_SPLITS = 200
+"""A sweep whose trials die more often than this for want of one guilty cell has another fault."""
 
 _TICK_SECONDS = 0.25
 """While the agents play, the live line is looked after this often."""
@@ -81,7 +84,9 @@ class Sweep:
         self._unwritable = self._agents_problem = ""
         self._phase = ""
         self._packs_left: set[int] = set()
-        self._num_trials = 0
+        self._num_trials = self._num_splits = 0
+        self._packs: list[Sequence[TrainConfig]] = []
+        self._formed_for: Mapping[str, object] = {}
         self._seconds = 0.0
         self._line = ProgressLine(self._describe, console)
 
@@ -94,27 +99,30 @@ class Sweep:
         execution = self._execution
         num_cpus, num_gpus = count_places(engines, execution, num_cpus, num_gpus)
         num_cpus = max(num_cpus, execution.num_threads)
-        formed_for = {"device": choose_device(execution, num_gpus), "pack_size": execution.pack_size}
+        self._formed_for = {"device": choose_device(execution, num_gpus), "pack_size": execution.pack_size}
         begun = [
             pack
-            for pack in self._checkpoints.find_packs(self._cells, formed_for)
+            for pack in self._checkpoints.find_packs(self._cells, self._formed_for)
             if self._interrupted & {cell.cell_id for cell in pack}
         ]
         again = {cell.cell_id for pack in begun for cell in pack}
         afresh = [cell for cell_id, cell in self.left.items() if cell_id not in again]
         plan = plan_packs(afresh, execution, num_cpus, num_gpus)
-        packs = [*begun, *plan.packs]
-        # Where they can't be listed, packs leave no checkpoints.
-        with suppress(OSError):
-            self._checkpoints.list_packs(packs, formed_for)
+        self._packs = [*begun, *plan.packs]
+        self._list_packs()
         return replace(
             plan,
-            packs=packs,
+            packs=[*self._packs],
             checkpoints=absolute_address(self._store.address),
             placements=place_trials(plan, engines, execution),
             pool=POOL if engines else "",
             colocated=execution.colocated and bool(engines),
         )
+
+    def _list_packs(self) -> None:
+        # Where they can't be listed, packs leave no checkpoints.
+        with suppress(OSError):
+            self._checkpoints.list_packs(self._packs, self._formed_for)
 
     def run(self) -> None:
         """Trains the cells that are left and writes their rows as they end; then writes those of the agents.
@@ -163,12 +171,14 @@ class Sweep:
             self._phase = "starting vLLM" if num_engines else self._phase
             with start_engines(cells, self._execution) as engines:
                 plan = self.plan(engines, ray_session.num_cpus, ray_session.num_gpus)
-                self._recorder.begin(plan.packs)
-                self._packs_left, self._num_trials = set(range(len(plan.packs))), plan.num_trials
+                self._num_trials = plan.num_trials
+                self._begin(self._packs)
                 self._phase = "loading the model"
-                if not self.should_stop():
-                    with watch_daemons(self._end_without_ray):
+                with watch_daemons(self._end_without_ray):
+                    while self._packs_left and not self.should_stop():
                         tune_packs(plan, self)
+                        # The packs that were split meanwhile go on as what they were split into.
+                        plan = replace(plan, packs=[*self._packs], first_due=len(plan.packs))
 
     def _end_without_ray(self, daemon: str) -> None:
         """Ends the process, from the watchdog's thread: without its daemons Ray may do so at any moment."""
@@ -187,13 +197,11 @@ class Sweep:
             self._line.tick()
         if self.stop:
             return
-        try:
-            with self._writing():
-                # Cells that an earlier launch has played for may share some of their agents' rows with these.
-                rows = [row for row in self._agents.rows() if row["cell_id"] not in self._played]
-                self._store.append(AGENTS, rows)
-        except AgentsFailedError as error:
-            self._agents_problem = f"the baseline agents can't play: {error}"
+        with self._writing():
+            # Cells that an earlier launch has played for may share some of their agents' rows with these.
+            rows = [row for row in self._agents.rows if row["cell_id"] not in self._played]
+            self._store.append(AGENTS, rows)
+        self._agents_problem = "; ".join(f"the baseline agents can't play: {told}" for told in self._agents.problems)
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
@@ -203,13 +211,33 @@ class Sweep:
         except WriteError as error:
             self._unwritable = str(error)
 
+    def _begin(self, packs: Sequence[Sequence[TrainConfig]]) -> None:
+        """Takes note of the last ones of the packs."""
+        self._recorder.begin(packs)
+        self._packs_left |= set(range(len(self._packs) - len(packs), len(self._packs)))
+
     def take(self, pack: int, stretch: Stretch) -> None:
         """Takes what a stretch of a pack brought."""
         with self._writing():
             self._recorder.take(pack, stretch)
         self._phase = ""
-        if not stretch.live:
+        if stretch.too_large:
+            self._split(pack)
+        if not stretch.live or stretch.too_large:
             self._end(pack)
+
+    def _split(self, pack: int) -> None:
+        """Lets the cells of a pack that have not ended go on as two packs, from its checkpoint."""
+        # Cells of one channel stay together, and with them what is wrong with it.
+        left = sorted(self._recorder.list_left(pack), key=lambda cell: (cell.channel_name, cell.lora_rank, cell.N))
+        middle = (len(left) + 1) // 2
+        halves = [half for half in (left[:middle], left[middle:]) if half]
+        self._recorder.close(pack)
+        with suppress(OSError):
+            self._checkpoints.split(self._packs[pack], halves)
+        self._packs += halves
+        self._list_packs()
+        self._begin(halves)
 
     def take_trace(self, pack: int, trace: str) -> None:
         """Takes a pack's timeline."""
@@ -217,8 +245,14 @@ class Sweep:
             self._recorder.take_trace(pack, trace)
 
     def fail(self, pack: int, error: str) -> None:
-        """Takes note of a trial that died; where the whole sweep is being stopped, that is no failure of its cells."""
-        if not self.stop:
+        """Takes note of a trial that died once too often: one of its cells may be the cause, so its pack is split.
+
+        Where the whole sweep is being stopped, that is no failure of its cells.
+        """
+        if not self.stop and len(self._recorder.list_left(pack)) > 1 and self._num_splits < _MOST_SPLITS:
+            self._num_splits += 1
+            self._split(pack)
+        elif not self.stop:
             with self._writing():
                 self._recorder.fail(pack, error)
         self._end(pack)
@@ -226,6 +260,7 @@ class Sweep:
     def should_stop(self) -> bool:
         """Whether all trials are to end now."""
         self._line.tick()
+        self._agents.wait(0.0)
         return bool(self.stop or self._unwritable)
 
     def _end(self, pack: int) -> None:

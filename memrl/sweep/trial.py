@@ -26,10 +26,13 @@ STRETCH_SECONDS = 1.0
 """A trial tells about this often; what has ended by then is kept, whatever happens next."""
 
 CHECKPOINT_SECONDS = 30.0
-"""A trial leaves a checkpoint about this often: no more work than this is lost, whatever happens."""
+"""A trial leaves a checkpoint at least about this often: no more work than this is lost, whatever happens."""
+
+_MOST_TIME_SAVING = 0.02
+"""It does so more often where saving takes no more than this share of the time."""
 
 TRIES_MORE = 2
-"""A trial that dies is started again, from its checkpoint, this often before its cells fail."""
+"""A trial that dies is started again, from its checkpoint, this often before its pack is split, or its cell fails."""
 
 STRETCH, TRACE = "stretch", "trace"
 """The keys under which a result carries what a stretch brought and, the last one, its timeline."""
@@ -67,6 +70,8 @@ class PackTrial(tune.Trainable):
     def reset_config(self, new_config: dict[str, int]) -> bool:
         """Goes on to another pack in the same process."""
         self._cells, plan = self._plan.packs[new_config["pack"]], self._plan
+        # Before the next run is built: two of them may be more than memory holds.
+        self._run = None
         timeline, self._timeline = self._timeline, Timeline()
         backend = self._backend if uses_engines(self._cells) else None
         start = partial(
@@ -79,30 +84,34 @@ class PackTrial(tune.Trainable):
         )
         loaded = self._load_run(backend, timeline)
         self._run = loaded or self._pack_run.PackRun.start(self._cells, start, timeline)
-        self._saved = time.monotonic()
+        self._next_save = time.monotonic() + STRETCH_SECONDS
         return True
 
     def _load_run(self, backend: RolloutBackend | None, timeline: Timeline) -> "PackRun | None":
         """The pack's run as its last checkpoint has it; None where there is none that can be read."""
         if self._checkpoints is None:
             return None
-        load = partial(self._pack_run.load_pack, backend=backend, timeline=timeline, adapters=self._plan.adapters)
+        load_pack, PackRun = self._pack_run.load_pack, self._pack_run.PackRun
+        ids = [cell.cell_id for cell in self._cells]
+        load = partial(load_pack, cell_ids=ids, backend=backend, timeline=timeline, adapters=self._plan.adapters)
         with self._checkpoints.open(self._cells) as folder:
             try:
-                return None if folder is None else self._pack_run.PackRun.load(folder, load, timeline)
+                return None if folder is None else PackRun.load(folder, load, ids, timeline)
             except Exception:  # of another version of the code, say: it starts afresh
                 traceback.print_exc()
                 return None
 
     def _save_run(self) -> None:
         """Leaves a checkpoint; a disk that takes none is no reason to stop."""
-        self._saved = time.monotonic()
-        if self._checkpoints is None or self._run.finished:
+        if self._checkpoints is None or self._run is None or self._run.finished:
             return
+        begun = time.monotonic()
         try:
             self._checkpoints.save(self._cells, self._run.save)
         except OSError:
             traceback.print_exc()
+        ended = time.monotonic()
+        self._next_save = ended + min(CHECKPOINT_SECONDS, (ended - begun) / _MOST_TIME_SAVING)
 
     def cleanup(self) -> None:
         """Leaves a checkpoint where the sweep is stopped before the pack's end."""
@@ -115,7 +124,8 @@ class PackTrial(tune.Trainable):
             what the stretch brought; out of it, for the eye, `live`, `updates`, `episodes` and
             `absorbed_bits`; and `done`.
         """
-        if time.monotonic() - self._saved >= CHECKPOINT_SECONDS:
+        assert self._run is not None, "set up before"
+        if time.monotonic() >= self._next_save:
             self._save_run()
         stretch = self._run.advance(STRETCH_SECONDS)
         shown = {name: getattr(stretch, name) for name in ("live", "updates", "episodes", "absorbed_bits")}
@@ -144,19 +154,22 @@ class Listener(Protocol):
 
 
 def tune_packs(plan: Plan, listener: Listener) -> None:
-    """Runs every pack as a trial and returns when all have ended, or soon after the listener wants to stop.
+    """Runs every pack that is due as a trial; returns when all have ended, or soon after the listener wants to stop.
 
     Args:
         plan: the packs, and how they run.
         listener: is told what trials report.
     """
+    due = list(range(plan.first_due, len(plan.packs)))
+    # A part of a pack that has died need not die thrice before it is split in turn; a cell alone has all its tries.
+    is_searching = plan.first_due > 0 and any(len(plan.packs[pack]) > 1 for pack in due)
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     groups = [tune.PlacementGroupFactory(bundles) for bundles in plan.placements or [[plan.resources]]]
     place = groups[0] if len(groups) == 1 else lambda config: groups[config["pack"] % len(groups)]
     with scratch_folder() as storage:
         tuner = tune.Tuner(
             tune.with_resources(tune.with_parameters(PackTrial, plan=plan), place),
-            param_space={"pack": tune.grid_search(list(range(len(plan.packs))))},
+            param_space={"pack": tune.grid_search(due)},
             tune_config=tune.TuneConfig(max_concurrent_trials=plan.num_trials, reuse_actors=plan.reuses_processes),
             run_config=tune.RunConfig(
                 name="sweep",
@@ -164,7 +177,7 @@ def tune_packs(plan: Plan, listener: Listener) -> None:
                 verbose=0,
                 callbacks=[_Reporting(listener)],
                 stop=_Stopping(listener),
-                failure_config=tune.FailureConfig(max_failures=TRIES_MORE),
+                failure_config=tune.FailureConfig(max_failures=0 if is_searching else TRIES_MORE),
                 checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
             ),
         )
@@ -195,9 +208,14 @@ class _Reporting(_StaysHere, tune.Callback):
         """Hands on that a trial has died once too often."""
         # The file on this machine: Tune copies it to where trial.get_error looks only later.
         error = Path(trial.error_file).read_text("utf-8") if trial.error_file else ""
-        words = " ".join(error.split())
-        told = words if len(words) <= _ERROR_LENGTH else f"... {words[-_ERROR_LENGTH:].partition(' ')[2]}"
-        self._listener.fail(trial.config["pack"], told)
+        self._listener.fail(trial.config["pack"], _shorten(" ".join(error.split())))
+
+
+def _shorten(error: str) -> str:
+    """What Tune says about a trial that died, in one line."""
+    if "actor died" in error.lower():
+        return "its process was killed, or ended by itself: out of memory, or a reward function that ends it"
+    return error if len(error) <= _ERROR_LENGTH else f"... {error[-_ERROR_LENGTH:].partition(' ')[2]}"
 
 
 class _Stopping(_StaysHere, tune.Stopper):

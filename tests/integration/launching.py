@@ -29,9 +29,7 @@ def finish(process: subprocess.Popen[str], deadline_s: float = DEADLINE_S) -> st
             os.killpg(process.pid, signal.SIGKILL)
 
 
-def read(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+def read(folder: Path, results: str = "results/smoke") -> tuple[pd.DataFrame, pd.DataFrame]:
     """The trained cells and the curves, as pandas reads them."""
-    cells, curves = (
-        pd.read_parquet(folder / "results" / "smoke" / name) for name in ("episodes_to_memorize", "curves")
-    )
+    cells, curves = (pd.read_parquet(folder / results / name) for name in ("episodes_to_memorize", "curves"))
     return cells, curves

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 
 from memrl.config import TrainConfig
+from memrl.learning import update as update_module
 from memrl.sweep.pack_run import PackRun, load_pack, start_pack
 from memrl.sweep.stretch import Stretch
 from memrl.tables.schema import CURVES, EPISODES_TO_MEMORIZE
@@ -107,7 +108,135 @@ def test_an_error_in_the_middle_fails_what_is_left_and_keeps_what_has_ended(monk
     assert rows[CELLS[0].cell_id]["status"] == "memorized"
     failed = rows[fragile.cell_id]
     assert failed["status"] == "failed"
-    assert failed["error"].startswith("RuntimeError: the reward service is gone (")
+    assert failed["error"].startswith("fragile_rewards:reward raised RuntimeError: the reward service is gone (")
+
+
+def raise_error(guess, secret, N):
+    raise RuntimeError("the reward service is gone")
+
+
+def write_into_arguments(guess, secret, N):
+    guess[...] = secret
+    return (guess == secret).astype(float)
+
+
+FAULTS = {
+    "raises": (raise_error, "raised RuntimeError: the reward service is gone (test_launch_pack_run.py:"),
+    "exits": (lambda guess, secret, N: sys.exit(3), "raised SystemExit: 3 ("),
+    "NaN": (lambda guess, secret, N: np.where(guess == secret, 1.0, np.nan), "got NaN or infinity at N=8"),
+    "scalar": (lambda guess, secret, N: 1.0, "got shape () for "),
+    "one too many": (lambda guess, secret, N: (guess == secret)[..., None], "for ("),
+    "no number": (lambda guess, secret, N: "much", "raised ValueError: could not convert string to float"),
+    "writes": (write_into_arguments, "raised ValueError: assignment destination is read-only"),
+}
+
+
+@pytest.fixture(scope="module")
+def undisturbed() -> list[Stretch]:
+    return run_to_the_end(start_run(CELLS))
+
+
+@pytest.mark.parametrize(
+    ("fault", "where"), [*((fault, "reward") for fault in FAULTS), ("raises", "observer"), ("raises", "capacity")]
+)
+def test_a_reward_that_breaks_in_the_middle_fails_its_cell_alone(monkeypatch, undisturbed, fault, where):
+    name = f"fragile_{fault.replace(' ', '_')}_{where}"
+    module: Any = ModuleType(name)
+    broken, told = FAULTS[fault]
+    calls = []
+
+    def reward(guess: np.ndarray, secret: np.ndarray, N: int) -> np.ndarray:
+        calls.append((guess, secret))
+        # An update calls it for its episodes first, each beside its secret, then for what the observer would know.
+        is_paid = guess.shape == secret.shape and len(np.unique(secret)) == 1
+        breaks = {"reward": is_paid, "observer": not is_paid, "capacity": N == 8 and guess.ndim == 2}[where]
+        if len(calls) > 4 and breaks:
+            return broken(guess, secret, N)
+        return (guess == secret).astype(float)
+
+    module.reward = reward
+    monkeypatch.setitem(sys.modules, name, module)
+    fragile = TrainConfig(N=8, reward_type=f"{name}:reward", learning_rate=3e-3, n_steps=3, seed=7)
+    stretches = run_to_the_end(start_run([*CELLS[:2], fragile, *CELLS[2:]]))
+    rows = {row["cell_id"]: row for stretch in stretches for row in stretch.rows}
+    row = rows.pop(fragile.cell_id)
+    assert row["status"] == "failed"
+    assert row["error"].startswith(f"{name}:reward ")
+    assert told in row["error"]
+    expected = {row["cell_id"]: row for stretch in undisturbed for row in stretch.rows}
+    assert rows.keys() == expected.keys()
+    for cell_id, found in rows.items():
+        exact = ("status", "e50", "e90", "episodes", "updates", "tokens", "error")
+        assert [found[name] for name in exact] == [expected[cell_id][name] for name in exact]
+        for name in ("absorbed_bits", "observed_bits"):
+            assert found[name] == pytest.approx(expected[cell_id][name], abs=1e-5)
+
+
+def exhaust_memory_beyond(monkeypatch, num_cells, error):
+    """Lets a walk of more cells than this run out of memory."""
+    walk = update_module.walk_tries
+
+    def walk_tries(network, forest, num_episodes, *rest):
+        if len(num_episodes) > num_cells:
+            raise error
+        return walk(network, forest, num_episodes, *rest)
+
+    monkeypatch.setattr(update_module, "walk_tries", walk_tries)
+
+
+OUT_OF_MEMORY = [
+    MemoryError(),
+    RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+]
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=["numpy", "torch"])
+def test_where_memory_ends_no_cell_fails_and_parts_of_the_pack_go_on_from_its_checkpoint(
+    tmp_path, monkeypatch, undisturbed, error
+):
+    run = start_run(CELLS)
+    first = run.advance(0.0)
+    run.save(tmp_path)
+    exhaust_memory_beyond(monkeypatch, 2, error)
+    stretch = run.advance(0.0)
+    assert run.finished
+    assert stretch.too_large.startswith(type(error).__name__)
+    assert (first.live, stretch.live, stretch.rows) == (4, 4, [])
+    parts = []
+    for half in (CELLS[:2], CELLS[2:]):
+        ids = [cell.cell_id for cell in half]
+        part = PackRun.load(tmp_path, partial(load_pack, cell_ids=ids), ids)
+        assert part.updates == 1
+        parts += run_to_the_end(part)
+    assert {row["cell_id"]: row["error"] for part in parts for row in part.rows} == {c.cell_id: None for c in CELLS}
+    for expected, found in zip(join(undisturbed), join(parts), strict=True):
+        pd.testing.assert_frame_equal(found, expected, check_exact=False, atol=1e-5, rtol=1e-5)
+
+
+def test_a_cell_alone_that_takes_more_memory_than_there_is_fails(monkeypatch):
+    exhaust_memory_beyond(monkeypatch, 0, MemoryError("no more"))
+    (stretch,) = run_to_the_end(start_run(CELLS[:1]))
+    assert not stretch.too_large
+    assert stretch.rows[0]["error"].startswith("MemoryError: no more (")
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=["numpy", "torch"])
+def test_where_memory_ends_at_the_start_a_cell_that_takes_it_alone_fails_and_others_are_split(error):
+    def start_with(most):
+        def start(cells):
+            if len(cells) > most or any(cell.lora_rank == 2 for cell in cells):
+                raise error
+            return start_pack(cells, "cpu")
+
+        return start
+
+    (row,) = PackRun.start(CELLS, start_with(3)).end_stretch().rows
+    assert (row["lora_rank"], row["status"]) == (2, "failed")
+    run = PackRun.start(CELLS, start_with(2))
+    stretch = run.advance(0.0)
+    assert run.finished
+    assert stretch.too_large
+    assert [row["lora_rank"] for row in stretch.rows] == [2]
 
 
 def join(stretches: list[Stretch]) -> list[pd.DataFrame]:
@@ -126,6 +255,7 @@ def test_a_run_goes_on_from_its_checkpoint_to_the_same_tables(tmp_path):
         pass
     run.save(tmp_path)
     run.advance(0.0)
-    resumed = run_to_the_end(PackRun.load(tmp_path, load_pack))
+    ids = [cell.cell_id for cell in CELLS]
+    resumed = run_to_the_end(PackRun.load(tmp_path, partial(load_pack, cell_ids=ids), ids))
     for expected, found in zip(join(run_to_the_end(start_run(CELLS))), join(resumed), strict=True):
         pd.testing.assert_frame_equal(found, expected, check_exact=True, check_dtype=False)

@@ -5,7 +5,8 @@ import time
 import pytest
 
 from memrl.config import TrainConfig
-from memrl.sweep.agent_play import AgentPlay, AgentsFailedError, find_unplayed
+from memrl.sweep.agent_play import AgentPlay, find_unplayed
+from memrl.theory.agents import tabular_rates
 
 CELLS = [TrainConfig(N=4, seed=seed, learning_rate=rate) for seed in range(2) for rate in (1e-3, 1e-2)]
 
@@ -19,6 +20,9 @@ def raise_late(guess, secret, N):
         raise RuntimeError("the reward service\\nis gone")
     return (guess == secret).astype(float)
 
+def sound(guess, secret, N):
+    return (guess == secret).astype(float)
+
 def end_process(guess, secret, N):
     if guess.max() > 1:
         os._exit(7)
@@ -29,7 +33,9 @@ def end_process(guess, secret, N):
 def test_every_cell_is_played_for_and_none_again():
     play = AgentPlay(CELLS)
     play.start()
-    rows = play.rows()
+    while not play.wait(60):
+        pass
+    rows = play.rows
     assert {row["agent"] for row in rows} == {"optimal", "greedy", "uniform", "tabular_pg"}
     played = {row["cell_id"] for row in rows}
     assert find_unplayed(CELLS, played) == []
@@ -41,19 +47,25 @@ def test_every_cell_is_played_for_and_none_again():
 @pytest.mark.parametrize(
     ("function", "problem"),
     [
-        ("raise_late", "RuntimeError: the reward service is gone"),
-        ("end_process", "the process in which the agents play ended with exit code 7"),
+        ("raise_late", "raised RuntimeError: the reward service is gone (fragile_rewards_of_agents.py:7)"),
+        ("end_process", "the process in which they play ended with exit code 7"),
         ("no_such", "reward_type must name an importable function"),
     ],
 )
-def test_what_ends_the_play_is_told_where_its_rows_are_asked_for(tmp_path, monkeypatch, function, problem):
+def test_a_reward_that_breaks_the_play_is_named_and_all_others_are_played(tmp_path, monkeypatch, function, problem):
     (tmp_path / "fragile_rewards_of_agents.py").write_text(FRAGILE)
     monkeypatch.syspath_prepend(str(tmp_path))
-    play = AgentPlay([TrainConfig(N=4, reward_type=f"fragile_rewards_of_agents:{function}")])
+    fragile, sound = (f"fragile_rewards_of_agents:{name}" for name in (function, "sound"))
+    play = AgentPlay([TrainConfig(N=4, reward_type=name) for name in (fragile, sound, "binary")])
     play.start()
-    assert play.wait(60)
-    with pytest.raises(AgentsFailedError, match=problem):
-        play.rows()
+    while not play.wait(60):
+        pass
+    assert len(play.problems) == 1
+    assert play.problems[0].startswith(f"{fragile}@")
+    assert problem in play.problems[0]
+    played = [row["channel"] for row in play.rows if row["agent"] == "tabular_pg"]
+    assert sorted(name.partition("@")[0] for name in set(played)) == ["binary", sound]
+    assert len(played) == 2 * len(tabular_rates(TrainConfig(N=4)))
 
 
 def test_a_play_can_be_ended_where_it_is():
@@ -61,6 +73,6 @@ def test_a_play_can_be_ended_where_it_is():
     play.start()
     start = time.monotonic()
     play.stop()
-    with pytest.raises(AgentsFailedError, match="exit code -9"):
-        play.rows()
+    assert play.wait(60)
+    assert play.rows == play.problems == []
     assert time.monotonic() - start < 5

@@ -1,4 +1,5 @@
 import io
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
@@ -6,6 +7,7 @@ import pytest
 from memrl.config import TrainConfig
 from memrl.errors import WriteError
 from memrl.sweep import recorder as recorder_module
+from memrl.sweep.checkpoints import Checkpoints
 from memrl.sweep.console import SteadyConsole
 from memrl.sweep.execution import Execution
 from memrl.sweep.plan import plan_packs
@@ -192,3 +194,48 @@ def test_tables_that_can_not_be_written_stop_a_sweep_in_one_line(tmp_path, monke
     *_, problem, advice = capsys.readouterr().out.splitlines()
     assert problem == "error: results must be a writable address, got x (No space left on device)"
     assert advice == "Stopped; what has finished is kept. To go on: again"
+
+
+def test_a_pack_whose_trial_dies_is_split_until_one_cell_is_left_and_that_one_fails(tmp_path):
+    sweep_store = TableStore(str(tmp_path))
+    sweep_store.create()
+    cells = {cell.cell_id: cell for cell in CELLS[:4]}
+    sweep = Sweep("smoke", cells, Execution(num_trials=1), sweep_store, "again", SteadyConsole())
+    plan = sweep.plan((), 1.0, 0.0)
+    (pack,) = plan.packs
+    sweep._begin(plan.packs)
+    checkpoints = Checkpoints(str(tmp_path))
+
+    def write(folder: Path) -> None:
+        (folder / "state").write_text("of all")
+
+    checkpoints.save(pack, write)
+    sweep.take(0, stretch(ended(pack[3]), live=3))
+    sweep.fail(0, "died")
+    assert [len(half) for half in sweep._packs[1:]] == [2, 1]
+    for half in sweep._packs[1:]:
+        with checkpoints.open(half) as folder:
+            assert folder is not None
+            assert (folder / "state").read_text() == "of all"
+    with checkpoints.open(pack) as folder:
+        assert folder is None
+    assert len(checkpoints.find_packs(cells, sweep._formed_for)) == 3
+    sweep.take(1, Stretch(live=2, too_large="MemoryError"))
+    assert [len(half) for half in sweep._packs[3:]] == [1, 1]
+    sweep.fail(2, "died")
+    assert sweep._recorder.statuses == {"memorized": 1, "failed": 1}
+    assert sweep._packs_left == {3, 4}
+    assert sweep._recorder.episodes == 64
+
+
+def test_trials_that_keep_dying_are_no_fault_of_a_single_cell(tmp_path, monkeypatch):
+    monkeypatch.setattr("memrl.sweep.sweep._MOST_SPLITS", 1)
+    sweep_store = TableStore(str(tmp_path))
+    sweep_store.create()
+    cells = {cell.cell_id: cell for cell in CELLS[:4]}
+    sweep = Sweep("smoke", cells, Execution(num_trials=1), sweep_store, "again", SteadyConsole())
+    sweep._begin(sweep.plan((), 1.0, 0.0).packs)
+    for pack in range(3):
+        sweep.fail(pack, "died")
+    assert sweep._recorder.statuses == {"failed": 4}
+    assert not sweep._packs_left
