@@ -178,7 +178,8 @@ def vary_objective(cells: pa.Table, factor: float, **fields: Any) -> pa.Table:
     """The same cells under another objective, which takes `factor` times the episodes."""
     rows = []
     for row in cells.to_pylist():
-        episodes = {name: round(factor * row[name]) for name in ("e50", "e90", "episodes")}
+        times = {name: row[name] for name in ("e50", "e90", "episodes") if row[name] is not None}
+        episodes = {name: round(factor * value) for name, value in times.items()}
         rows.append(row | fields | episodes | {"cell_id": hash_fields({**fields, "of": row["cell_id"]})})
     return pa.Table.from_pylist(rows, schema=cells.schema)
 

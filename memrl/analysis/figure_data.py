@@ -159,7 +159,7 @@ def collapse_figure(summary: Summary) -> Figure:
     """Share of the runs that reached 1/2 and ended below it, by learning rate."""
     lost_any = bool(len(summary.collapse)) and summary.collapse["num_lost"].any()
     data = summary.collapse if lost_any else summary.collapse.head(0)
-    if data["objective_name"].replace("", np.nan).nunique() > 1:
+    if "objective_name" in data and data["objective_name"].replace("", np.nan).nunique() > 1:
         named = zip(data["channel"], data["objective_name"], strict=True)
         data = data.assign(channel=[", ".join(part for part in parts if part) for parts in named])
     return Figure(
