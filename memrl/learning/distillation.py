@@ -27,38 +27,38 @@ def ask_by_posterior(policy: PackPolicy, state: PackState) -> Splitter:
     greedy: the guess that tells most. thompson: candidates, each drawn by the cell's own generator.
     """
     guesses = []
-    for cell, config in enumerate(state.configs):
-        candidates = state.observer.candidates(cell)
+    for cell, key in zip(policy.roots.cell.tolist(), policy.roots.key.tolist(), strict=True):
+        config, candidates = state.configs[cell], state.observer.candidates(cell, key)
         if config.explore == "greedy":
             channel = policy.channels.values[policy.channels.index[cell]]
             try:
-                guesses.append([choose_guess(channel, candidates)])
+                guesses.append(np.array([choose_guess(channel, candidates)]))
             except RewardError as error:
                 state.progress.fail(cell, str(error))
-                guesses.append([int(candidates[0])])
+                guesses.append(candidates[:1])
         else:
-            guesses.append(state.generators[cell].choice(candidates, size=config.episodes_per_update).tolist())
+            guesses.append(state.generators[cell].choice(candidates, size=config.episodes_per_prompt))
     return _replay_guesses(policy, guesses)
 
 
-def list_candidates(policy: PackPolicy, state: PackState) -> tuple[Splitter, Int[np.ndarray, "cell 1"]]:
-    """Every candidate of each cell once, as examples.
+def list_candidates(policy: PackPolicy, state: PackState) -> tuple[Splitter, Int[np.ndarray, "root 1"]]:
+    """Every candidate of each secret that is asked once, as examples.
 
     Returns:
-        the examples, and how many each cell has.
+        the examples, and how many each root has.
     """
-    candidates = [state.observer.candidates(cell).tolist() for cell in range(len(state))]
-    return RepeatableSplitter(_replay_guesses(policy, candidates)), np.array([[len(of_cell)] for of_cell in candidates])
+    asked = zip(policy.roots.cell.tolist(), policy.roots.key.tolist(), strict=True)
+    candidates = [state.observer.candidates(cell, key) for cell, key in asked]
+    return RepeatableSplitter(_replay_guesses(policy, candidates)), np.array([[len(of_root)] for of_root in candidates])
 
 
-def _replay_guesses(policy: PackPolicy, guesses: Sequence[Sequence[int]]) -> Splitter:
-    episodes = [_write(task, of_cell) for task, of_cell in zip(policy.tasks, guesses, strict=True)]
+def _replay_guesses(policy: PackPolicy, guesses: Sequence[Int[np.ndarray, "_"]]) -> Splitter:
+    tasks = [policy.tasks[cell] for cell in policy.roots.cell]
+    episodes = [_write(task, of_root) for task, of_root in zip(tasks, guesses, strict=True)]
     return Replay(policy.forest, episodes, np.ones(len(episodes), dtype=np.int64))
 
 
-def _write(task: EncodedTask, guesses: Sequence[int]) -> SampledEpisodes:
-    tokens = np.full((len(guesses), task.max_tokens), -1)
-    for row, guess in zip(tokens, guesses, strict=True):
-        answer = task.automaton.tokens(task.answer_format.digits(guess))
-        row[: len(answer)] = answer
+def _write(task: EncodedTask, guesses: Int[np.ndarray, "guess"]) -> SampledEpisodes:
+    letters = task.automaton.encode_many(task.answer_format.digits(guesses))
+    tokens = np.where(letters >= 0, task.automaton.alphabet[letters], -1)
     return SampledEpisodes("", 0, tokens, np.full(tokens.shape, np.nan))

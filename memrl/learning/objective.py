@@ -68,9 +68,9 @@ def judge_episodes(
     for objective, rows in objectives.split(walk.outcome_cell):
         if (rule := objective.advantage) is not None:
             credited = assign_credit(rewards[rows], objective.credit)
-            cells, counts = walk.outcome_cell[rows], walk.outcome_counts[rows]
+            roots, counts = walk.outcome_root[rows], walk.outcome_counts[rows]
             surprisal = _surprise(walk, rows, rewards.shape[1]) if rule.advantage == "delightful" else None
-            advantages[rows] = group_advantages(credited, counts, cells, rule, surprisal)
+            advantages[rows] = group_advantages(credited, counts, roots, rule, surprisal)
     return advantages
 
 
@@ -86,14 +86,14 @@ def _surprise(
 
 
 def weigh_edges(
-    walk: Walk, advantages: Float[np.ndarray, "outcome group env_step"], share: Float[np.ndarray, "cell"]
+    walk: Walk, advantages: Float[np.ndarray, "outcome group env_step"], share: Float[np.ndarray, "root"]
 ) -> tuple[Float[Tensor, "edge"], Float[Tensor, "edge"]]:
     """Summed positive and summed negative advantages of the episodes through each edge.
 
     Args:
         walk: the episodes.
         advantages: as `judge_episodes` gives them.
-        share: what one episode of each cell weighs: one over the cell's episodes, or 0.
+        share: what one episode of each root weighs; 0 in cells that have ended.
 
     Returns:
         gain ≥ 0 and cost ≤ 0 of each edge.
@@ -101,7 +101,7 @@ def weigh_edges(
     env_step = walk.edge_env_step[np.maximum(walk.outcome_path, 0)]
     sides = []
     for side in (np.maximum(advantages, 0.0), np.minimum(advantages, 0.0)):
-        by_env_step = (walk.outcome_counts[:, :, None] * side).sum(1) * share[walk.outcome_cell][:, None]
+        by_env_step = (walk.outcome_counts[:, :, None] * side).sum(1) * share[walk.outcome_root][:, None]
         weights = np.take_along_axis(by_env_step, env_step, axis=1)
         sides.append(sum_on_edges(walk.outcome_path, weights, len(walk.edge_cell)))
     gain, cost = (torch.from_numpy(side).to(walk.edge_logprob) for side in sides)
@@ -136,7 +136,7 @@ def sum_losses(
 def sum_penalties(
     nodes: Nodes,
     base_logits: Float[Tensor, "node letter"],
-    share: Float[np.ndarray, "cell"],
+    share: Float[np.ndarray, "root"],
     objectives: Numbered[Objective],
 ) -> Float[Tensor, ""]:
     """The sum over cells of their KL penalty less their entropy bonus, by the nodes that their episodes reached.
@@ -144,14 +144,14 @@ def sum_penalties(
     Args:
         nodes: of the cells that have either, with gradient.
         base_logits: the base model's logits of the same letters; read where there is a KL penalty.
-        share: what one episode of each cell weighs.
+        share: what one episode of each root weighs.
         objectives: of the cells.
     """
     of_node = [objectives.values[number] for number in objectives.index[nodes.cell]]
     weight, entropy_bonus, kl_penalty = (
         torch.tensor(values, dtype=nodes.logprob.dtype, device=nodes.logprob.device)
         for values in (
-            nodes.counts * share[nodes.cell],
+            nodes.counts * share[nodes.root],
             [objective.entropy_bonus for objective in of_node],
             [objective.kl_penalty for objective in of_node],
         )

@@ -14,13 +14,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from memrl.config import SHARED_ROLES, Dtype, TrainConfig, fields_of, shared_fields
 from memrl.learning.distillation import ask_by_posterior
+from memrl.learning.keys import ask_keys
 from memrl.learning.policy import PackPolicy
 from memrl.learning.record import Record, describe_cell, tabulate_update
 from memrl.learning.state import PackState, read_configs
 from memrl.learning.update import update
 from memrl.policy.adapter_pack import describe_adapter
-from memrl.policy.base_model import EncodedTask, bring_model, encode_cell, identify_files, load_base_model
-from memrl.policy.calibration import Prior, check_calibrated, measure_prior
+from memrl.policy.base_model import EncodedTask, bring_model, encode_cell, encode_keys, identify_files, load_base_model
+from memrl.policy.calibration import Prior, check_calibrated, measure_key_priors, measure_prior
 from memrl.policy.trie_walk import Walk
 from memrl.rollout.adapter_files import keep_adapter, prepare_adapters
 from memrl.rollout.backend import RolloutBackend, SampledEpisodes, SampleRequest
@@ -41,8 +42,11 @@ def share_base_model(model: str, dtype: Dtype, device: str) -> tuple[PreTrainedM
 
 
 @cache
-def _share_prior(model: str, dtype: Dtype, device: str, task: EncodedTask) -> Prior:
-    return measure_prior(share_base_model(model, dtype, device)[0], task)
+def _share_prior(model: str, dtype: Dtype, device: str, task: EncodedTask, num_keys: int | None) -> Prior:
+    base, tokenizer = share_base_model(model, dtype, device)
+    if num_keys is None:
+        return measure_prior(base, task)
+    return measure_key_priors(base, task, encode_keys(tokenizer, task, num_keys))
 
 
 @cache
@@ -99,9 +103,10 @@ class Pack:
         self._base = describe_base(configs[0].model, device)
         self._priors = {}
         for config, task in zip(configs, tasks, strict=True):
-            self._priors[config.cell_id] = prior = _share_prior(*where, task)
+            self._priors[config.cell_id] = prior = _share_prior(*where, task, config.num_keys)
             check_calibrated(prior, task, config.model)
-        self.policy = PackPolicy.build(base, tasks, configs)
+        prompts = [encode_keys(tokenizer, task, c.num_keys) for task, c in zip(tasks, configs, strict=True)]
+        self.policy = PackPolicy.build(base, tasks, configs, prompts)
         self.state = PackState.start(configs, self.policy)
         self.episodes = 0
         self._record = Record()
@@ -202,6 +207,7 @@ class Pack:
         where = json.loads((folder / _DEVICE).read_text())
         pack = cls(read_configs(folder), device=where["device"], backend=backend, adapters=adapters)
         pack.state.load(folder)
+        ask_keys(pack.policy, pack.state)
         pack.episodes = where["episodes"]
         if cell_ids is not None:
             pack._leave_out([c.cell_id in cell_ids for c in pack.state.configs])
@@ -243,7 +249,7 @@ class Pack:
 
     def _examples(self, cell: int, cell_id: str, version: int) -> SampledEpisodes:
         task = self.policy.tasks[cell]
-        tokens = task.automaton.tokens(self.state.secrets[cell, : task.num_env_steps])
+        tokens = task.automaton.tokens(self.policy.keys[cell].secrets[0])
         shape = (self.state.configs[cell].episodes_per_update, len(tokens))
         return SampledEpisodes(cell_id, version, np.broadcast_to(tokens, shape), np.full(shape, np.nan))
 

@@ -12,6 +12,12 @@ from memrl.config import TrainConfig
 from memrl.task.reach import Reach
 from memrl.task.result import RunResult, Status
 
+_MEASURED_SHARE = 0.1
+"""What measuring keys may cost, as a share of training."""
+
+_COST_OF_TRAINING = 3
+"""Passes over a key in training, at least, for the one that scores it: forward, and twice as much backward."""
+
 TRAINING: Literal["training"] = "training"
 """The status of a cell that has not ended."""
 
@@ -25,6 +31,7 @@ class Progress:
         episodes: episodes (sft: examples) used.
         tokens: of all episodes, each counted in full, prompt included.
         reach: how far they came, and after how many episodes.
+        next_measurement: batches after which all keys are scored again.
         absorbed_bits: at the last scoring.
         observed_bits: at the last scoring.
         seconds: the cell's share of the wall time.
@@ -36,6 +43,7 @@ class Progress:
     episodes: Int[np.ndarray, "cell"]
     tokens: Int[np.ndarray, "cell"]
     reach: Reach
+    next_measurement: Int[np.ndarray, "cell"]
     absorbed_bits: Float[np.ndarray, "cell"]
     observed_bits: Float[np.ndarray, "cell"]
     seconds: Float[np.ndarray, "cell"]
@@ -51,6 +59,7 @@ class Progress:
             episodes=np.zeros(num_cells, dtype=np.int64),
             tokens=np.zeros(num_cells, dtype=np.int64),
             reach=Reach.start(np.array([config.signal_bits for config in configs])),
+            next_measurement=np.zeros(num_cells, dtype=np.int64),
             absorbed_bits=np.full(num_cells, np.nan),
             observed_bits=np.full(num_cells, np.nan),
             seconds=np.zeros(num_cells),
@@ -63,36 +72,57 @@ class Progress:
         """Which cells have not ended."""
         return np.array([status == TRAINING for status in self.status], dtype=bool)
 
+    def find_due(self, configs: Sequence[TrainConfig]) -> Bool[np.ndarray, "cell"]:
+        """Which cells are measured now: those without keys always, and all at their start and end."""
+        spent = self._find_spent(configs)
+        without = np.array([config.num_keys is None for config in configs])
+        return without | spent | (self.batches >= self.next_measurement)
+
+    def _find_spent(self, configs: Sequence[TrainConfig]) -> Bool[np.ndarray, "cell"]:
+        """Which cells can't afford another update."""
+        cost, budget = np.array([(c.episodes_per_update, c.episode_budget) for c in configs]).T
+        return self.episodes + cost > budget
+
     def score(
         self,
         configs: Sequence[TrainConfig],
+        measured: Bool[np.ndarray, "cell"],
         secret_log2: Float[np.ndarray, "cell"],
         observed_bits: Float[np.ndarray, "cell"],
     ) -> None:
-        """Takes note of log2 P(secret) before an update, and ends the cells whose time it is.
+        """Takes note of log2 P before an update, and ends the cells whose time it is.
 
-        A cell ends as memorized when P(secret) reaches the config's stop_probability, and as budget_spent when another
-        update would use more updates or episodes than it allows.
+        A cell ends as memorized when P(secret) reaches the config's stop_probability (with keys: when the absorbed
+        share of its bits does), and as budget_spent when another update would use more updates or episodes than it
+        allows.
 
         Args:
             configs: the cells.
-            secret_log2: log2 P(secret).
+            measured: which of them are measured.
+            secret_log2: log2 P(secret), summed over keys where there are keys.
             observed_bits: what an ideal observer knows.
         """
-        measured = np.flatnonzero(np.isfinite(secret_log2))
-        self.reach.note(measured, self.episodes[measured], secret_log2[measured])
+        spent, noted = self._find_spent(configs), np.flatnonzero(measured & np.isfinite(secret_log2))
+        self.reach.note(noted, self.episodes[noted], secret_log2[noted])
         for cell, (config, log2) in enumerate(zip(configs, secret_log2.tolist(), strict=True)):
             if self.status[cell] != TRAINING:
                 continue
             if not math.isfinite(log2):
                 self.fail(cell, f"the policy diverged: log2 P(secret) is {log2}")
-                continue
-            self.absorbed_bits[cell] = config.signal_bits + log2
-            self.observed_bits[cell] = observed_bits[cell]
-            if log2 >= math.log2(config.stop_probability):
-                self.status[cell] = "memorized"
-            elif self.episodes[cell] + config.episodes_per_update > config.episode_budget:
-                self.status[cell] = "budget_spent"
+            elif measured[cell]:
+                self._note(cell, config, log2, float(observed_bits[cell]))
+                if spent[cell] and self.status[cell] == TRAINING:
+                    self.status[cell] = "budget_spent"
+
+    def _note(self, cell: int, config: TrainConfig, log2: float, observed_bits: float) -> None:
+        self.absorbed_bits[cell] = config.signal_bits + log2
+        self.observed_bits[cell] = observed_bits
+        self.next_measurement[cell] = self.batches[cell] + count_gap(config, int(self.batches[cell]))
+        enough = math.log2(config.stop_probability)
+        if config.num_keys is not None:
+            enough = (config.stop_probability - 1.0) * config.signal_bits
+        if log2 >= enough:
+            self.status[cell] = "memorized"
 
     def fail(self, cell: int, error: str) -> None:
         """Ends a cell as failed, unless it has ended; `error` says why."""
@@ -134,3 +164,18 @@ class Progress:
             int(self.tokens[cell]),
             self.error[cell],
         )
+
+
+def count_gap(config: TrainConfig, batches: int) -> int:
+    """Batches from a measurement of a cell's keys to the next one.
+
+    Unless `measure_every` says it: a tenth of the batches so far, and so many at least that measuring costs about a
+    tenth of training. To score a key takes one pass over its prompt and its answer, to train on it three at least.
+
+    >>> [count_gap(TrainConfig(algorithm="sft", num_keys=600, batch_size=8), batches) for batches in (0, 100, 5000)]
+    [250, 250, 500]
+    """
+    if config.measure_every is not None or config.num_keys is None:
+        return config.measure_every or 1
+    worth = config.prompts_per_update * config.updates_per_batch * _COST_OF_TRAINING
+    return max(math.ceil(batches * _MEASURED_SHARE), math.ceil(config.num_keys / worth / _MEASURED_SHARE))

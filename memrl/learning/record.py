@@ -45,7 +45,7 @@ class Record:
 
 
 def tabulate_update(state: PackState, done: Update, root_cell: np.ndarray) -> pa.Table:
-    """One curve row per cell: its state before an update, and the update's own episodes where it made one.
+    """One curve row per cell that was measured: its state before an update, and its own episodes where it made one.
 
     Args:
         state: right after the update, the cells that it ended still among them.
@@ -83,7 +83,8 @@ def tabulate_update(state: PackState, done: Update, root_cell: np.ndarray) -> pa
         "gradient_norm": np.where(done.learned, done.gradient_norm, np.nan),
         "logprob_gap": average(gap) / average(real.sum(1).astype(np.float64)),
     }
-    return pa.table(columns, schema=CURVES_SCHEMA)
+    table = pa.table(columns, schema=CURVES_SCHEMA)
+    return table if done.measured.all() else table.filter(pa.array(done.measured))
 
 
 def describe_cell(state: PackState, policy: PackPolicy, cell: int, prior: Prior, base: Mapping[str, Any]) -> Row:
@@ -97,7 +98,8 @@ def describe_cell(state: PackState, policy: PackPolicy, cell: int, prior: Prior,
         base: the columns that tell of the base model and of what it ran on.
     """
     task = policy.tasks[cell]
-    asked: dict[str, Any] = {"prompt_hash": hash_fields({"ids": task.prompt_ids}), "answer_tokens": task.max_tokens}
+    ids = [int(token) for token in policy.keys[cell].prompts[0]]
+    asked: dict[str, Any] = {"prompt_hash": hash_fields({"ids": ids}), "answer_tokens": task.max_tokens}
     config, channel = state.configs[cell], policy.channels.values[policy.channels.index[cell]]
     asked["interference"] = read_interference(config.model, task)
     result = state.progress.result(cell, config.updates_per_batch)

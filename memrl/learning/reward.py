@@ -18,7 +18,7 @@ Faults = dict[int, str]
 def reward_walk(
     walk: Walk,
     channels: Numbered[Channel],
-    secrets: Int[np.ndarray, "cell digit"],
+    secrets: Int[np.ndarray, "root digit"],
     num_env_steps: Int[np.ndarray, "cell"],
 ) -> tuple[Float[np.ndarray, "outcome env_step"], Faults]:
     """Rewards every outcome by its cell's channel.
@@ -26,7 +26,7 @@ def reward_walk(
     Args:
         walk: outcomes sorted by cell.
         channels: of the cells; those of one channel are rewarded together.
-        secrets: digits of each cell's secret, padded with -1.
+        secrets: digits of each root's secret, padded with -1.
         num_env_steps: env_steps of a whole answer.
 
     Returns:
@@ -56,9 +56,8 @@ def _reward_rows(
     rewards: np.ndarray,
 ) -> None:
     """Rewards some rows, all of one channel, in place."""
-    cells = walk.outcome_cell[rows]
-    steps = int(num_env_steps[cells[0]])
-    secret = channel.answer_format.read(secrets[cells, :steps])
+    steps = int(num_env_steps[walk.outcome_cell[rows[0]]])
+    secret = channel.answer_format.read(secrets[walk.outcome_root[rows], :steps])
     rewards[rows, :steps] = step_rewards(channel, walk.outcomes.select(rows), secret)
 
 
@@ -66,6 +65,7 @@ def observe_walk(
     observer: PackObserver,
     walk: Walk,
     rewards: Float[np.ndarray, "outcome env_step"],
+    keys: Int[np.ndarray, "root"],
     channels: Numbered[Channel],
     faults: Mapping[int, str],
 ) -> Faults:
@@ -75,6 +75,7 @@ def observe_walk(
         observer: of the pack; changed in place.
         walk: outcomes sorted by cell.
         rewards: of `reward_walk`.
+        keys: the key of each root.
         channels: of the cells.
         faults: the cells that have failed, which it need not hear.
 
@@ -83,18 +84,20 @@ def observe_walk(
     """
     faults = dict(faults)
     if not any(isinstance(channel.function, OwnReward) for channel in channels.values):
-        observer.observe(walk.outcome_cell, walk.outcomes, rewards)
+        observer.observe(walk.outcome_cell, walk.outcomes, rewards, keys[walk.outcome_root])
         return faults
     before = {name: array.copy() for name, array in observer.arrays().items()}
     sound = np.flatnonzero(~np.isin(walk.outcome_cell, list(faults)))
     try:
-        observer.observe(walk.outcome_cell[sound], walk.outcomes.select(sound), rewards[sound])
+        told = (walk.outcomes.select(sound), rewards[sound], keys[walk.outcome_root[sound]])
+        observer.observe(walk.outcome_cell[sound], *told)
     except ValueError:
         observer.restore(before)
         for cell in np.unique(walk.outcome_cell[sound]).tolist():
             of_cell = np.flatnonzero(walk.outcome_cell == cell)
             try:
-                observer.observe(cell, walk.outcomes.select(of_cell), rewards[of_cell])
+                told = (walk.outcomes.select(of_cell), rewards[of_cell], keys[walk.outcome_root[of_cell]])
+                observer.observe(cell, *told)
             except ValueError as error:
                 faults[cell] = str(error)
     return faults

@@ -16,7 +16,6 @@ from memrl.learning.policy import PackPolicy
 from memrl.learning.progress import Progress
 from memrl.policy.adapter_pack import AdapterPack
 from memrl.rollout.in_process import start_generators
-from memrl.task.answer_format import cell_digits
 from memrl.theory.observer import PackObserver
 
 _ARRAYS, _PLAIN = "state.safetensors", "state.json"
@@ -28,7 +27,6 @@ class PackState:
 
     Attributes:
         configs: the cells that are still training.
-        secrets: digits of what each hides, padded with -1.
         progress: counters.
         adapters: their parameters, and the optimizer's tensors.
         generators: the random numbers of each cell's episodes.
@@ -36,7 +34,6 @@ class PackState:
     """
 
     configs: list[TrainConfig]
-    secrets: Int[np.ndarray, "cell digit"]
     progress: Progress
     adapters: AdapterPack
     generators: list[np.random.Generator]
@@ -48,11 +45,12 @@ class PackState:
         channels = policy.channels
         return cls(
             list(configs),
-            _pad_digits([cell_digits(config) for config in configs]),
             Progress.start(configs),
             policy.adapters,
             start_generators(configs),
-            PackObserver([channels.values[number] for number in channels.index]),
+            PackObserver(
+                [channels.values[number] for number in channels.index], [config.num_keys for config in configs]
+            ),
         )
 
     def __len__(self) -> int:
@@ -77,13 +75,6 @@ class PackState:
         for field in fields(self):
             if field.name != "configs":
                 setattr(self, field.name, _restore(field.name, getattr(self, field.name), arrays, plain))
-
-
-def _pad_digits(secrets: Sequence[Int[np.ndarray, "_"]]) -> Int[np.ndarray, "cell digit"]:
-    padded = np.full((len(secrets), max(map(len, secrets))), -1, dtype=np.int64)
-    for row, digits in zip(padded, secrets, strict=True):
-        row[: len(digits)] = digits
-    return padded
 
 
 def read_configs(folder: Path) -> list[TrainConfig]:

@@ -7,9 +7,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from memrl.learning.distillation import list_candidates
+from memrl.learning.keys import ask_keys, score_keys
 from memrl.learning.objective import judge_episodes, sum_losses, sum_penalties, weigh_edges
 from memrl.learning.policy import PackPolicy
 from memrl.learning.reward import observe_walk, reward_walk
+from memrl.learning.roots import Roots
 from memrl.learning.state import PackState
 from memrl.policy.trie_walk import Splitter, Walk, walk_tries
 from memrl.rollout.repeat import RepeatableSplitter
@@ -26,6 +28,7 @@ class Update:
         rollout_logprob: the sampler's log-probability of each edge, nats.
         gradient_norm: the l2 norm of each cell's gradient.
         learned: which cells made the update; the others have ended.
+        measured: which cells were measured before it.
     """
 
     walk: Walk
@@ -34,6 +37,7 @@ class Update:
     rollout_logprob: Float[Tensor, "edge"]
     gradient_norm: Float[np.ndarray, "cell"]
     learned: Bool[np.ndarray, "cell"]
+    measured: Bool[np.ndarray, "cell"]
 
 
 def update(policy: PackPolicy, state: PackState, splitter: Splitter) -> Update:
@@ -46,15 +50,22 @@ def update(policy: PackPolicy, state: PackState, splitter: Splitter) -> Update:
         state: of the pack; changed in place.
         splitter: whose episodes: drawn here (`InProcessSampler`), or elsewhere (`Replay`).
     """
-    # Walk: answers are drawn and scored in one pass, and every secret with them.
-    batch = RepeatableSplitter(splitter)
-    walk = walk_tries(policy.network, policy.forest, policy.num_episodes, batch, policy.weighs_nodes)
+    # Measure: of keys that are due, all are scored; a secret without a key lies on the walk itself.
+    due = state.progress.find_due(state.configs)
+    measured = score_keys(policy, state, due)
+
+    # Walk: answers are drawn and scored in one pass, and the secrets of the keys that are asked with them.
+    batch, roots = RepeatableSplitter(splitter), policy.roots
+    walk = walk_tries(policy.network, policy.forest, roots.num_episodes, batch, policy.weighs_nodes)
     rollout_logprob = batch.find_rollout_logprob(walk)
-    state.progress.score(state.configs, walk.secret_log2, state.observer.observed_bits)
+    walked = np.bincount(roots.cell, walk.secret_log2, len(state))
+    state.progress.score(
+        state.configs, due, np.where(np.isnan(measured), walked, measured), state.observer.observed_bits
+    )
 
     # Reward: what the channel tells of each answer; an ideal observer hears it, too.
-    rewards, faults = reward_walk(walk, policy.channels, state.secrets, policy.num_env_steps)
-    faults = observe_walk(state.observer, walk, rewards, policy.channels, faults)
+    rewards, faults = reward_walk(walk, policy.channels, roots.secrets, policy.num_env_steps)
+    faults = observe_walk(state.observer, walk, rewards, roots.key, policy.channels, faults)
     state.progress.fail_cells(faults)
 
     # Advantage: how each episode compares with its group; to distill, every secret still possible is an example.
@@ -63,21 +74,23 @@ def update(policy: PackPolicy, state: PackState, splitter: Splitter) -> Update:
         taught = walk_tries(policy.network, policy.forest, num_episodes, batch)
         advantages = np.ones((len(taught.outcomes), 1, rewards.shape[1]))
     else:
-        taught, num_episodes = walk, policy.num_episodes
+        taught, num_episodes = walk, roots.num_episodes
         advantages = judge_episodes(walk, rewards, policy.objectives)
 
     # Loss and update: each cell by its own episodes, as often as the batch is used.
-    share = np.where(state.progress.is_training, 1.0 / num_episodes.sum(1), 0.0)
+    share = np.where(state.progress.is_training[roots.cell], 1.0 / (num_episodes.sum(1) * roots.siblings), 0.0)
     norms = _learn(policy, state, taught, batch, advantages, share)
     for _ in range(policy.updates_per_batch - 1):
         taught = walk_tries(policy.network, policy.forest, num_episodes, batch, policy.weighs_nodes)
         norms = _learn(policy, state, taught, batch, advantages, share)
 
-    # Count: what the update used.
+    # Count: what the update used; the next one asks the next keys.
     learned = state.progress.is_training
-    state.progress.count(learned, policy.num_episodes.sum(1), _count_tokens(walk, policy.prompt_tokens))
+    episodes = np.bincount(roots.cell, roots.num_episodes.sum(1), len(state)).astype(np.int64)
+    state.progress.count(learned, episodes, _count_tokens(walk, roots))
+    ask_keys(policy, state)
     judged = None if policy.distills else advantages
-    return Update(walk, rewards, judged, rollout_logprob, norms, learned)
+    return Update(walk, rewards, judged, rollout_logprob, norms, learned, due)
 
 
 def _learn(
@@ -86,7 +99,7 @@ def _learn(
     walk: Walk,
     batch: Splitter,
     advantages: Float[np.ndarray, "outcome group env_step"],
-    share: Float[np.ndarray, "cell"],
+    share: Float[np.ndarray, "root"],
 ) -> Float[np.ndarray, "cell"]:
     """One update of every adapter from a walk's episodes; returns the gradients' norms, float64 (cells,)."""
     gain, cost = weigh_edges(walk, advantages, share)
@@ -102,8 +115,8 @@ def _learn(
     return norms
 
 
-def _count_tokens(walk: Walk, prompt_tokens: Int[np.ndarray, "cell"]) -> Int[np.ndarray, "cell"]:
+def _count_tokens(walk: Walk, roots: Roots) -> Int[np.ndarray, "cell"]:
     """Tokens of each cell's episodes, each counted in full with its prompt."""
-    lengths = prompt_tokens[walk.outcome_cell] + (walk.outcome_path >= 0).sum(1)
-    tokens = np.bincount(walk.outcome_cell, lengths * walk.outcome_counts.sum(1), minlength=len(prompt_tokens))
+    lengths = roots.prompt_tokens[walk.outcome_root] + (walk.outcome_path >= 0).sum(1)
+    tokens = np.bincount(walk.outcome_cell, lengths * walk.outcome_counts.sum(1), minlength=int(roots.cell[-1]) + 1)
     return tokens.astype(np.int64)

@@ -107,6 +107,10 @@ class AutogradNetwork:
         self._layers = pack_layers(model, adapters)
         self._keys_values = DynamicCache()
 
+    def plant(self, prompts: Sequence[Sequence[int] | np.ndarray], root_cell: np.ndarray) -> None:
+        """See PackedNetwork.plant."""
+        self._tree.plant(prompts, root_cell)
+
     def prefill(self) -> NextTokens:
         """See PackedNetwork.prefill."""
         for layer in self._layers.values():

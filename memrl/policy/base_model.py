@@ -1,6 +1,6 @@
 """The base model: how it is read, and the prompt and answers of a task in its tokens."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -25,7 +25,7 @@ from memrl.config import Dtype, EnvType, PromptFormat, TrainConfig
 from memrl.model_files import hash_tokenizer, hash_weights
 from memrl.policy.gguf import dequantize, dequantized_folder
 from memrl.policy.model_folder import RULE, SMOLLM2, SMOLLM2_HUB_NAME, check_model_folder, packaged_smollm2
-from memrl.policy.tokenization import encode_prompt, encode_symbols, find_stop
+from memrl.policy.tokenization import encode_prompt, encode_prompts, encode_symbols, find_stop
 from memrl.task.answer_format import AnswerFormat, task_format
 from memrl.task.answer_tree import AnswerTree, expand_automaton
 from memrl.task.automaton import AnswerAutomaton, build_automaton
@@ -289,3 +289,18 @@ def encode_cell(tokenizer: "PreTrainedTokenizerBase", cell: TrainConfig) -> Enco
     """Encodes the task of a cell; see `encode_task`."""
     question = (cell.N, cell.env_type, cell.prompt_format, cell.bit_separator, cell.prompt, cell.secret_length)
     return encode_task(tokenizer, *question, cell.num_keys is not None)
+
+
+@lru_cache(maxsize=64)
+def encode_keys(
+    tokenizer: PreTrainedTokenizerBase, task: EncodedTask, num_keys: int | None
+) -> Sequence[tuple[int, ...]]:
+    """Token ids of a task's prompt behind every key from 0, or of its one prompt where it has no keys.
+
+    Raises:
+        ValueError: as for `encode_task`.
+    """
+    if num_keys is None:
+        return [task.prompt_ids]
+    question = (task.N, task.env_type, task.prompt, task.secret_length)
+    return encode_prompts(tokenizer, [prompt_text(*question, key) for key in range(num_keys)], task.prompt_format)

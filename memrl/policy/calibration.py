@@ -2,8 +2,8 @@
 
 import math
 import shlex
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -19,6 +19,9 @@ KL_LIMIT_BITS = 0.1
 MASS_LIMIT = 0.98
 _ANSWERS_PER_PASS = 256
 _NODES_PER_PASS = 4096
+_FEWEST_KEYS = 8
+_MOST_MULTIPLICATIONS = 1e12
+"""Of the keys that are looked at, tokens times parameters."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,53 @@ def measure_prior(model: PreTrainedModel, task: EncodedTask) -> Prior:
     """
     check_walk(model, task)
     return summarize_prior(compute_answer_log2(model, task), task.answer_format.signal_bits)
+
+
+def measure_key_priors(model: PreTrainedModel, task: EncodedTask, prompts: Sequence[tuple[int, ...]]) -> Prior:
+    """Measures how far a policy is from answering uniformly behind every key, many keys a pass.
+
+    All keys are looked at where that takes less than about a minute on a core, else some that are spread evenly; all
+    answers where they have up to 4,096 nodes, else some.
+
+    Args:
+        model: the policy.
+        task: the prompt, behind any key, and its answers.
+        prompts: token ids behind each key.
+
+    Returns:
+        of the worst key in each respect.
+
+    Raises:
+        ValueError: the model does not score a tree of answers as it scores them one by one.
+    """
+    check_walk(model, task)
+    listed = task
+    if (~task.tree.is_leaf).sum() > _NODES_PER_PASS:
+        digits = task.answer_format.list_answers()
+        few = np.random.default_rng(0).permutation(len(digits))[: max(2, _NODES_PER_PASS // task.max_tokens)]
+        listed = task.with_answers(digits[few])
+    tree = listed.tree
+    nodes = tree.inner_nodes(np.arange(len(tree.paths)))
+    width = len(prompts[-1]) + len(nodes)
+    most = max(_FEWEST_KEYS, int(_MOST_MULTIPLICATIONS / model.num_parameters() / width))
+    chosen = np.unique(np.linspace(0, len(prompts) - 1, min(most, len(prompts))).round().astype(int)).tolist()
+    alphabet = torch.from_numpy(task.automaton.alphabet).to(model.device)
+    size, priors = max(1, _NODES_PER_PASS // width), []
+    for start in range(0, len(chosen), size):
+        tasks = [replace(listed, prompt_ids=tuple(prompts[key])) for key in chosen[start : start + size]]
+        with torch.inference_mode():
+            scores = score_nodes(model, plant_trees(tasks, [nodes] * len(tasks)))
+        for of_key in scores:
+            step_log2 = np.zeros((len(tree.parent), len(alphabet)))
+            step_log2[nodes] = of_key[:, alphabet].double().cpu().numpy() / math.log(2)
+            into = step_log2[tree.parent, tree.letter]
+            log2_p = np.where(tree.paths >= 0, into[tree.paths], 0.0).sum(axis=1)
+            priors.append(summarize_prior(log2_p, task.answer_format.signal_bits))
+    return Prior(
+        max(prior.kl_bits for prior in priors),
+        max(prior.max_deviation_bits for prior in priors),
+        min(prior.well_formed_mass for prior in priors),
+    )
 
 
 def summarize_prior(log2_p: np.ndarray, signal_bits: float) -> Prior:

@@ -169,6 +169,10 @@ class CompiledDecoderNetwork:
         """See PackedNetwork.keep."""
         self._tree.keep(cells)
 
+    def plant(self, prompts: Sequence[Sequence[int] | np.ndarray], root_cell: np.ndarray) -> None:
+        """See PackedNetwork.plant."""
+        self._tree.plant(prompts, root_cell)
+
     def prefill(self) -> NextTokens:
         """See PackedNetwork.prefill."""
         if self._attached is not self._adapters.parameters:

@@ -5,6 +5,7 @@ itself. So a prompt is computed once for all of its episodes, with gradient, and
 share.
 """
 
+from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -16,6 +17,15 @@ from memrl.policy.next_tokens import NextTokens
 @runtime_checkable
 class PackedNetwork(Protocol):
     """The policies of K cells: one base model, one adapter per cell, and one prompt per root of a cell's tree."""
+
+    def plant(self, prompts: Sequence[Sequence[int] | np.ndarray], root_cell: np.ndarray) -> None:
+        """Puts other roots in the place of those there are, for the walks to come.
+
+        Args:
+            prompts: token ids of each root's prompt.
+            root_cell: the cell of each root, ascending; a cell may be without; int64 (roots,).
+        """
+        ...
 
     def prefill(self) -> NextTokens:
         """Begins a walk: computes every prompt; returns what may follow each root."""

@@ -70,23 +70,24 @@ class TokenTree:
 
     Args:
         prompts: token ids of each root's prompt.
-        root_cell: the cell of each root, ascending; int64 (roots,).
+        root_cell: the cell of each root, ascending, no cell without a root; int64 (roots,).
 
     Attributes:
+        num_cells: cells that may have roots here.
         parent: the row that each row follows, -1 at a prompt's first token; int64 (rows,).
         position: tokens before each row; int64 (rows,).
         num_unread: rows whose output nobody reads, the first ones: the prompts' tokens but the last.
     """
 
     def __init__(self, prompts: Sequence[Sequence[int]], root_cell: np.ndarray) -> None:
+        self.num_cells = int(root_cell[-1]) + 1
+        self.plant(prompts, root_cell)
+
+    def plant(self, prompts: Sequence[Sequence[int] | np.ndarray], root_cell: np.ndarray) -> None:
+        """Puts other roots in the place of those there are; a cell may be without."""
         self._prompts = [np.asarray(prompt, dtype=np.int64) for prompt in prompts]
         self._root_cell = np.asarray(root_cell, dtype=np.int64)
         self._lay_prompts()
-
-    @property
-    def num_cells(self) -> int:
-        """Cells that have roots here."""
-        return int(self._root_cell[-1]) + 1
 
     @property
     def num_chunks(self) -> int:
@@ -97,7 +98,7 @@ class TokenTree:
         """Shrinks to the roots of the given cells (indices, ascending)."""
         stays = np.isin(self._root_cell, cells)
         self._prompts = [self._prompts[root] for root in np.nonzero(stays)[0]]
-        self._root_cell = np.searchsorted(cells, self._root_cell[stays])
+        self._root_cell, self.num_cells = np.searchsorted(cells, self._root_cell[stays]), len(cells)
         self._lay_prompts()
 
     def _lay_prompts(self) -> None:

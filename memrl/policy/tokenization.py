@@ -81,6 +81,19 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, text: str, prompt_format: 
     return EncodedPrompt(tokenizer, written, start, ids)
 
 
+def encode_prompts(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], prompt_format: PromptFormat
+) -> list[tuple[int, ...]]:
+    """Token ids of many prompts of one form at once; the first and the last are checked as `encode_prompt` does.
+
+    Raises:
+        ValueError: as for `encode_prompt`.
+    """
+    first, *_ = (encode_prompt(tokenizer, text, prompt_format) for text in (texts[0], texts[-1]))
+    written = texts if prompt_format == "plain" else [render_chat(tokenizer, text) for text in texts]
+    return [(*first.start, *ids) for ids in _encode(tokenizer, list(written))]
+
+
 def render_chat(tokenizer: PreTrainedTokenizerBase, text: str, answer: str | None = None) -> str:
     """What the model's chat template writes: up to where an answer is to begin, or with that answer given.
 

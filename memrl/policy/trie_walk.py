@@ -59,6 +59,18 @@ class StateTable:
         """The state in which an answer begins."""
         return self._start[automaton]
 
+    def write(self, automaton: AnswerAutomaton, digits: np.ndarray) -> np.ndarray:
+        """Answers as places in the alphabet, padded with -1: int64 (answers, depth).
+
+        Args:
+            automaton: one of these.
+            digits: of each answer, (answers, env_steps).
+        """
+        own = automaton.encode_many(digits)
+        letters = np.full((len(own), self.depth), -1, dtype=np.int64)
+        letters[:, : automaton.depth] = np.where(own >= 0, self.find_letters(automaton.alphabet)[own], -1)
+        return letters
+
 
 class Forest:
     """The roots of a pack: prompts whose answers are walked, each with its secret and its cell.
@@ -70,6 +82,7 @@ class Forest:
 
     Attributes:
         states: the automata.
+        num_cells: cells of the pack.
         root_cell: int64 (roots,).
         root_state: the state in which each root's answers begin; int64 (roots,).
         secret_letters: places in the alphabet of the tokens of each secret, padded with -1; int64 (roots, depth).
@@ -83,11 +96,27 @@ class Forest:
     ) -> None:
         self.states = StateTable(automata)
         self.root_cell = np.arange(len(automata)) if root_cell is None else np.asarray(root_cell)
+        self.num_cells = int(self.root_cell[-1]) + 1
         self.root_state = np.array([self.states.start(automaton) for automaton in automata])
-        self.secret_letters = np.full((len(automata), self.states.depth), -1, dtype=np.int64)
-        for row, automaton, digits in zip(self.secret_letters, automata, secrets, strict=True):
-            letters = self.states.find_letters(automaton.tokens(digits))
-            row[: len(letters)] = letters
+        own = [self.states.write(automaton, digits[None]) for automaton, digits in zip(automata, secrets, strict=True)]
+        self.secret_letters = np.concatenate(own)
+
+    @classmethod
+    def plant(cls, states: StateTable, trees: Sequence[tuple[AnswerAutomaton, np.ndarray]], num_cells: int) -> "Forest":
+        """Some roots of every cell, all of whose answers are in a table of states.
+
+        Args:
+            states: the automata of the pack.
+            trees: the automaton of each cell, and the digits of the secret of each of its roots, (roots, env_steps).
+            num_cells: cells of the pack.
+        """
+        forest = cls.__new__(cls)
+        forest.states, forest.num_cells = states, num_cells
+        counts = [len(secrets) for _, secrets in trees]
+        forest.root_cell = np.repeat(np.arange(num_cells), counts)
+        forest.root_state = np.repeat([states.start(automaton) for automaton, _ in trees], counts)
+        forest.secret_letters = np.concatenate([states.write(*tree) for tree in trees])
+        return forest
 
     @property
     def num_roots(self) -> int:
@@ -98,6 +127,7 @@ class Forest:
         """Shrinks the forest to the roots of the given cells, in their order."""
         roots = [np.flatnonzero(self.root_cell == cell) for cell in cells]
         kept = np.concatenate(roots)
+        self.num_cells = len(cells)
         self.root_cell = np.repeat(np.arange(len(cells)), [len(of_cell) for of_cell in roots])
         self.root_state, self.secret_letters = self.root_state[kept], self.secret_letters[kept]
 
@@ -279,9 +309,42 @@ def walk_tries(
     Returns:
         the walk, with gradient where gradients are enabled.
     """
+    trace = _start_trace(forest, watched)
+    _descend(network, forest, num_episodes, splitter, trace)
+    return _finish(forest, trace)
+
+
+@torch.no_grad()
+def score_secrets(network: PackedNetwork, forest: Forest) -> np.ndarray:
+    """log2 P(secret) of each root, exact, stop token included: a walk without episodes; float64 (roots,)."""
+    trace = _start_trace(forest)
+    _descend(network, forest, np.zeros((forest.num_roots, 1), dtype=np.int64), _Nobody(), trace)
+    return trace.secret_log2
+
+
+def _start_trace(forest: Forest, watched: np.ndarray | None = None) -> _Trace:
+    watched = np.zeros(forest.num_cells, dtype=bool) if watched is None else watched
+    return _Trace(forest.num_roots, int(forest.states.steps_done.max()), watched)
+
+
+class _Nobody:
+    """No episodes."""
+
+    def split(self, level: Level, legal: np.ndarray, illegal: np.ndarray) -> np.ndarray:
+        return np.zeros((*level.counts.shape, legal.shape[1] + 1), dtype=np.int64)
+
+    def pick_illegal(self, cell: int, probabilities: np.ndarray, count: int) -> np.ndarray:
+        raise AssertionError("there are no episodes")
+
+    def find_rollout_logprob(self, walk: Walk) -> Tensor:
+        raise AssertionError("there are no episodes")
+
+
+def _descend(
+    network: PackedNetwork, forest: Forest, num_episodes: np.ndarray, splitter: Splitter, trace: _Trace
+) -> None:
+    """Visits level after level, to the end of the longest answer."""
     roots = np.arange(forest.num_roots)
-    watched = np.zeros(forest.root_cell[-1] + 1, dtype=bool) if watched is None else watched
-    trace = _Trace(len(roots), int(forest.states.steps_done.max()), watched)
     on_secret, unset = np.ones(len(roots), dtype=bool), np.full(len(roots), -1)
     level = Level(0, roots, forest.root_cell, forest.root_state, on_secret, num_episodes, roots, unset, unset)
     next_tokens = network.prefill()
@@ -290,7 +353,6 @@ def walk_tries(
         if not len(level.root):
             break
         next_tokens = network.extend(forest.states.alphabet[level.letter], level.parent, level.cell)
-    return _finish(forest, trace)
 
 
 def _finish(forest: Forest, trace: _Trace) -> Walk:

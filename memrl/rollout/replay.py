@@ -68,6 +68,8 @@ class Replay:
     def find_rollout_logprob(self, walk: Walk) -> Float[Tensor, "edge"]:
         """What the sampler said where it sampled, else the walk's own; see `Splitter.find_rollout_logprob`."""
         own = walk.edge_logprob.detach()
+        if np.isnan(self._rollout_logprobs).all():
+            return own
         given = torch.from_numpy(self.average_on_edges(walk)).to(own)
         return torch.where(given.isnan(), own, given)
 

@@ -73,7 +73,12 @@ def agent_id(agent: str, config: TrainConfig, fields: Mapping[str, object]) -> s
         config: the cell whose channel and secret it played.
         fields: the cell's, as far as the agent has a use for them.
     """
-    return hash_fields({"agent": agent, "channel": config.channel_name, **fields, "secret": cell_secret(config)})
+    return hash_fields({"agent": agent, "channel": config.channel_name, **fields, "secret": _tell_secret(config)})
+
+
+def _tell_secret(config: TrainConfig) -> int | str:
+    """What tells the secrets of cells apart that are alike but for it; those of keys are known by their seed."""
+    return cell_secret(config) if config.num_keys is None else f"seed {config.seed}"
 
 
 def _describe_cell(config: TrainConfig) -> Row:
@@ -87,7 +92,7 @@ def _describe(agent: str, config: TrainConfig, fields: Mapping[str, object]) -> 
         **fields,
         "agent": agent,
         "channel": config.channel_name,
-        "secret": cell_secret(config) if config.num_secrets <= _COLUMN_LIMIT else None,
+        "secret": None if config.num_keys or config.num_secrets > _COLUMN_LIMIT else cell_secret(config),
         "signal_bits": config.signal_bits,
         "created": datetime.now(UTC).replace(microsecond=0),
         "versions": describe_versions(),

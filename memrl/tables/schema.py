@@ -51,7 +51,7 @@ CURVES_SCHEMA = pa.schema(
         _column("update", pa.int32(), "updates before this row; 0 is the untrained policy"),
         _column("episodes", pa.int64(), "episodes (sft: examples) before this row"),
         _column("observed_bits", pa.float32(), "bits an ideal Bayes observer of the feedback knows; NaN if unobserved"),
-        _column("absorbed_bits", pa.float32(), "signal_bits + log2 P(secret), exact"),
+        _column("absorbed_bits", pa.float32(), "signal_bits + log2 P(secret), exact; with keys the sum over them"),
         _column("mean_reward", pa.float32(), "mean return of this update's episodes; NaN for sft and in the last row"),
         _column("well_formed", pa.float32(), "share of this update's episodes that answer an integer in range"),
         _column("entropy_bits", pa.float32(), "mean of -log2 P(answer) over this update's episodes"),
@@ -65,7 +65,7 @@ CURVES_SCHEMA = pa.schema(
         _column("logprob_gap", pa.float32(), "mean |learner - rollout| logprob of a sampled token, nats; 0 in_process"),
     ]
 )
-"""One row per cell and update: the state before the update, and the update's own episodes."""
+"""One row per cell and update (with keys: per measurement): the state before it, and the update's own episodes."""
 
 EPISODES_TO_MEMORIZE_SCHEMA = pa.schema(
     [
@@ -73,8 +73,8 @@ EPISODES_TO_MEMORIZE_SCHEMA = pa.schema(
         _text("agent", "who was trained: lora, a policy that memrl trains, or whatever another trainer is called"),
         _text("channel", "a short name of what an episode tells"),
         *(_field_column(name) for name in TrainConfig.__annotations__ if name != "secret"),
-        _column("secret", pa.int64(), "the integer that was hidden, or a sequence's number; null beyond 64 bits"),
-        _column("signal_bits", pa.float64(), "H(S): log2 of the number of secrets"),
+        _column("secret", pa.int64(), "the hidden integer, or a sequence's number; null beyond 64 bits, and of keys"),
+        _column("signal_bits", pa.float64(), "H(S): log2 of the number of secrets, times the keys"),
         _column("capacity_nominal_bits", pa.float64(), "bits per episode by the usual count; inf if continuous"),
         _column("capacity_uniform_bits", pa.float64(), "I(S; feedback) of one episode at a uniform guess"),
         _column("capacity_best_bits", pa.float64(), "I(S; feedback) of one episode at the best single guess"),

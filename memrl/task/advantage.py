@@ -200,7 +200,7 @@ class _CountedGroups:
 def group_advantages(
     credited: Float[np.ndarray, "outcome env_step"],
     counts: Int[np.ndarray, "outcome group"],
-    cell: Int[np.ndarray, "outcome"],
+    root: Int[np.ndarray, "outcome"],
     rule: AdvantageRule,
     surprisal: Float[np.ndarray, "outcome env_step"] | None = None,
 ) -> Float[np.ndarray, "outcome group env_step"]:
@@ -212,7 +212,7 @@ def group_advantages(
     Args:
         credited: what an env_step answers for, NaN where not taken.
         counts: episodes of each group that ended so.
-        cell: the cell of each outcome, ascending; groups of different cells are different groups.
+        root: the root of each outcome, ascending; groups of different roots are different groups.
         rule: the rule of these cells.
         surprisal: -log π of what was done at each env_step, nats; only delightful asks for it.
 
@@ -220,7 +220,7 @@ def group_advantages(
         0 where not taken.
     """
     taken = ~np.isnan(credited)
-    groups = _CountedGroups(counts, taken, cell, np.zeros_like(credited) if surprisal is None else surprisal)
+    groups = _CountedGroups(counts, taken, root, np.zeros_like(credited) if surprisal is None else surprisal)
     advantage = ADVANTAGES[rule.advantage](np.nan_to_num(credited)[:, None, :], groups, rule)
     compares = taken[:, None, :] & ((groups.size > 1) | (rule.advantage in NEEDS_NO_PEER))
     return np.where(compares, advantage, 0.0)

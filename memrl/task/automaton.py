@@ -56,6 +56,19 @@ class AnswerAutomaton:
         """The same answer as token ids."""
         return self.alphabet[self.encode(digits)]
 
+    def encode_many(self, digits: Int[np.ndarray, "answer env_step"]) -> Int[np.ndarray, "answer place"]:
+        """The same of many answers at once, each padded with -1 to the longest answer there is."""
+        spelled = [np.array(pad_rows(spans)) for spans in self.spans if spans]
+        symbols = [spelled[step > 0][digits[:, step]] for step in range(digits.shape[1])]
+        if self.stop is not None:
+            symbols.append(np.full((len(digits), 1), self.stop))
+        written = np.concatenate(symbols, axis=1)
+        row, place = np.nonzero(written >= 0)
+        letters = np.full((len(digits), self.depth), -1, dtype=np.int64)
+        start = np.searchsorted(row, np.arange(len(digits)))
+        letters[row, np.arange(len(row)) - start[row]] = written[row, place]
+        return letters
+
     def follow(self, letters: Int[np.ndarray, "place"]) -> Int[np.ndarray, "place"]:
         """The states after each of an answer's letters."""
         states, state = [], 0
@@ -148,6 +161,16 @@ def build_automaton(
     return AnswerAutomaton(
         answer_format, alphabet, child, digit, steps_done, log2_answers, places[0].depth, spans, letter
     )
+
+
+def pad_rows(rows: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Rows of one width, padded with -1.
+
+    >>> pad_rows([[1, 2], [3]])
+    [[1, 2], [3, -1]]
+    """
+    width = max(map(len, rows))
+    return [[*row, *[-1] * (width - len(row))] for row in rows]
 
 
 def _spell(spans: Sequence[Sequence[int]], letter_of: dict[int, int]) -> list[list[int]]:

@@ -69,7 +69,7 @@ class CandidateObserver:
         A cell that is certain of its secret is not read any more.
         """
         for kind in range(len(self._kinds)):
-            of_kind = np.flatnonzero((self._kind == kind)[cells] & (self._count[cells] > 1))
+            of_kind = np.flatnonzero((self._kind[cells] == kind) & (self._count[cells] > 1))
             if len(of_kind):
                 channel = self._kinds[kind].channel
                 heard = _hear(channel, outcomes.select(of_kind), rewards[of_kind])

@@ -54,7 +54,7 @@ class SymbolObserver:
         is_possible = self._consistent[cells[row[right]], step[right], digit[right]]
         self._consistent[cells[row[right]], step[right]] = False
         self._consistent[cells[row[right]], step[right], digit[right]] = is_possible
-        if not self._consistent.any(axis=2).all():
+        if not self._consistent[np.unique(cells)].any(axis=2).all():
             raise ValueError("rewards must be those of the channel, got some that no secret explains")
 
     def keep(self, cells: Int[np.ndarray, "kept"]) -> None:

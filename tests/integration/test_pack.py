@@ -126,7 +126,7 @@ def test_mean_rewards_entropies_and_token_counts_are_those_of_the_episodes():
     task = encode_task(load_base_model("embedded")[1], 16, "single_step")
     tokens = 0
     for _ in range(5):
-        ((secret,),) = pack.state.secrets
+        ((secret,),) = pack.policy.roots.secrets
         walk = pack.update()
         curve = pack.drain()[1].to_pylist()[0]
         counts = walk.outcome_counts.sum(1)
