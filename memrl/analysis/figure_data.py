@@ -223,7 +223,9 @@ def _collect_episodes(summary: Summary) -> pd.DataFrame:
 def groups_figure(summary: Summary) -> Figure:
     """E50 against group size, objective by objective."""
     columns = ["channel", "N", "model", "objective_name", "group_size", "num_cells", "num_reached", "most_episodes"]
-    data = summary.groups
+    data = summary.objectives
+    if len(data):
+        data = data[data.groupby(columns[:4], dropna=False)["group_size"].transform("nunique").to_numpy() > 1]
     estimates = ["e50", "e50_lower", "e50_upper"]
     return Figure(
         "groups",

@@ -33,6 +33,7 @@ from memrl.analysis.tabulation import (
     tabulate_edges,
     tabulate_kept,
     tabulate_lost,
+    tabulate_objectives,
     tabulate_scaling,
 )
 from memrl.analysis.verdicts.judge import describe_late
@@ -125,17 +126,12 @@ def _list_parts(summary: Summary, figures: dict[str, Figure]) -> list[Part]:
             tabulate_scaling(own_scaling),
             SCALING if len(own_scaling) else "",
         ),
-        Part("Episodes against group size", stem("groups"), table=_tabulate_groups(summary)),
+        Part("Every objective, and group size", stem("groups"), table=tabulate_objectives(summary.objectives)),
         Part("Interference and what is memorized", stem("interference")),
         Part("Rank and learning rate", stem("maps"), describe_edges(summary.edges), tabulate_edges(summary.edges)),
         Part("Checks", "", checks),
     ]
     return [part for part in parts if part.sentences or part.table or part.drawing]
-
-
-def _tabulate_groups(summary: Summary) -> Table | None:
-    columns = ("channel", "N", "objective_name", "group_size", "num_cells", "num_reached", "e50")
-    return tabulate(summary.groups, name_keys(columns, summary.groups)) if len(summary.groups) else None
 
 
 def _tabulate_lora(figure: Figure, columns: tuple[str, ...]) -> Table:

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from memrl.analysis.cells import IDENTITY, number_groups
-from memrl.analysis.estimate import estimate_groups
+from memrl.analysis.estimate import describe_choices, estimate_groups
 from memrl.analysis.selection import hold_out_settings
 from memrl.tables.schema import Row
 
@@ -177,18 +177,25 @@ def find_edges(chosen: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def estimate_group_sizes(cells: pd.DataFrame) -> pd.DataFrame:
-    """E50 by group size, each at settings that other secrets chose.
+def estimate_objectives(cells: pd.DataFrame) -> pd.DataFrame:
+    """E50 of every objective at every group size, each at settings that other secrets chose.
+
+    Args:
+        cells: rows of `join_distilled`, of trained policies.
 
     Returns:
-        One row per condition, objective and group size where a sweep tried two sizes or more: the columns IDENTITY,
-        objective_name and group_size, and those of `estimate_groups`; no row where it did not.
+        One row per condition, objective and group size: the columns IDENTITY, objective_name and group_size, those of
+        `estimate_groups`, and learning_rates, the rates that were chosen, as text; no row where a sweep has one
+        objective and one group size in every condition.
     """
     by = [*IDENTITY, "objective_name", "group_size"]
-    sized = cells[cells["group_size"].notna().to_numpy()]
-    several = sized.groupby(by[:-1], dropna=False)["group_size"].transform("nunique") > 1
-    sized = sized[several.to_numpy()].reset_index(drop=True)
-    return estimate_groups(hold_out_settings(sized, by), by) if len(sized) else pd.DataFrame(columns=by)
+    sized = cells.assign(objective_name=cells["objective_name"].replace("", "SFT"))
+    _, distinct = number_groups(sized[sized["objective_name"] != "SFT"], by)
+    if not distinct.duplicated(list(IDENTITY)).any():
+        return pd.DataFrame(columns=by)
+    chosen = hold_out_settings(sized, by)
+    rates = describe_choices(chosen, by)["learning_rates"]
+    return estimate_groups(chosen, by).assign(learning_rates=rates.to_numpy())
 
 
 def pivot_kept(ledger: pd.DataFrame) -> pd.DataFrame:

@@ -35,6 +35,7 @@ from memrl.analysis.tabulation import (
     tabulate_failed,
     tabulate_kept,
     tabulate_lost,
+    tabulate_objectives,
     tabulate_scaling,
     tabulate_settings,
 )
@@ -159,6 +160,7 @@ def render_page(
         kept=tabulate_kept(summary.ledger),
         kept_note=KEPT_NOTE,
         lost=tabulate_lost(summary.lost),
+        objectives=tabulate_objectives(summary.objectives),
         edges=describe_edges(summary.edges),
         edges_table=tabulate_edges(summary.edges),
         growth=describe_scaling(summary.scaling),

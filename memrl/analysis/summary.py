@@ -27,7 +27,7 @@ from memrl.analysis.objectives import (
     BEST,
     REPORTED,
     USUAL,
-    estimate_group_sizes,
+    estimate_objectives,
     find_edges,
     hold_out_objectives,
     join_distilled,
@@ -89,7 +89,7 @@ class Summary:
         learning: quartile_curves of the same.
         collapse: count_collapses over all trained cells, by channel, objective and learning rate.
         lost: count_collapses of trained policies at chosen settings, with the share of env_steps in the well.
-        groups: estimate_group_sizes of trained policies.
+        objectives: estimate_objectives of trained policies.
         edges: find_edges of the same.
         scaling: estimate_scaling of all agents at chosen settings.
         leaks: judge_leaks over all trained cells.
@@ -111,7 +111,7 @@ class Summary:
     learning: pd.DataFrame
     collapse: pd.DataFrame
     lost: pd.DataFrame
-    groups: pd.DataFrame
+    objectives: pd.DataFrame
     edges: pd.DataFrame
     scaling: pd.DataFrame
     leaks: pd.DataFrame
@@ -163,7 +163,7 @@ def summarize_sweep(address: str, num_planned: int | None = None) -> Summary:
         "maps": _estimate_maps(lora),
         **of_objectives,
         "collapse": count_collapses(lora, ("channel", "objective_name", "learning_rate")),
-        "groups": estimate_group_sizes(lora),
+        "objectives": estimate_objectives(lora),
         "edges": find_edges(chosen[(chosen["agent"] == "lora").to_numpy()], lora),
         "scaling": _scale_objectives(chosen),
         "leaks": judge_leaks(leak_curve(curves, lora)),

@@ -150,6 +150,14 @@ def tabulate_lost(lost: pd.DataFrame) -> Table | None:
     return tabulate(lost, name_keys(columns, lost))
 
 
+def tabulate_objectives(objectives: pd.DataFrame) -> Table | None:
+    """E50 of every objective at every group size; None where there is one of each."""
+    if objectives.empty:
+        return None
+    columns = ("channel", "N", "objective_name", "group_size", "num_cells", "num_reached", "e50", "learning_rates")
+    return tabulate(objectives, name_keys(columns, objectives))
+
+
 def tabulate_edges(edges: pd.DataFrame) -> Table | None:
     """The conditions whose chosen learning rate is at an end of those that were tried; None where none is."""
     rows = edges[edges["at_edge"].to_numpy(dtype=bool)]

@@ -11,7 +11,7 @@ from memrl.analysis.objectives import (
     BEST,
     REPORTED,
     USUAL,
-    estimate_group_sizes,
+    estimate_objectives,
     find_edges,
     hold_out_objectives,
     join_distilled,
@@ -122,12 +122,17 @@ def test_edges_name_the_conditions_whose_rate_may_lie_beyond(cells):
     assert edges.loc[("per_bit", USUAL), "rates_tried"] == "0.001 to 0.003"
 
 
-def test_group_sizes_are_compared_at_rates_of_their_own(cells):
-    assert estimate_group_sizes(cells).empty
+def test_every_objective_and_group_size_is_estimated_at_rates_of_its_own(cells):
+    table = estimate_objectives(cells).set_index(["channel", "objective_name"])
+    assert (
+        table.loc[("per_bit", "rejection, entropy bonus 0.2"), "e50"] < table.loc[("per_bit", "group-centered"), "e50"]
+    )
+    assert ("sft", "SFT") in table.index
     tables = [simulate_sweep(processes=("per_bit",), group_size=size, **GRID)[0] for size in (4, 8)]
-    sizes = estimate_group_sizes(collect(*tables))
+    sizes = estimate_objectives(collect(*tables))
     assert sizes["group_size"].tolist() == [4, 8]
     assert sizes["num_cells"].tolist() == [16, 16]
+    assert estimate_objectives(collect(tables[0])).empty
 
 
 def test_the_ratio_of_two_ratios_is_that_of_their_sums_and_its_interval_covers_it():
