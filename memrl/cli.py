@@ -196,27 +196,27 @@ def read_field(cls: type, name: str, text: str) -> object:
 
 def read_value(name: str, annotation: object, text: str) -> Any:
     """Reads a text as str, int (1e3 is one), float, bool, a Literal, or an optional of these (`none` unsets it)."""
-    kind, optional = _split_optional(annotation)
+    plain, optional = _split_optional(annotation)
     if optional and text.lower() in ("none", ""):
         return None
-    if get_origin(kind) is Literal:
-        choices = [str(choice) for choice in get_args(kind)]
+    if get_origin(plain) is Literal:
+        choices = [str(choice) for choice in get_args(plain)]
         if text not in choices:
             hint = did_you_mean(text, choices) if get_close_matches(text, choices) else ""
             raise ValueError(f"{name} must be one of {', '.join(choices)}, got {text!r}{hint}")
-        return get_args(kind)[choices.index(text)]
-    if kind is bool:
+        return get_args(plain)[choices.index(text)]
+    if plain is bool:
         return _read_bool(name, text)
-    if kind in (int, float):
-        return _read_number(name, kind, text)
+    if plain in (int, float):
+        return _read_number(name, plain, text)
     return text
 
 
 def _split_optional(annotation: object) -> tuple[object, bool]:
     if get_origin(annotation) not in (Union, UnionType):
         return annotation, False
-    kinds = [kind for kind in get_args(annotation) if kind is not NoneType]
-    return kinds[0], len(kinds) < len(get_args(annotation))
+    others = [type_ for type_ in get_args(annotation) if type_ is not NoneType]
+    return others[0], len(others) < len(get_args(annotation))
 
 
 def _read_bool(name: str, text: str) -> bool:
@@ -225,17 +225,17 @@ def _read_bool(name: str, text: str) -> bool:
     return text.lower() in _TRUE
 
 
-def _read_number(name: str, kind: object, text: str) -> int | float:
-    rule = "be an integer" if kind is int else "be a number"
+def _read_number(name: str, plain: object, text: str) -> int | float:
+    rule = "be an integer" if plain is int else "be a number"
     try:
-        if kind is int and re.fullmatch(r"[+-]?\d[\d_]*", text):
+        if plain is int and re.fullmatch(r"[+-]?\d[\d_]*", text):
             return int(text)
         number = float(text)
     except ValueError:
         raise ValueError(f"{name} must {rule}, got {text!r}") from None
-    if kind is int and not number.is_integer():
+    if plain is int and not number.is_integer():
         raise ValueError(f"{name} must {rule}, got {text!r}")
-    return int(number) if kind is int else number
+    return int(number) if plain is int else number
 
 
 def format_help(usage: str, classes: Sequence[type], defaults: Mapping[str, object]) -> str:
@@ -250,9 +250,9 @@ def format_help(usage: str, classes: Sequence[type], defaults: Mapping[str, obje
 
 
 def _format_field(cls: type, name: str, defaults: Mapping[str, object], width: int) -> str:
-    kind, _ = _split_optional(chz.chz_fields(cls)[name].final_type)
-    literal = get_origin(kind) is Literal
-    type_name = " | ".join(map(str, get_args(kind))) if literal else getattr(kind, "__name__", str(kind))
+    plain, _ = _split_optional(chz.chz_fields(cls)[name].final_type)
+    literal = get_origin(plain) is Literal
+    type_name = " | ".join(map(str, get_args(plain))) if literal else getattr(plain, "__name__", str(plain))
     default = defaults.get(name, find_default(cls, name))
     word = f"  {name}={'' if default is None else default}" if isinstance(default, str | int | float | None) else name
     text = f"{find_doc(cls, name)} [{type_name}{', unset' if default is None else ''}]"

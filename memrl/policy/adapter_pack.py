@@ -135,7 +135,7 @@ class AdapterPack:
     Layers that read the same input lie side by side, so that their A's are one matrix.
 
     Args:
-        groups: the linear layers, and experts, by path, in groups of layers that read the same input.
+        siblings: the linear layers, and experts, by path; those that read the same input are siblings.
         configs: one per cell: rank, alpha, learning rate, Adam's constants, and the stream of A's start.
         dtype: of the adapters.
         device: where they live.
@@ -150,13 +150,13 @@ class AdapterPack:
 
     def __init__(
         self,
-        groups: Iterable[Mapping[str, nn.Linear | ExpertProjection]],
+        siblings: Iterable[Mapping[str, nn.Linear | ExpertProjection]],
         configs: Sequence[TrainConfig],
         *,
         dtype: torch.dtype,
         device: str = "cpu",
     ) -> None:
-        self._groups = [{name: _measure(layer) for name, layer in group.items()} for group in groups]
+        self._siblings = [{name: _measure(layer) for name, layer in named.items()} for named in siblings]
         self._ranks = np.array([c.lora_rank for c in configs])
         self._alphas = np.array([c.lora_alpha for c in configs])
         self._lay_out(int(self._ranks.max()))
@@ -179,10 +179,10 @@ class AdapterPack:
         self.rank = rank
         self.slots: dict[str, Slot] = {}
         offset = 0
-        for group in self._groups:
-            starts_A = offset + np.cumsum([0, *(rank * (n or 1) * d_in for d_in, _, n in group.values())])
-            starts_B = starts_A[-1] + np.cumsum([0, *(rank * (n or 1) * d_out for _, d_out, n in group.values())])
-            for (name, (d_in, d_out, n)), a, b in zip(group.items(), starts_A, starts_B, strict=False):
+        for named in self._siblings:
+            starts_A = offset + np.cumsum([0, *(rank * (n or 1) * d_in for d_in, _, n in named.values())])
+            starts_B = starts_A[-1] + np.cumsum([0, *(rank * (n or 1) * d_out for _, d_out, n in named.values())])
+            for (name, (d_in, d_out, n)), a, b in zip(named.items(), starts_A, starts_B, strict=False):
                 self.slots[name] = Slot(name, d_in, d_out, int(a), int(b), n)
             offset = int(starts_B[-1])
         self._num_parameters = offset

@@ -2,7 +2,7 @@
 
 Each token goes to a few experts, so a layer's work is a list of assignments, one for each token and expert. Sorted by
 expert and then by cell, those of an expert lie side by side, so that a base product runs once per expert over all
-cells; those of an expert and cell lie side by side too, and share one pair of A and B. Such groups are padded to the
+cells; those of an expert and cell lie side by side too, and share one pair of A and B. Such pairs are padded to the
 width of others of about their size, and a batched product takes all of these at once. An expert without tokens costs
 nothing and gets no gradient.
 """
@@ -80,14 +80,14 @@ def _name_shared_weights(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
 
 @dataclass(frozen=True)
 class Bucket:
-    """Groups of assignments, one for each expert and cell, of sizes that differ by less than a factor of two.
+    """Pairs of an expert and a cell, whose assignments are of numbers that differ by less than a factor of two.
 
     Attributes:
-        cell: the cell of each group, (groups,).
-        expert: its expert, (groups,).
-        width: assignments of the largest group, to which the others are padded.
-        rows: the groups' assignments, by their place in the sorted list, (assignments,).
-        places: where each of them lies in the padded groups, flattened, (assignments,).
+        cell: the cell of each pair, (pairs,).
+        expert: its expert, (pairs,).
+        width: assignments of the largest pair, to which the others are padded.
+        rows: the pairs' assignments, by their place in the sorted list, (assignments,).
+        places: where each of them lies in the padded pairs, flattened, (assignments,).
     """
 
     cell: Tensor
@@ -97,7 +97,7 @@ class Bucket:
     places: Tensor
 
     def gather(self, x: Tensor, dtype: torch.dtype) -> Tensor:
-        """The groups' rows of (assignments, width of x) as zero-padded (groups, width, width of x)."""
+        """The pairs' rows of (assignments, width of x) as zero-padded (pairs, width, width of x)."""
         padded = x.new_zeros((len(self.cell) * self.width, x.shape[1]), dtype=dtype)
         padded.index_add_(0, self.places, x.index_select(0, self.rows).to(dtype))
         return padded.unflatten(0, (len(self.cell), self.width))
@@ -122,9 +122,9 @@ class Routing:
 
     def __init__(self, experts: Tensor, num_experts: int, num_cells: int) -> None:
         cell = torch.arange(num_cells, device=experts.device).repeat_interleave(experts.numel() // num_cells)
-        group = experts.flatten() * num_cells + cell
-        self.order = torch.argsort(group, stable=True)
-        self.sizes = torch.bincount(group, minlength=num_experts * num_cells).unflatten(0, (num_experts, num_cells))
+        pair = experts.flatten() * num_cells + cell
+        self.order = torch.argsort(pair, stable=True)
+        self.sizes = torch.bincount(pair, minlength=num_experts * num_cells).unflatten(0, (num_experts, num_cells))
 
     @cached_property
     def ends(self) -> Tensor:
@@ -139,20 +139,20 @@ class Routing:
 
     @cached_property
     def buckets(self) -> list[Bucket]:
-        """All groups that have assignments; padding is less than half of any bucket."""
+        """All pairs that have assignments; padding is less than half of any bucket."""
         sizes = self.sizes.flatten()
         magnitude = sizes.double().log2().ceil()
         return [self._collect((magnitude == value).nonzero()[:, 0]) for value in magnitude[sizes > 0].unique().tolist()]
 
-    def _collect(self, groups: Tensor) -> Bucket:
+    def _collect(self, pairs: Tensor) -> Bucket:
         sizes = self.sizes.flatten()
-        starts, size = (sizes.cumsum(0) - sizes)[groups], sizes[groups]
+        starts, size = (sizes.cumsum(0) - sizes)[pairs], sizes[pairs]
         width = int(size.max())
-        offset = torch.arange(width, device=groups.device)
+        offset = torch.arange(width, device=pairs.device)
         is_real = offset < size[:, None]
         rows, places = (starts[:, None] + offset)[is_real], is_real.flatten().nonzero()[:, 0]
         num_cells = self.sizes.shape[1]
-        return Bucket(groups % num_cells, groups // num_cells, width, rows, places)
+        return Bucket(pairs % num_cells, pairs // num_cells, width, rows, places)
 
 
 def multiply_by_experts(x: Tensor, weight: Tensor, routing: Routing) -> Tensor:

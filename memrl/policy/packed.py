@@ -43,13 +43,13 @@ def build_network(
     device = str(model.device)
     library = load_kernels(model.dtype) if model.device.type == "cpu" and llama.is_supported(model) else None
     if library is not None:
-        adapters = AdapterPack(llama.group_linears(model), configs, dtype=dtype, device=device)
+        adapters = AdapterPack(llama.list_siblings(model), configs, dtype=dtype, device=device)
         return CompiledDecoderNetwork(model, prompts, roots, adapters, library), adapters
     if model.dtype == torch.bfloat16 and model.device.type == "cpu":
         _warn_of_bfloat16()
-    groups = group_layers(model)
-    adapters = AdapterPack(groups, configs, dtype=dtype, device=device)
-    layers = [layer for group in groups for layer in group.values()]
+    siblings = list_layers(model)
+    adapters = AdapterPack(siblings, configs, dtype=dtype, device=device)
+    layers = [layer for named in siblings for layer in named.values()]
     is_short = is_memory_short(layers, prompts, configs)
     activations = RecomputedActivations(model) if is_short else KeptActivations()
     return AutogradNetwork(model, prompts, roots, adapters, activations), adapters
@@ -60,8 +60,8 @@ def _warn_of_bfloat16() -> None:
     logging.getLogger(__name__).warning("dtype=bfloat16 is slow on a CPU: float32 trains packs many times as fast")
 
 
-def group_layers(model: PreTrainedModel) -> list[dict[str, nn.Linear | ExpertProjection]]:
-    """The layers of any model that adapters go on, by path, each a group of its own.
+def list_layers(model: PreTrainedModel) -> list[dict[str, nn.Linear | ExpertProjection]]:
+    """The layers of any model that adapters go on, by path, each without siblings.
 
     Experts come last, so that linear layers draw the start of their adapters as they would without them.
 

@@ -37,13 +37,14 @@ class CandidateObserver:
     """
 
     def __init__(self, channels: Sequence[Channel]) -> None:
-        kinds = dict.fromkeys(channels)
-        self._kinds = [_Kind(channel, {}) for channel in kinds]
-        position = {channel: kind for kind, channel in enumerate(kinds)}
-        self._kind = np.array([position[channel] for channel in channels], dtype=np.int64)
+        distinct = dict.fromkeys(channels)
+        self._distinct = [_SharedChannel(channel, {}) for channel in distinct]
+        position = {channel: number for number, channel in enumerate(distinct)}
+        self._number = np.array([position[channel] for channel in channels], dtype=np.int64)
         self._N = np.array([channel.N for channel in channels], dtype=np.int64)
         self._consistent = np.arange(self._N.max(initial=0)) < self._N[:, None]
-        self._seen = np.zeros((len(channels), max((kind.num_keys for kind in self._kinds), default=0)), dtype=bool)
+        most_keys = max((shared.num_keys for shared in self._distinct), default=0)
+        self._seen = np.zeros((len(channels), most_keys), dtype=bool)
         self._count = self._N.copy()
 
     def __len__(self) -> int:
@@ -68,16 +69,16 @@ class CandidateObserver:
 
         A cell that is certain of its secret is not read any more.
         """
-        for kind in range(len(self._kinds)):
-            of_kind = np.flatnonzero((self._kind[cells] == kind) & (self._count[cells] > 1))
-            if len(of_kind):
-                channel = self._kinds[kind].channel
-                heard = _hear(channel, outcomes.select(of_kind), rewards[of_kind])
-                self._observe_kind(self._kinds[kind], cells[of_kind], heard)
+        for number in range(len(self._distinct)):
+            of_channel = np.flatnonzero((self._number[cells] == number) & (self._count[cells] > 1))
+            if len(of_channel):
+                channel = self._distinct[number].channel
+                heard = _hear(channel, outcomes.select(of_channel), rewards[of_channel])
+                self._observe_channel(self._distinct[number], cells[of_channel], heard)
 
     def keep(self, cells: Int[np.ndarray, "kept"]) -> None:
         """Keeps these cells alone, in this order."""
-        self._kind, self._N, self._count = self._kind[cells], self._N[cells], self._count[cells]
+        self._number, self._N, self._count = self._number[cells], self._N[cells], self._count[cells]
         self._consistent = self._consistent[cells, : self._N.max(initial=0)]
         self._seen = self._seen[cells]
 
@@ -90,24 +91,24 @@ class CandidateObserver:
         self._consistent, self._seen = arrays["consistent"].copy(), arrays["seen"].copy()
         self._count = self._consistent.sum(axis=1)
 
-    def _observe_kind(self, kind: "_Kind", cells: Int[np.ndarray, "episode"], heard: "_Heard") -> None:
+    def _observe_channel(self, shared: "_SharedChannel", cells: Int[np.ndarray, "episode"], heard: "_Heard") -> None:
         """Reads episodes of cells that share a channel, a few per cell at first, until the cell is certain."""
         news = np.flatnonzero((heard.read > 0) & ~self._seen[cells, heard.key])
-        news = news[np.unique(cells[news] * kind.num_keys + heard.key[news], return_index=True)[1]]
+        news = news[np.unique(cells[news] * shared.num_keys + heard.key[news], return_index=True)[1]]
         self._seen[cells[news], heard.key[news]] = True
         for places in _growing_rounds(cells[news]):
             episodes = news[places]
             episodes = episodes[self._count[cells[episodes]] > 1]
-            self._strike_out(kind, cells[episodes], heard.select(episodes))
+            self._strike_out(shared, cells[episodes], heard.select(episodes))
             touched = np.unique(cells[episodes])
             self._count[touched] = self._consistent[touched].sum(axis=1)
             if not self._count[touched].all():
-                raise ValueError(f"rewards must be those of {kind.channel.name}, got some that no secret explains")
+                raise ValueError(f"rewards must be those of {shared.channel.name}, got some that no secret explains")
 
-    def _strike_out(self, kind: "_Kind", cells: Int[np.ndarray, "episode"], heard: "_Heard") -> None:
+    def _strike_out(self, shared: "_SharedChannel", cells: Int[np.ndarray, "episode"], heard: "_Heard") -> None:
         """Strikes out the secrets under which these episodes would have been told something else."""
-        wide = self._count[cells] * _NARROW > kind.channel.N
-        ruled_out = kind.rule_out(heard.select(wide))
+        wide = self._count[cells] * _NARROW > shared.channel.N
+        ruled_out = shared.rule_out(heard.select(wide))
         sizes = np.fromiter(map(len, ruled_out), dtype=np.int64, count=len(ruled_out))
         if sizes.any():
             self._consistent[np.repeat(cells[wide], sizes), np.concatenate(ruled_out)] = False
@@ -118,7 +119,7 @@ class CandidateObserver:
         sizes = self._consistent[distinct].sum(axis=1)
         secret = candidates[_join_ranges((np.cumsum(sizes) - sizes)[which], sizes[which])]
         episode = np.repeat(narrow, sizes[which])
-        wrong = ~heard.select(episode).agrees(kind.channel, secret)
+        wrong = ~heard.select(episode).agrees(shared.channel, secret)
         self._consistent[cells[episode[wrong]], secret[wrong]] = False
 
 
@@ -152,7 +153,7 @@ class _Heard:
 
 
 @dataclass(frozen=True)
-class _Kind:
+class _SharedChannel:
     """A channel that cells share, and what its feedback was found to rule out."""
 
     channel: Channel

@@ -21,7 +21,7 @@ from memrl.policy.activations import (
 from memrl.policy.adapter_pack import AdapterPack, describe_adapter, find_linears
 from memrl.policy.autograd_network import AutogradNetwork
 from memrl.policy.base_model import encode_task
-from memrl.policy.packed import build_network, group_layers
+from memrl.policy.packed import build_network, list_layers
 from memrl.policy.trie_walk import Forest, walk_tries
 from memrl.rollout.in_process import InProcessSampler, start_generators
 
@@ -36,7 +36,7 @@ def compute_gradient(name: str, keep_activations: Callable[[torch.nn.Module], Ac
     dtype = torch.float32 if "experts" in name else torch.float64
     model = build_model(name).to(dtype).eval().requires_grad_(False)
     tasks = [encode_task(TOKENIZER, c.N, c.env_type) for c in CELLS]
-    adapters = AdapterPack(group_layers(model), CELLS, dtype=dtype)
+    adapters = AdapterPack(list_layers(model), CELLS, dtype=dtype)
     generator = torch.Generator().manual_seed(0)
     for cell in range(len(CELLS)):
         tensors = adapters.export_peft(cell)
@@ -107,7 +107,7 @@ def test_experts_of_a_kind_of_their_own_have_no_adapters():
     with pytest.warns(
         UserWarning, match=r"^the experts and routers of \w+ have no adapters: its \d+ other linear layers "
     ):
-        groups = group_layers(model)
+        groups = list_layers(model)
     names = {name for group in groups for name in group}
     assert not [name for name in names if "router" in name or ".experts." in name]
     # As wide as there are experts, and no router.

@@ -22,7 +22,7 @@ from memrl.policy.adapter_pack import AdapterPack, describe_adapter
 from memrl.policy.autograd_network import AutogradNetwork
 from memrl.policy.base_model import encode_task
 from memrl.policy.experts import PackedExperts, describe_projections, find_experts
-from memrl.policy.packed import group_layers
+from memrl.policy.packed import list_layers
 from memrl.policy.trie_walk import Forest, walk_tries
 from memrl.rollout.adapter_files import publish_adapter
 from memrl.rollout.in_process import InProcessSampler, start_generators
@@ -75,7 +75,7 @@ class PackedCells:
 
     def __init__(self, model, cells, groups=None):
         self.cells, self.tasks = list(cells), [TASKS[CELLS.index(c)] for c in cells]
-        self.adapters = AdapterPack(groups or group_layers(model), self.cells, dtype=model.dtype)
+        self.adapters = AdapterPack(groups or list_layers(model), self.cells, dtype=model.dtype)
         prompts, cells = [task.prompt_ids for task in self.tasks], np.arange(len(self.tasks))
         self.network = AutogradNetwork(model, prompts, cells, self.adapters, KeptActivations())
         self.forest = Forest([t.automaton for t in self.tasks], [t.answer_format.digits(5) for t in self.tasks])
@@ -312,7 +312,7 @@ def test_peft_computes_the_logits_of_other_mixtures(name):
     """Dense layers beside experts have names that PEFT takes for the experts' own in a model of their kind."""
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(OTHERS[name]()).eval().requires_grad_(False)
-    adapters = AdapterPack(group_layers(model), CELLS[:2], dtype=torch.float32)
+    adapters = AdapterPack(list_layers(model), CELLS[:2], dtype=torch.float32)
     generator = torch.Generator().manual_seed(0)
     for cell in range(2):
         tensors = adapters.export_peft(cell)
@@ -332,7 +332,7 @@ def test_peft_computes_the_logits_of_other_mixtures(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_cell_learns_its_secret_by_experts_alone(name):
     model = build_model(name).eval().requires_grad_(False)
-    groups = [group for group in group_layers(model) if ".experts." in next(iter(group))]
+    groups = [group for group in list_layers(model) if ".experts." in next(iter(group))]
     assert len(groups) == 4
     cell = TrainConfig(N=16, algorithm="sft", lora_rank=8, learning_rate=3e-3)
     task = encode_task(TOKENIZER, cell.N, cell.env_type)

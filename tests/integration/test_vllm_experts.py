@@ -18,7 +18,7 @@ from vllm_buffers import Buffers, read_buffers
 
 from memrl.config import TrainConfig
 from memrl.policy.adapter_pack import AdapterPack, describe_adapter
-from memrl.policy.packed import group_layers
+from memrl.policy.packed import list_layers
 from memrl.rollout.backend import SampleRequest
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("ignore:the routers of:UserWarning")]
@@ -48,7 +48,7 @@ def build_pack(kind: str, folder: Path) -> AdapterPack:
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(CONFIGS[kind]())
     model.save_pretrained(folder)
-    adapters = AdapterPack(group_layers(model), CELLS, dtype=torch.float32)
+    adapters = AdapterPack(list_layers(model), CELLS, dtype=torch.float32)
     for cell in range(len(CELLS)):
         adapters.import_peft(cell, {n: torch.randn(t.shape) for n, t in adapters.export_peft(cell).items()})
     return adapters
