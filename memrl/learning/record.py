@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from memrl.config import hash_fields
 from memrl.learning.policy import PackPolicy
@@ -44,13 +44,13 @@ class Record:
         return not self.rows and not self.curves
 
 
-def tabulate_update(state: PackState, done: Update, root_cell: np.ndarray) -> pa.Table:
+def tabulate_update(state: PackState, done: Update, root_cell: Int[np.ndarray, "root"]) -> pa.Table:
     """One curve row per cell that was measured: its state before an update, and its own episodes where it made one.
 
     Args:
         state: right after the update, the cells that it ended still among them.
         done: the update.
-        root_cell: the cell of each root of the walk, int64 (roots,).
+        root_cell: the cell of each root of the walk.
     """
     walk, progress = done.walk, state.progress
     count = walk.outcome_counts.sum(1)
