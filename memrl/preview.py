@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from memrl.config import TrainConfig
 from memrl.policy.base_model import EncodedTask, encode_cell, load_base_model
 from memrl.policy.calibration import Prior, measure_prior
-from memrl.task.answer_format import cell_digits
+from memrl.task.answer_format import key_digits
 from memrl.task.env import step_rewards
 from memrl.task.parse import ParsedAnswer, collect_outcomes, parse_answer
 from memrl.task.reward import Channel, build_channel
@@ -164,8 +164,10 @@ def print_preview(
     prior: Prior,
 ) -> None:
     """Prints prompt, secret, answers, and how near the policy is to a uniform secret."""
-    secret = cell_digits(config)
+    secret = key_digits(config)[0]
     source = "fixed" if config.secret is not None else f"drawn from N={config.N} and seed={config.seed}"
+    if config.num_keys is not None:
+        source += f", key 0 of {config.num_keys:,}"
     span = f"0 .. {config.N - 1}" + ("" if config.secret_length is None else f", {config.secret_length} times")
     console.print(f"prompt: {show_text(decode(tokenizer, task.prompt_ids))}")
     console.print(build_prompt_columns(task, tokenizer))

@@ -142,8 +142,9 @@ def describe_run(cell: TrainConfig, last: Stretch) -> str:
         parts += [
             f"absorbed {last.absorbed_bits:.2f} of {signal_bits:.2f} bits",
             f"observed {last.observed_bits:.2f}",
-            f"P(secret) {2 ** (last.absorbed_bits - signal_bits):.3g}",
         ]
+        if cell.num_keys is None:
+            parts.append(f"P(secret) {2 ** (last.absorbed_bits - signal_bits):.3g}")
     return "  ".join(parts)
 
 

@@ -32,6 +32,7 @@ NUMBERS = (
     "prior_kl_bits",
     "prior_well_formed",
     "interference",
+    "adapter_parameters",
     "learning_rate",
     "lora_rank",
 )

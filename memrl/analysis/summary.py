@@ -36,6 +36,7 @@ from memrl.analysis.objectives import (
 from memrl.analysis.scaling import estimate_scaling
 from memrl.analysis.selection import hold_out_settings
 from memrl.analysis.style import describe_channels, sort_for_readers
+from memrl.analysis.verdicts.capacity import judge_capacity
 from memrl.analysis.verdicts.interference import judge_interference
 from memrl.analysis.verdicts.judge import judge_hypotheses
 from memrl.analysis.verdicts.verdict import Verdict
@@ -214,7 +215,7 @@ def _judge_objectives(lora: pd.DataFrame, curves: Curves) -> list[Verdict]:
         chosen = hold_out_settings(cells)
         known = when_observer_knew(_curves_of(curves, lora, chosen), chosen["signal_bits"].to_numpy())
         verdicts += [replace(verdict, objective=name) for verdict in judge_hypotheses(cells, chosen, known)]
-    return [*verdicts, *judge_interference(lora)]
+    return [*verdicts, *judge_capacity(lora), *judge_interference(lora)]
 
 
 def _use_labels(rows: pd.DataFrame, channels: pd.DataFrame) -> pd.DataFrame:

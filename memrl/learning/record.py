@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from memrl.config import hash_fields
 from memrl.learning.policy import PackPolicy
@@ -44,13 +44,13 @@ class Record:
         return not self.rows and not self.curves
 
 
-def tabulate_update(state: PackState, done: Update, root_cell: Int[np.ndarray, "root"]) -> pa.Table:
+def tabulate_update(state: PackState, done: Update, root_cell: np.ndarray) -> pa.Table:
     """One curve row per cell that was measured: its state before an update, and its own episodes where it made one.
 
     Args:
         state: right after the update, the cells that it ended still among them.
         done: the update.
-        root_cell: the cell of each root of the walk.
+        root_cell: the cell of each root of the walk, int64 (roots,).
     """
     walk, progress = done.walk, state.progress
     count = walk.outcome_counts.sum(1)
@@ -101,6 +101,7 @@ def describe_cell(state: PackState, policy: PackPolicy, cell: int, prior: Prior,
     ids = [int(token) for token in policy.keys[cell].prompts[0]]
     asked: dict[str, Any] = {"prompt_hash": hash_fields({"ids": ids}), "answer_tokens": task.max_tokens}
     config, channel = state.configs[cell], policy.channels.values[policy.channels.index[cell]]
+    asked["adapter_parameters"] = state.adapters.count_parameters(cell)
     asked["interference"] = read_interference(config.model, task)
     result = state.progress.result(cell, config.updates_per_batch)
     told = (prior.kl_bits, prior.well_formed_mass, {**base, **asked})

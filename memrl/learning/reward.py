@@ -49,11 +49,11 @@ def reward_walk(
 
 def _reward_rows(
     channel: Channel,
-    rows: Int[np.ndarray, "row"],
+    rows: np.ndarray,
     walk: Walk,
-    secrets: Int[np.ndarray, "root digit"],
-    num_env_steps: Int[np.ndarray, "cell"],
-    rewards: Float[np.ndarray, "outcome env_step"],
+    secrets: np.ndarray,
+    num_env_steps: np.ndarray,
+    rewards: np.ndarray,
 ) -> None:
     """Rewards some rows, all of one channel, in place."""
     steps = int(num_env_steps[walk.outcome_cell[rows[0]]])

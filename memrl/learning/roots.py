@@ -23,11 +23,11 @@ class CellKeys:
 
     Attributes:
         prompts: the prompt of each.
-        secrets: the digits of the secret of each.
+        secrets: the digits of the secret of each, int (keys, env_steps).
     """
 
     prompts: Prompts
-    secrets: Int[np.ndarray, "key env_step"]
+    secrets: np.ndarray
 
     @classmethod
     def of(cls, config: TrainConfig, prompts: Prompts) -> "CellKeys":
@@ -44,18 +44,18 @@ class Roots:
     """Prompts that a pack is asked, each with its secret; by cell.
 
     Attributes:
-        cell: the cell of each, ascending.
-        key: the key of each, 0 where the cell has none.
-        secrets: digits of each secret, padded with -1.
+        cell: the cell of each, ascending; int64 (roots,).
+        key: the key of each, 0 where the cell has none; int64 (roots,).
+        secrets: digits of each secret, padded with -1; int64 (roots, env_steps).
         prompts: token ids of each prompt.
-        num_episodes: episodes of each group of each root.
+        num_episodes: episodes of each group of each root, int64 (roots, groups).
     """
 
-    cell: Int[np.ndarray, "root"]
-    key: Int[np.ndarray, "root"]
-    secrets: Int[np.ndarray, "root digit"]
+    cell: np.ndarray
+    key: np.ndarray
+    secrets: np.ndarray
     prompts: Prompts
-    num_episodes: Int[np.ndarray, "root group"]
+    num_episodes: np.ndarray
 
     @classmethod
     def choose(
@@ -105,6 +105,6 @@ def draw_keys(config: TrainConfig, batches: int) -> Int[np.ndarray, "drawn"]:
 
 
 @lru_cache(maxsize=128)
-def _shuffle_keys(cell_id: str, num_keys: int, turn: int) -> Int[np.ndarray, "{num_keys}"]:
+def _shuffle_keys(cell_id: str, num_keys: int, turn: int) -> np.ndarray:
     stream = np.random.default_rng(np.random.SeedSequence([_KEY_STREAM, int(cell_id, 16), turn]))
     return stream.permutation(num_keys).astype(np.int32)

@@ -5,7 +5,6 @@ sampled right again, and a group of which all episodes were judged alike sends n
 """
 
 import numpy as np
-from jaxtyping import Float, Int
 
 from memrl.policy.trie_walk import Walk
 
@@ -13,18 +12,16 @@ DEEP = 0.01
 """Below this P(right symbol) an env_step is in the well, if nothing pulls it out."""
 
 
-def measure_well(
-    walk: Walk, advantages: Float[np.ndarray, "outcome group env_step"], root_cell: Int[np.ndarray, "root"]
-) -> Float[np.ndarray, "cell"]:
+def measure_well(walk: Walk, advantages: np.ndarray, root_cell: np.ndarray) -> np.ndarray:
     """The share of env_steps in the well: P(right symbol | those before it) < 0.01, and no advantage in the group.
 
     Args:
         walk: the episodes, and what the policies before the update thought of the secrets.
-        advantages: of its outcomes.
-        root_cell: the cell of each root, ascending.
+        advantages: of its outcomes, float64 (outcomes, groups, env_steps).
+        root_cell: the cell of each root, ascending; int64 (roots,).
 
     Returns:
-        0 to 1, over all env_steps of the secrets and all groups; NaN for a cell without episodes.
+        0 to 1, over all env_steps of the secrets and all groups, float64 (cells,); NaN for a cell without episodes.
 
     Source: Mei et al. 2020, On the Global Convergence Rates of Softmax Policy Gradient Methods, arXiv 2005.06392 (the
     gravity well).

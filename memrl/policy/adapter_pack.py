@@ -32,7 +32,7 @@ Source: peft 0.21, utils/transformers_weight_conversion.py, _MOE_TARGET_MODULE_M
 def find_linears(model: nn.Module) -> dict[str, nn.Linear]:
     """The linear layers that adapters go on, by path: every one but the output head."""
     head = getattr(model, "get_output_embeddings", lambda: None)()
-    return {name: m for name, m in model.fan_modules() if isinstance(m, nn.Linear) and m is not head}
+    return {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear) and m is not head}
 
 
 def describe_adapter(config: TrainConfig, layers: Iterable[str]) -> dict[str, object]:
@@ -135,7 +135,7 @@ class AdapterPack:
     Layers that read the same input lie side by side, so that their A's are one matrix.
 
     Args:
-        fans: the linear layers, and experts, by path, in fans of layers that read the same input.
+        siblings: the linear layers, and experts, by path; those that read the same input are siblings.
         configs: one per cell: rank, alpha, learning rate, Adam's constants, and the stream of A's start.
         dtype: of the adapters.
         device: where they live.
@@ -150,13 +150,13 @@ class AdapterPack:
 
     def __init__(
         self,
-        fans: Iterable[Mapping[str, nn.Linear | ExpertProjection]],
+        siblings: Iterable[Mapping[str, nn.Linear | ExpertProjection]],
         configs: Sequence[TrainConfig],
         *,
         dtype: torch.dtype,
         device: str = "cpu",
     ) -> None:
-        self._fans = [{name: _measure(layer) for name, layer in fan.items()} for fan in fans]
+        self._siblings = [{name: _measure(layer) for name, layer in named.items()} for named in siblings]
         self._ranks = np.array([c.lora_rank for c in configs])
         self._alphas = np.array([c.lora_alpha for c in configs])
         self._lay_out(int(self._ranks.max()))
@@ -179,10 +179,10 @@ class AdapterPack:
         self.rank = rank
         self.slots: dict[str, Slot] = {}
         offset = 0
-        for fan in self._fans:
-            starts_A = offset + np.cumsum([0, *(rank * (n or 1) * d_in for d_in, _, n in fan.values())])
-            starts_B = starts_A[-1] + np.cumsum([0, *(rank * (n or 1) * d_out for _, d_out, n in fan.values())])
-            for (name, (d_in, d_out, n)), a, b in zip(fan.items(), starts_A, starts_B, strict=False):
+        for named in self._siblings:
+            starts_A = offset + np.cumsum([0, *(rank * (n or 1) * d_in for d_in, _, n in named.values())])
+            starts_B = starts_A[-1] + np.cumsum([0, *(rank * (n or 1) * d_out for _, d_out, n in named.values())])
+            for (name, (d_in, d_out, n)), a, b in zip(named.items(), starts_A, starts_B, strict=False):
                 self.slots[name] = Slot(name, d_in, d_out, int(a), int(b), n)
             offset = int(starts_B[-1])
         self._num_parameters = offset
@@ -220,6 +220,10 @@ class AdapterPack:
     @staticmethod
     def _view_blocks(flat: Tensor, start: int, shape: tuple[int, int, int]) -> Tensor:
         return flat[:, start : start + math.prod(shape)].unflatten(1, shape)
+
+    def count_parameters(self, cell: int) -> int:
+        """Numbers of one cell's A and B of every layer, at its true rank."""
+        return int(self._ranks[cell]) * sum(s.num_blocks * (s.d_in + s.d_out) for s in self.slots.values())
 
     def gradient_norms(self) -> np.ndarray:
         """The l2 norm of each cell's gradient: float64 (cells,)."""

@@ -52,7 +52,7 @@ class _Buffers:
 
 
 class _Linear:
-    """A fan, linear layers that read the same input: frozen weights, and where their adapters lie.
+    """Siblings, linear layers that read the same input: frozen weights, and where their adapters lie.
 
     The forward pass reads the weights in panels, the backward pass the model's own.
     """
@@ -66,7 +66,7 @@ class _Linear:
         self._panels = kernels.cut_panels(weight.T, library)
 
     def describe(self, adapters: AdapterPack) -> kernels.Linear:
-        """The fan with the pack's current adapters."""
+        """The siblings with the pack's current adapters."""
         slots = [adapters.slots[name] for name in self._names]
         places = ([getattr(slot, name) for slot in slots] for name in ("d_out", "start_A", "start_B"))
         panels, weights = self._panels.data_ptr(), kernels.Addresses(*(weight.data_ptr() for weight in self._weights))
@@ -94,8 +94,8 @@ class _Norm:
 class _Layer:
     """The frozen weights of one decoder layer, and buffers for its activations."""
 
-    def __init__(self, layer: llama.DecoderLayer, fans: list[dict[str, nn.Linear]], library: ctypes.CDLL) -> None:
-        self._linears = [_Linear(fan, library) for fan in fans]
+    def __init__(self, layer: llama.DecoderLayer, siblings: list[dict[str, nn.Linear]], library: ctypes.CDLL) -> None:
+        self._linears = [_Linear(named, library) for named in siblings]
         self.qkv, self.o, _, self.down = self._linears
         attention = layer.self_attn
         self.d_head, self.scaling = attention.head_dim, attention.scaling
@@ -137,7 +137,7 @@ class CompiledDecoderNetwork:
         model: a base model for which `llama.is_supported` holds.
         prompts: token ids of each root's prompt.
         root_cell: the cell of each root, ascending; int64 (roots,).
-        adapters: one per cell, laid out by `list_fans`.
+        adapters: one per cell, laid out by `list_siblings`.
         library: `load_kernels` of the model's dtype.
     """
 
@@ -149,10 +149,10 @@ class CompiledDecoderNetwork:
         adapters: AdapterPack,
         library: ctypes.CDLL,
     ) -> None:
-        fans = llama.list_fans(model)
+        siblings = llama.list_siblings(model)
         body: Any = model.get_submodule("model")
         self._adapters, self._library = adapters, library
-        self._layers = [_Layer(layer, fans[4 * i : 4 * i + 4], library) for i, layer in enumerate(body.layers)]
+        self._layers = [_Layer(layer, siblings[4 * i : 4 * i + 4], library) for i, layer in enumerate(body.layers)]
         self._norm = _Norm.read(body.norm)
         self._embedding = body.embed_tokens.weight.detach()
         head: Any = model.get_output_embeddings()

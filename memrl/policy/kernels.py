@@ -30,7 +30,7 @@ _REAL = {torch.float32: "-DREAL=float", torch.float64: "-DREAL=double"}
 _Int, _Pointer = ctypes.c_int64, ctypes.c_void_p
 
 PerLayer, Addresses = _Int * 3, _Pointer * 3
-"""One number, or address, for each layer of a fan, which reads one input: queries, keys and values at most."""
+"""One number, or address, for each of the siblings that read one input: queries, keys and values at most."""
 
 ACTIVATIONS = (
     *("x", "n1", "inverse1", "low_qkv", "qkv_out", "raw_qk", "inverse_qk", "log_sum", "mixed", "low_o", "middle"),

@@ -43,9 +43,9 @@ def is_supported(model: PreTrainedModel) -> bool:
     )
 
 
-def list_fans(model: PreTrainedModel) -> list[dict[str, nn.Linear]]:
-    """A supported model's linear layers, fan by fan: q k v, o, gate up, down of each layer."""
-    fans = []
+def list_siblings(model: PreTrainedModel) -> list[dict[str, nn.Linear]]:
+    """A supported model's linear layers, siblings together: q k v, o, gate up, down of each layer."""
+    siblings = []
     parts = (
         ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
         ("self_attn.o_proj",),
@@ -55,5 +55,5 @@ def list_fans(model: PreTrainedModel) -> list[dict[str, nn.Linear]]:
     for index in range(model.config.num_hidden_layers):
         for part in parts:
             names = [f"model.layers.{index}.{name}" for name in part]
-            fans.append({name: model.get_submodule(name) for name in names})
-    return fans
+            siblings.append({name: model.get_submodule(name) for name in names})
+    return siblings

@@ -43,13 +43,13 @@ def build_network(
     device = str(model.device)
     library = load_kernels(model.dtype) if model.device.type == "cpu" and llama.is_supported(model) else None
     if library is not None:
-        adapters = AdapterPack(llama.list_fans(model), configs, dtype=dtype, device=device)
+        adapters = AdapterPack(llama.list_siblings(model), configs, dtype=dtype, device=device)
         return CompiledDecoderNetwork(model, prompts, roots, adapters, library), adapters
     if model.dtype == torch.bfloat16 and model.device.type == "cpu":
         _warn_of_bfloat16()
-    fans = list_layers(model)
-    adapters = AdapterPack(fans, configs, dtype=dtype, device=device)
-    layers = [layer for fan in fans for layer in fan.values()]
+    siblings = list_layers(model)
+    adapters = AdapterPack(siblings, configs, dtype=dtype, device=device)
+    layers = [layer for named in siblings for layer in named.values()]
     is_short = is_memory_short(layers, prompts, configs)
     activations = RecomputedActivations(model) if is_short else KeptActivations()
     return AutogradNetwork(model, prompts, roots, adapters, activations), adapters
@@ -61,7 +61,7 @@ def _warn_of_bfloat16() -> None:
 
 
 def list_layers(model: PreTrainedModel) -> list[dict[str, nn.Linear | ExpertProjection]]:
-    """The layers of any model that adapters go on, by path, each a fan of its own.
+    """The layers of any model that adapters go on, by path, each without siblings.
 
     Experts come last, so that linear layers draw the start of their adapters as they would without them.
 

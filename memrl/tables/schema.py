@@ -84,6 +84,9 @@ EPISODES_TO_MEMORIZE_SCHEMA = pa.schema(
         _column("prior_kl_bits", pa.float64(), "KL(uniform || policy) before the first update"),
         _column("prior_well_formed", pa.float64(), "mass on answers in range before the first update"),
         _column("interference", pa.float64(), "mean cosine of the gradients of its prompt's places in the base model"),
+        _column(
+            "adapter_parameters", pa.int64(), "numbers that were trained: A and B of every layer at their true rank"
+        ),
         _text("base_hash", "stands for the base model's weights and architecture"),
         _text("tokenizer_hash", "stands for its tokenizer and chat template"),
         _text("base_commit", "the hub's commit of it; null where it is not the hub's"),
@@ -118,6 +121,7 @@ _OF_NETWORKS = {
         "prior_kl_bits",
         "prior_well_formed",
         "interference",
+        "adapter_parameters",
         "base_hash",
         "tokenizer_hash",
         "base_commit",

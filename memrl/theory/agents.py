@@ -97,7 +97,7 @@ def uniform_episodes(N: int, seed: int) -> int:
 
 
 def play_agents(configs: Iterable[TrainConfig], learning_rates: Sequence[float] | None = None) -> list[AgentRun]:
-    """Lets every agent play the channels and secrets of some cells.
+    """Lets every agent play the channels and secrets of some cells; many keyed secrets are nobody's to play.
 
     Cells that differ by the policy alone share their runs. An agent with an exact posterior has memorized when that
     reaches 1/2 and 1; where the channel cannot tell every secret, it has no run.
@@ -109,7 +109,7 @@ def play_agents(configs: Iterable[TrainConfig], learning_rates: Sequence[float] 
     Returns:
         One run per agent, channel, N and secret (tabular_pg: and setting).
     """
-    configs = list(configs)
+    configs = [config for config in configs if config.num_keys is None]
     runs: list[AgentRun] = []
     for cells in _group(configs, _UNUSED["exact"]):
         for play in (_play_optimal, _play_greedy, _play_weighing, _play_uniform):

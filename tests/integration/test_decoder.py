@@ -76,7 +76,7 @@ def move_adapters(adapters):
 def pack_compiled(model, cells=CELLS, prompts=PROMPTS, root_cell=ROOT_CELL):
     library = load_kernels(model.dtype)
     assert library is not None, "the tests need a C compiler"
-    adapters = AdapterPack(llama.list_fans(model), cells, dtype=model.dtype)
+    adapters = AdapterPack(llama.list_siblings(model), cells, dtype=model.dtype)
     return CompiledDecoderNetwork(model, prompts, root_cell, move_adapters(adapters), library), adapters
 
 
@@ -285,7 +285,7 @@ def test_threads_change_no_bit_of_a_cells_gradient():
     library = load_kernels(torch.float32)
 
     def compute_gradient(kernels):
-        adapters = AdapterPack(llama.list_fans(model), MANY, dtype=torch.float32)
+        adapters = AdapterPack(llama.list_siblings(model), MANY, dtype=torch.float32)
         network = CompiledDecoderNetwork(model, LONG, np.arange(len(LONG)), move_adapters(adapters), kernels)
         network.backpropagate(network.prefill().pick(np.arange(12), np.full(12, 11)).sum())
         return adapters.gradient

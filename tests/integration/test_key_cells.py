@@ -1,14 +1,16 @@
 """Cells of many keys: one policy, exact bits over all keys, the same alone, packed and resumed."""
 
+from contextlib import suppress
 from typing import Any
 
+import chz
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
 import torch
 
-from memrl.config import TrainConfig
+from memrl.config import TrainConfig, literal_choices
 from memrl.learning import pack as packs
 from memrl.learning.pack import Pack
 from memrl.learning.roots import draw_keys
@@ -32,9 +34,13 @@ MIXED = [
 
 
 @pytest.fixture(autouse=True)
-def any_base(monkeypatch):
+def any_base(monkeypatch, tmp_path):
     """These tests are about keys and not about the base, which need not answer them uniformly."""
     monkeypatch.setattr(packs, "check_calibrated", lambda *about: None)
+    (tmp_path / "operator_rewards.py").write_text(
+        "def nearness(guess, secret, N):\n    return -abs(guess - secret) / N\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
 
 
 def train(pack, updates=None):
@@ -158,3 +164,60 @@ def test_an_observer_hears_of_each_key_what_it_was_told_and_no_more():
     assert [pack.state.observer.candidates(0, key).tolist() for key in range(6)] == [sorted(p) for p in possible]
     told = sum(3.0 - np.log2(len(p)) for p in possible)
     assert pack.state.observer.observed_bits.tolist() == pytest.approx([told])
+
+
+CHANNELS: list[dict[str, Any]] = [
+    {"reward_type": "binary"},
+    {"reward_type": "binned_distance", "reward_bins": 3},
+    {"reward_type": "distance", "malformed_reward": -0.5},
+    {"reward_type": "operator_rewards:nearness"},
+    BITS,
+    {**BITS, "credit": "return_to_go"},
+    {"env_type": "multi_step", "reward_type": "bit_count"},
+    *(
+        {"env_type": "multi_step", "secret_length": 2, "N": 4, "reward_type": name}
+        for name in ("binary", "distance", "per_element", "element_count")
+    ),
+]
+
+
+def list_cells():
+    """Every channel by every advantage that it allows, and by SFT."""
+    for channel in CHANNELS:
+        fields = KEYED | {"dtype": "float32", "n_steps": 2} | channel
+        yield TrainConfig(**fields, algorithm="sft", batch_size=4)
+        for advantage in literal_choices("advantage"):
+            with suppress(ValueError):  # rejection and maxrl are for rewards of 0 or 1
+                yield TrainConfig(**fields, **GROUPS, advantage=advantage, entropy_bonus=0.1 * (advantage == "maxrl"))
+
+
+@pytest.mark.parametrize("updates_per_batch", [1, 2])
+def test_every_channel_and_objective_trains_on_keys(updates_per_batch):
+    replaced = (chz.replace(cell, updates_per_batch=updates_per_batch) for cell in list_cells())
+    cells = list({cell.cell_id: cell for cell in replaced}.values())
+    assert len(cells) > 60
+    pack = Pack(cells)
+    before = {c.cell_id: pack.state.adapters.export_peft(i) for i, c in enumerate(cells)}
+    while not pack.finished:
+        after = {c.cell_id: pack.state.adapters.export_peft(i) for i, c in enumerate(pack.state.configs)}
+        pack.update()
+    rows, curves = pack.drain()
+    assert {row["status"] for row in rows} == {"budget_spent"}
+    assert len(rows) == len(cells)
+    assert np.isfinite(curves["absorbed_bits"].to_numpy()).all()
+    assert all(0 <= row["observed_bits"] <= row["signal_bits"] + 1e-9 for row in rows)
+    sft = [row["cell_id"] for row in rows if row["algorithm"] == "sft"]
+    for name in sft:
+        assert any((after[name][tensor] != before[name][tensor]).any() for tensor in after[name])
+
+
+def test_every_listed_channel_is_distilled_on_keys():
+    cells = [
+        TrainConfig(**KEYED | {"dtype": "float32", "n_steps": 2} | channel, **GROUPS, algorithm="distill")
+        for channel in CHANNELS
+        if "credit" not in channel  # which nobody asks for here
+    ]
+    pack = Pack(cells)
+    while not pack.finished:
+        pack.update()
+    assert {row["status"] for row in pack.drain()[0]} == {"budget_spent"}

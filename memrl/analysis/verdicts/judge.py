@@ -4,12 +4,13 @@ import numpy as np
 import pandas as pd
 
 from memrl.analysis.verdicts.adapters import H4, H5, judge_learning_rate, judge_rank
+from memrl.analysis.verdicts.capacity import H7, H8
 from memrl.analysis.verdicts.channels import H1A, H1B, H2, judge_binary, judge_bins, judge_exploration
 from memrl.analysis.verdicts.interference import H9A, H9B
 from memrl.analysis.verdicts.per_step import H3, H6, judge_number_of_bits, judge_per_step
 from memrl.analysis.verdicts.verdict import Verdict
 
-HYPOTHESES = (H1A, H1B, H2, H3, H4, H5, H6, H9A, H9B)
+HYPOTHESES = (H1A, H1B, H2, H3, H4, H5, H6, H7, H8, H9A, H9B)
 
 
 def describe_late() -> str:
