@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import sys
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -61,6 +62,8 @@ def read_words(
 
 def run_command(main: Callable[[Sequence[str]], int]) -> NoReturn:
     """Runs a command on this process's words and ends the process with its exit code."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         raise SystemExit(main(sys.argv[1:]))
     except StartError as error:

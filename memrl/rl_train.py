@@ -12,7 +12,7 @@ Trains one policy by reinforcement learning until it has memorized its secret, o
   python -m memrl.rl_train env_type=single_step N=64 reward_type=binned_distance reward_bins=8 learning_rate=4e-5
   python -m memrl.rl_train env_type=multi_step N=64 reward_type=per_bit learning_rate=4e-5
 
-Its tables go to results/runs; a run that has finished is not repeated. Ctrl-C keeps the curves so far.
+Its tables go to results/runs; a run that has finished is not repeated. One that was ended before goes on.
 """
 
 

@@ -9,7 +9,7 @@ Trains one policy on its secret by cross-entropy until it has memorized it, or i
 
   python -m memrl.sft_train N=64 learning_rate=1e-4 batch_size=32 n_steps=500
 
-Its tables go to results/runs; a run that has finished is not repeated. Ctrl-C keeps the curves so far.
+Its tables go to results/runs; a run that has finished is not repeated. One that was ended before goes on.
 """
 
 

@@ -2,7 +2,8 @@
 
 import math
 import os
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from functools import partial
 
 import pyarrow.compute as pc
 import torch
@@ -11,9 +12,10 @@ from memrl.cli import FAILED, exit_on_bad_input
 from memrl.config import TrainConfig, describe_equal_losses
 from memrl.policy.base_model import bring_model
 from memrl.rollout.vllm_actor import EngineOptions, VLLMEngine
+from memrl.sweep.checkpoints import Checkpoints, Saver
 from memrl.sweep.console import SteadyConsole
 from memrl.sweep.execution import RunOptions
-from memrl.sweep.pack_run import PackRun, set_up_torch, start_pack
+from memrl.sweep.pack_run import PackRun, load_pack, set_up_torch, start_pack
 from memrl.sweep.progress import ProgressLine
 from memrl.sweep.recorder import Recorder
 from memrl.sweep.stopping import StopRequest, catch_signals
@@ -29,8 +31,9 @@ _STRETCH_SECONDS = 0.25
 def train_cell(cell: TrainConfig, options: RunOptions) -> int:
     """Trains the cell to its end, writes its rows, and prints its result.
 
-    A cell that had finished before is not trained again: its stored result is printed. Ctrl-C keeps the curves so far,
-    but leaves no row, so that the cell does not count as finished. Bad input that only the work can tell (tables that
+    A cell that had finished before is not trained again: its stored result is printed. One that was ended before its
+    end goes on from its last checkpoint. Ctrl-C keeps the curves so far, but leaves no row, so that the cell does not
+    count as finished. Bad input that only the work can tell (tables that
     can't be written, a model that can't be read or is not calibrated) ends the process with exit code 2.
 
     Returns:
@@ -49,18 +52,21 @@ def train_cell(cell: TrainConfig, options: RunOptions) -> int:
                 return conclude(earlier, options, console)
             with console.status("loading the model"):
                 log = WandbLog(options.wandb_project, options.results) if options.wandb_project else None
-                run = start_run(cell, options, stack)
+                checkpoints = Checkpoints(options.results)
+                run = start_run(cell, options, checkpoints, stack)
         if log is not None and log.notice:
             console.say(log.notice)
-        # What an earlier run of this cell left: it failed, was interrupted, or is to be replaced.
+        if run.updates:
+            console.say(f"going on after {run.updates:,} updates of an earlier run")
+        # What an earlier run of this cell left: it failed, is to be replaced, or will be told again from a checkpoint.
         store.drop_cells([cell.cell_id])
         stop = StopRequest()
         stack.enter_context(catch_signals(stop))
-        last = train_to_end(cell, run, store, stop, console)
+        last = train_to_end(cell, run, store, checkpoints, stop, console)
         if not last.rows:
             told = f"Stopped after {last.updates:,} updates ({last.episodes:,} episodes)"
             where = store.table_address(CURVES)
-            console.say(f"{told}; the curves so far are in {where}. The same command starts this cell afresh.")
+            console.say(f"{told}; the curves so far are in {where}. The same command goes on.")
             return stop.exit_code
         if log is not None:
             curves = store.read(CURVES)
@@ -78,12 +84,13 @@ def find_finished_row(store: TableStore, cell: TrainConfig) -> Row | None:
     return rows.filter(mine).to_pylist()[0]
 
 
-def start_run(cell: TrainConfig, options: RunOptions, stack: ExitStack) -> PackRun:
-    """Loads the model for a pack of this one cell.
+def start_run(cell: TrainConfig, options: RunOptions, checkpoints: Checkpoints, stack: ExitStack) -> PackRun:
+    """Loads the model for a pack of this one cell, which goes on from its checkpoint where an earlier run left one.
 
     Args:
         cell: the cell.
         options: where it runs.
+        checkpoints: of earlier runs.
         stack: closes the engine, where one samples.
 
     Raises:
@@ -96,6 +103,12 @@ def start_run(cell: TrainConfig, options: RunOptions, stack: ExitStack) -> PackR
     engine = start_engine(cell, device) if cell.rollout == "vllm" else None
     if engine is not None:
         stack.callback(engine.close)
+    ids = [cell.cell_id]
+    load = partial(load_pack, cell_ids=ids, backend=engine, adapters=options.save_adapters)
+    with checkpoints.open([cell]) as folder:
+        if folder is not None and not options.overwrite:
+            with suppress(Exception):  # of another version of the code, say: it starts afresh
+                return PackRun.load(folder, load, ids, holds_curves=False)
     return PackRun(start_pack([cell], device, engine, adapters=options.save_adapters), holds_curves=False)
 
 
@@ -113,20 +126,30 @@ def start_engine(cell: TrainConfig, device: str) -> VLLMEngine:
 
 
 def train_to_end(
-    cell: TrainConfig, run: PackRun, store: TableStore, stop: StopRequest, console: SteadyConsole
+    cell: TrainConfig,
+    run: PackRun,
+    store: TableStore,
+    checkpoints: Checkpoints,
+    stop: StopRequest,
+    console: SteadyConsole,
 ) -> Stretch:
-    """Trains until the cell has ended or somebody wants it to stop, writing as it goes; returns the last last."""
-    recorder = Recorder(store, num_cells=1)
+    """Trains until the cell has ended or somebody wants it to stop, writing as it goes; returns the last stretch."""
+    recorder, saver = Recorder(store, num_cells=1), Saver(checkpoints, [cell])
     recorder.begin([[cell]])
     last = run.end_stretch()
+    recorder.take(0, last)
     try:
         with ProgressLine(lambda: describe_run(cell, last), console) as line:
             while not (run.finished or stop):
                 last = run.advance(_STRETCH_SECONDS)
                 recorder.take(0, last)
                 line.tick()
+                if not run.finished and (saver.is_due or stop):
+                    saver.save(run.save)
     finally:
         recorder.flush()
+    if run.finished:
+        checkpoints.remove([cell])
     return last
 
 

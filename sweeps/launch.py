@@ -1,9 +1,14 @@
 """Runs a sweep: `python sweeps/launch.py grid=smoke`."""
 
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    # Until `run_command` takes over, Ctrl-C ends the command without a word.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import chz
 

@@ -1,5 +1,6 @@
 """Rewarding the episodes of a walk, and letting an ideal observer hear it; who pays wrongly fails alone."""
 
+import traceback
 from collections.abc import Mapping
 
 import numpy as np
@@ -38,6 +39,7 @@ def reward_walk(
         try:
             _reward_rows(channel, rows, walk, secrets, num_env_steps, rewards)
         except RewardError:
+            traceback.print_exc()
             for cell in np.unique(walk.outcome_cell[rows]).tolist():
                 of_cell = np.flatnonzero(walk.outcome_cell == cell)
                 try:

@@ -7,6 +7,9 @@ tell a damaged one. The packs themselves are listed, too: one that is formed ane
 import hashlib
 import io
 import json
+import os
+import time
+import traceback
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -15,10 +18,18 @@ from pathlib import Path
 from pyarrow import fs
 
 from memrl.config import TrainConfig
+from memrl.errors import StartError
 from memrl.sweep.scratch import scratch_folder
-from memrl.tables.files import find_filesystem, read_file, remove_file, replace_file
+from memrl.tables.files import find_filesystem, is_local, read_file, remove_file, replace_file
 
 _FOLDER, _PACKS = "checkpoints", "packs.json"
+
+_FIRST_SECONDS = 1.0
+_MOST_SECONDS = 30.0
+"""A pack leaves a checkpoint at least about this often: no more work than this is lost, whatever happens."""
+
+_MOST_TIME_SAVING = 0.02
+"""It does so more often where saving takes no more than this share of the time."""
 
 Pack = Sequence[TrainConfig]
 
@@ -98,9 +109,12 @@ class Checkpoints:
         self.remove(pack)
 
     def remove(self, pack: Pack) -> None:
-        """Removes a pack's checkpoint, where there is one."""
+        """Removes a pack's checkpoint, where there is one, and the folder of them all with the last one."""
         with suppress(OSError):
             remove_file(self._filesystem, self._path(pack))
+        if is_local(self._filesystem):
+            with suppress(OSError):
+                os.rmdir(self._root)
 
     def clear(self) -> None:
         """Removes them all: the sweep has come to its end."""
@@ -110,3 +124,33 @@ class Checkpoints:
     def _path(self, pack: Pack) -> str:
         name = hashlib.sha256(" ".join(cell.cell_id for cell in pack).encode()).hexdigest()[:16]
         return f"{self._root}/pack-{name}.zip"
+
+
+class Saver:
+    """Leaves the checkpoints of one pack, at such times that little work would be lost, and little time is spent on it.
+
+    Args:
+        checkpoints: where they lie; None: nowhere.
+        pack: all its cells.
+    """
+
+    def __init__(self, checkpoints: Checkpoints | None, pack: Pack) -> None:
+        self._checkpoints, self._pack = checkpoints, pack
+        self._next = time.monotonic() + _FIRST_SECONDS
+
+    @property
+    def is_due(self) -> bool:
+        """Whether it is time for the next checkpoint."""
+        return self._checkpoints is not None and time.monotonic() >= self._next
+
+    def save(self, write: Callable[[Path], None]) -> None:
+        """Leaves a checkpoint; see `Checkpoints.save`. A disk or a memory that takes none is no reason to stop."""
+        if self._checkpoints is None:
+            return
+        begun = time.monotonic()
+        try:
+            self._checkpoints.save(self._pack, write)
+        except (OSError, MemoryError, StartError):
+            traceback.print_exc()
+        ended = time.monotonic()
+        self._next = ended + min(_MOST_SECONDS, (ended - begun) / _MOST_TIME_SAVING)

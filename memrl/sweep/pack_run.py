@@ -123,7 +123,13 @@ class PackRun:
 
     @classmethod
     def load(
-        cls, folder: Path, load: Callable[[Path], Trainer], cell_ids: Sequence[str], timeline: Timeline | None = None
+        cls,
+        folder: Path,
+        load: Callable[[Path], Trainer],
+        cell_ids: Sequence[str],
+        timeline: Timeline | None = None,
+        *,
+        holds_curves: bool = True,
     ) -> "PackRun":
         """The run that `save` wrote: its first stretch brings once more all that had ended by then.
 
@@ -132,11 +138,13 @@ class PackRun:
             load: makes the trainer of these cells; see `load_pack`.
             cell_ids: the cells that go on; of others that were saved with them nothing is brought.
             timeline: what this process did before, for the same trace.
+            holds_curves: as for a new run.
         """
         timeline = timeline or Timeline()
         with timeline.record("load", "pack"):
             rows, curves = (_read_cells(folder / name, cell_ids) for name in (_ROWS, _CURVES))
-            run = cls(load(folder / _TRAINER), failed_rows=rows.to_pylist(), timeline=timeline)
+            trainer = load(folder / _TRAINER)
+            run = cls(trainer, failed_rows=rows.to_pylist(), timeline=timeline, holds_curves=holds_curves)
             run._held = curves.cast(CURVES_SCHEMA)
             run._updates = int((folder / _UPDATES).read_text(encoding="utf-8"))
         run._note_bits(run._held)
@@ -198,13 +206,14 @@ class PackRun:
 
     def _release(self, ended: set[str], recorded: pa.Table) -> pa.Table:
         """The curve rows that may go to the tables now."""
-        if not self._holds_curves:
-            return recorded
         self._held = pa.concat_tables([self._held, recorded])
-        if not ended:
+        if not self._holds_curves:
+            released, self._held = self._held, CURVES_SCHEMA.empty_table()
+        elif not ended:
             return CURVES_SCHEMA.empty_table()
-        has_ended = pc.field("cell_id").isin(list(ended))
-        released, self._held = self._held.filter(has_ended), self._held.filter(~has_ended)
+        else:
+            has_ended = pc.field("cell_id").isin(list(ended))
+            released, self._held = self._held.filter(has_ended), self._held.filter(~has_ended)
         self._ended_curves = pa.concat_tables([self._ended_curves, released])
         return released
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray._private import worker as ray_worker
 
 from memrl.errors import StartError
 from memrl.sweep.execution import Execution
@@ -53,8 +54,17 @@ def start_ray(execution: Execution, num_engines: int) -> Iterator[RaySession]:
     Raises:
         StartError: Ray can't be started or joined.
     """
+    silence_ray()
     with _join(execution.address) if execution.address is not None else _start_here(execution, num_engines) as session:
         yield session
+
+
+def silence_ray() -> None:
+    """Keeps what Ray has to say of processes that died off the user's screen: what it means for a sweep is told there.
+
+    `log_to_driver` is about what processes print, and Ray has no other setting for its own words.
+    """
+    ray_worker.print_to_stdstream = lambda *args, **kwargs: None
 
 
 @contextmanager

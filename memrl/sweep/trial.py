@@ -1,7 +1,6 @@
 """PackTrial: Ray Tune's execution of one pack. The only module that imports ray.tune."""
 
 import logging
-import time
 import traceback
 from functools import partial
 from pathlib import Path
@@ -13,7 +12,7 @@ from ray.tune.experiment import Trial
 from memrl.learning.timeline import Timeline
 from memrl.rollout.actor_pool import VLLMRollout
 from memrl.rollout.backend import RolloutBackend
-from memrl.sweep.checkpoints import Checkpoints
+from memrl.sweep.checkpoints import Checkpoints, Saver
 from memrl.sweep.plan import Plan
 from memrl.sweep.rollouts import uses_engines
 from memrl.sweep.scratch import scratch_folder
@@ -24,12 +23,6 @@ from memrl.sweep.stretch import Stretch
 
 STRETCH_SECONDS = 1.0
 """A trial tells about this often; what has ended by then is kept, whatever happens next."""
-
-CHECKPOINT_SECONDS = 30.0
-"""A trial leaves a checkpoint at least about this often: no more work than this is lost, whatever happens."""
-
-_MOST_TIME_SAVING = 0.02
-"""It does so more often where saving takes no more than this share of the time."""
 
 TRIES_MORE = 2
 """A trial that dies is started again, from its checkpoint, this often before its pack is split, or its cell fails."""
@@ -84,7 +77,7 @@ class PackTrial(tune.Trainable):
         )
         loaded = self._load_run(backend, timeline)
         self._run = loaded or self._pack_run.PackRun.start(self._cells, start, timeline)
-        self._next_save = time.monotonic() + STRETCH_SECONDS
+        self._saver = Saver(self._checkpoints, self._cells)
         return True
 
     def _load_run(self, backend: RolloutBackend | None, timeline: Timeline) -> "PackRun | None":
@@ -101,21 +94,10 @@ class PackTrial(tune.Trainable):
                 traceback.print_exc()
                 return None
 
-    def _save_run(self) -> None:
-        """Leaves a checkpoint; a disk that takes none is no reason to stop."""
-        if self._checkpoints is None or self._run is None or self._run.finished:
-            return
-        begun = time.monotonic()
-        try:
-            self._checkpoints.save(self._cells, self._run.save)
-        except OSError:
-            traceback.print_exc()
-        ended = time.monotonic()
-        self._next_save = ended + min(CHECKPOINT_SECONDS, (ended - begun) / _MOST_TIME_SAVING)
-
     def cleanup(self) -> None:
         """Leaves a checkpoint where the sweep is stopped before the pack's end."""
-        self._save_run()
+        if self._run is not None and not self._run.finished:
+            self._saver.save(self._run.save)
 
     def step(self) -> dict[str, object]:
         """Trains for about STRETCH_SECONDS.
@@ -125,8 +107,8 @@ class PackTrial(tune.Trainable):
             `absorbed_bits`; and `done`.
         """
         assert self._run is not None, "set up before"
-        if time.monotonic() >= self._next_save:
-            self._save_run()
+        if self._saver.is_due and not self._run.finished:
+            self._saver.save(self._run.save)
         stretch = self._run.advance(STRETCH_SECONDS)
         shown = {name: getattr(stretch, name) for name in ("live", "updates", "episodes", "absorbed_bits")}
         trace = self._run.trace if self._run.finished else ""

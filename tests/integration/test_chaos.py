@@ -18,22 +18,27 @@ import psutil
 import pytest
 from launching import ROOT
 
-KILLS = 30
 WORDS = ["grid=smoke", "N=8", "seeds=1", "learning_rate=1e-4", "n_steps=2500", "num_trials=2", "pack_size=4"]
 MARK = "MEMRL_CHAOS"
 TIMES = ["seconds", "created"]
 
-ENDS_LAUNCH = {
-    "launcher SIGINT": signal.SIGINT,
-    "launcher SIGTERM": signal.SIGTERM,
-    "launcher SIGKILL": signal.SIGKILL,
-    "raylet": signal.SIGKILL,
-    "gcs_server": signal.SIGKILL,
-    "ray agent": signal.SIGKILL,
+PLAN = {
+    "trial": 5,
+    "agents": 3,
+    "log_monitor": 2,
+    "launcher SIGINT": 4,
+    "launcher SIGTERM": 4,
+    "launcher SIGKILL": 4,
+    "raylet": 3,
+    "gcs_server": 3,
+    "ray agent": 2,
 }
-GOES_ON = {"trial": signal.SIGKILL, "agents": signal.SIGKILL, "log_monitor": signal.SIGKILL}
-MOST_A_LAUNCH = {"trial": 2, "agents": 1, "log_monitor": 1}
-"""A trial that dies a third time has its pack split, after which numbers agree up to rounding alone."""
+"""How many processes of each kind are killed, 30 in all."""
+
+GOES_ON = {"trial": 2, "agents": 1, "log_monitor": 2}
+"""Kinds without which a launch goes on, and how many it can lose: a third death of a trial splits its pack."""
+
+SIGNALS = {"launcher SIGINT": signal.SIGINT, "launcher SIGTERM": signal.SIGTERM}
 
 TITLES = {
     "trial": ("ray::PackTrial", "ray::ResourceTrainable"),
@@ -76,27 +81,27 @@ def is_of(process: psutil.Process, kind: str) -> bool:
     return False
 
 
-def disturb(launcher: subprocess.Popen[bytes], dice: random.Random, killed: Counter[str]) -> None:
-    """Kills processes of a launch at random moments, until it has ended."""
-    spared = dict(MOST_A_LAUNCH)
-    while launcher.poll() is None and killed.total() < KILLS:
-        with suppress(subprocess.TimeoutExpired):
-            launcher.wait(dice.choice((0.3, 1.0, 2.0, 4.0, 6.0)))
-            return
-        # The rarest kind of those that run now, so that all of them have their turn.
-        kinds = [kind for kind in (*GOES_ON, *ENDS_LAUNCH) if spared.get(kind, 1) and find(launcher, kind)]
-        dice.shuffle(kinds)
+def disturb(launcher: subprocess.Popen[bytes], due: list[str], dice: random.Random) -> None:
+    """Kills processes of a launch, each a random while after it has come, until the launch has ended."""
+    lost = Counter[str]()
+    waits_for = dice.choice(("raylet", "trial", "agents"))
+    while launcher.poll() is None:
+        kinds = [kind for kind in due if lost[kind] < GOES_ON.get(kind, 1) and find(launcher, kind)]
+        # Of what ends a launch, at some launches while it starts, at others while it trains, or while agents play.
+        if not lost and not find(launcher, waits_for):
+            kinds = [kind for kind in kinds if kind in GOES_ON]
         if not kinds:
+            time.sleep(0.1)
             continue
-        kind = min(kinds, key=lambda kind: killed[kind])
+        kind = dice.choice(sorted(kinds, key=lambda kind: kind not in GOES_ON)[:4])
+        time.sleep(dice.choice((0.0, 0.5, 1.0, 2.0)))
         for process in find(launcher, kind)[:1]:
             with suppress(psutil.Error):
-                process.send_signal((ENDS_LAUNCH | GOES_ON)[kind])
-                killed[kind] += 1
-        if kind in ENDS_LAUNCH:
+                process.send_signal(SIGNALS.get(kind, signal.SIGKILL))
+                lost[kind] += 1
+                due.remove(kind)
+        if kind not in GOES_ON:
             launcher.wait(120)
-        elif kind in spared:
-            spared[kind] -= 1
 
 
 def finish(folder: Path, results: str) -> None:
@@ -120,35 +125,32 @@ def find_left(mark: str) -> list[str]:
 
 
 def read(folder: Path, results: str, table: str) -> pd.DataFrame:
-    key = ["cell_id", "update"] if table == "curves" else ["cell_id", "agent"]
+    key = ["cell_id", "update"] if table == "curves" else ["cell_id"]
     return pd.read_parquet(folder / results / table).sort_values(key, ignore_index=True)
 
 
-@pytest.mark.slow
+@pytest.mark.chaos
 def test_thirty_kills_end_in_the_tables_of_an_undisturbed_sweep_and_leave_nothing(tmp_path, temporary):
     finish(tmp_path, "undisturbed")
-    dice, killed, rounds = random.Random(14), Counter[str](), 0
-    while killed.total() < KILLS:
-        rounds += 1
+    dice = random.Random(14)
+    due = [kind for kind, times in PLAN.items() for _ in range(times)]
+    sweeps: list[str] = []
+    while due:
+        sweeps.append(f"sweep{len(sweeps)}")
+        assert len(sweeps) < len(PLAN), f"never killed: {due}"
         ended = None
-        # Until it has come to its end undisturbed, or has been disturbed enough.
-        while ended != 0 and killed.total() < KILLS:
-            launcher = launch(tmp_path, f"round{rounds}")
+        while due and ended != 0:
+            launcher = launch(tmp_path, sweeps[-1])
             try:
-                disturb(launcher, dice, killed)
-                ended = launcher.poll()
-                if ended is None:
-                    ended = launcher.wait(400)
+                disturb(launcher, due, dice)
+                ended = launcher.wait(400)
             finally:
                 if launcher.poll() is None:
                     os.killpg(launcher.pid, signal.SIGKILL)
-                    launcher.wait()
-    print(dict(killed), f"in {rounds} sweeps")
-    assert len(killed) == len(ENDS_LAUNCH | GOES_ON), killed
-    for results in (f"round{number + 1}" for number in range(rounds)):
+    for results in sweeps:
         finish(tmp_path, results)
         assert "Traceback" not in (tmp_path / f"{results}.log").read_text()
-        for table in ("episodes_to_memorize", "curves"):
+        for table in ("episodes_to_memorize", "agents", "curves"):
             found, expected = read(tmp_path, results, table), read(tmp_path, "undisturbed", table)
             times = [name for name in TIMES if name in found]
             pd.testing.assert_frame_equal(found.drop(columns=times), expected.drop(columns=times), check_exact=True)

@@ -49,6 +49,23 @@ def test_bad_input_is_one_line_with_exit_code_2(words, message, tmp_path, monkey
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("body", "problem"),
+    [
+        ("os._exit(3)", "which ends its process"),
+        ("sys.exit(3)", "raised SystemExit: 3"),
+        ("return 1.0", "got shape () for (2, 2)"),
+    ],
+)
+def test_a_reward_that_ends_its_process_or_pays_wrongly_is_one_line(tmp_path, body, problem):
+    (tmp_path / "mine.py").write_text(f"import os, sys\n\ndef pay(guess, secret, N):\n    {body}\n")
+    result = launch("grid=smoke", "reward_type=mine:pay", "env_type=single_step", "dry_run=True", folder=tmp_path)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith("error: reward_type must ")
+    assert problem in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
 def test_a_dry_run_names_a_damaged_part_in_one_line_and_moves_nothing(tmp_path):
     part = tmp_path / "results" / "smoke" / "curves" / "part-0.parquet"
     part.parent.mkdir(parents=True)

@@ -115,11 +115,11 @@ def test_a_diverged_cell_fails_leaves_its_error_and_is_tried_again(tmp_path, cap
 def test_an_error_while_training_becomes_a_failed_row_and_shows_where_it_was(tmp_path, capsys):
     assert rl_train.main(["N=8", "reward_type=test_train_commands:explode", "results=out"]) == 1
     printed = capsys.readouterr()
-    assert "failed after 0 episodes: IndexError: no reward for that guess" in printed.out
+    assert "failed after 0 episodes: test_train_commands:explode raised IndexError: no reward for" in printed.out
     assert "in explode" in printed.err
     (row,) = read(tmp_path / "out", EPISODES_TO_MEMORIZE).to_dict("records")
     assert row["status"] == "failed"
-    assert row["error"].startswith("IndexError: no reward for that guess (test_train_commands.py:")
+    assert "raised IndexError: no reward for that guess (test_train_commands.py:" in row["error"]
 
 
 def test_ctrl_c_keeps_the_curves_so_far_and_the_cell_stays_unfinished(tmp_path, capsys):
@@ -141,6 +141,30 @@ def test_ctrl_c_keeps_the_curves_so_far_and_the_cell_stays_unfinished(tmp_path, 
     assert told
     assert int(told[1].replace(",", "")) in (len(curves) - 1, len(curves))
     assert read(tmp_path / "out", EPISODES_TO_MEMORIZE).empty
+
+
+def test_a_run_that_was_ended_goes_on_from_its_checkpoint_to_the_same_tables(tmp_path, capsys):
+    words = ["N=8", "learning_rate=1e-5", "n_steps=1200"]
+
+    def interrupt_once_a_checkpoint_is_there():
+        while not list(tmp_path.glob("out/checkpoints/*.zip")):
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt_once_a_checkpoint_is_there)
+    thread.start()
+    assert rl_train.main([*words, "results=out"]) == 130
+    thread.join()
+    stopped = re.search(r"Stopped after ([\d,]+) updates", capsys.readouterr().out)
+    assert rl_train.main([*words, "results=out"]) == 0
+    assert stopped
+    assert f"going on after {stopped[1]} updates of an earlier run" in capsys.readouterr().out
+    assert not (tmp_path / "out" / "checkpoints").exists()
+    assert rl_train.main([*words, "results=whole"]) == 0
+    for table in (EPISODES_TO_MEMORIZE, CURVES):
+        found, expected = (read(tmp_path / name, table) for name in ("out", "whole"))
+        times = [name for name in ("seconds", "created") if name in found]
+        pd.testing.assert_frame_equal(found.drop(columns=times), expected.drop(columns=times), check_exact=True)
 
 
 def test_curves_of_an_interrupted_run_are_replaced_not_added_to(tmp_path):

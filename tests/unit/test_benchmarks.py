@@ -265,3 +265,29 @@ def test_both_make_the_same_update_of_the_same_episodes(benchmarks):
     from memrl.config import TrainConfig
 
     assert compare_one_update(TrainConfig(N=4, group_size=16, learning_rate=1e-2, lora_rank=2)) < 1e-3
+
+
+def test_soak_looks_at_what_processes_hold_and_tells_growth_from_none(benchmarks, tmp_path):
+    import psutil
+    import soak
+
+    samples = soak.Samples()
+    files = []
+    for number in range(40):
+        files.append((tmp_path / str(number)).open("w"))
+        soak.look(samples, [psutil.Process()])
+    for file in files:
+        file.close()
+    found = soak.describe(samples)
+    assert found["handles"]["growth"] == pytest.approx(30, abs=3)
+    assert abs(found["threads"]["growth"]) < 2
+    assert found["MiB"]["first"] > 1
+
+
+def test_neighbors_tells_rounding_from_another_path(benchmarks):
+    import numpy as np
+    from neighbors import compare
+
+    expected = {name: np.linspace(0, 1, 5) for name in "abcd"}
+    found = {"a": expected["a"], "b": expected["b"] + 1e-6, "c": expected["c"] + 0.5, "d": expected["d"][:4]}
+    assert compare(expected, found) == {"same": 1, "rounded": 1, "forked": 2, "largest": 0.5}

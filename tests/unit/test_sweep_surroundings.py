@@ -8,8 +8,11 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
+from types import SimpleNamespace
 
 import pytest
+from ray._private import worker as ray_worker
 from rich.table import Table
 
 from memrl.cli import repeat_command, run_command
@@ -19,6 +22,7 @@ from memrl.sweep.console import SteadyConsole
 from memrl.sweep.environment import set_environment
 from memrl.sweep.execution import Execution
 from memrl.sweep.machine import count_local_cpus, count_local_gpus
+from memrl.sweep.ray_session import silence_ray
 from memrl.sweep.scratch import scratch_folder
 from memrl.sweep.stopping import StopRequest, catch_signals
 from memrl.sweep.watchdog import find_daemons, watch_daemons
@@ -190,6 +194,26 @@ def test_the_end_of_a_daemon_is_noticed_at_once(tmp_path):
     finally:
         daemon.kill()
         daemon.wait()
+
+
+def test_ray_s_own_words_about_a_dead_process_stay_off_the_screen(monkeypatch, capsys):
+    monkeypatch.setattr(ray_worker, "print_to_stdstream", ray_worker.print_to_stdstream)
+
+    def listen() -> str:
+        messages = [(None, {"job_id": None, "error_message": "A worker died"})]
+        # The listener goes on until its connection fails.
+        subscriber = SimpleNamespace(subscribe=lambda: None, poll=lambda: messages.pop() if messages else fail())
+        job = SimpleNamespace(binary=lambda: b"")
+        driver = SimpleNamespace(gcs_error_subscriber=subscriber, current_job_id=job)
+        ray_worker.listen_error_messages(driver, threading.Event())
+        return capsys.readouterr().out
+
+    def fail():
+        raise OSError("the connection is gone")
+
+    assert "A worker died" in listen()
+    silence_ray()
+    assert listen() == ""
 
 
 def test_what_can_not_start_is_one_line_with_exit_code_1_or_2_where_the_input_is_to_blame(capsys):
