@@ -4,6 +4,7 @@ import math
 import os
 import time
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,10 @@ from memrl.policy.calibrator import (
     read_questions,
     save_calibration,
 )
-from memrl.policy.embedded import build_embedded_model, build_embedded_tokenizer
+from memrl.policy.embedded import build_embedded_model, build_embedded_tokenizer, list_embedded_questions
 from memrl.policy.head import HeadRecipe
 from memrl.policy.model_folder import check_model_folder
-from memrl.policy.warmup import WarmupRecipe
+from memrl.policy.warmup import BODY_RECIPE, EMBEDDED_STAGES, WarmupRecipe
 from memrl.warmup_config import WarmupConfig
 
 _PLAIN_SECONDS = 10.0
@@ -56,6 +57,8 @@ def calibrate(config: WarmupConfig) -> Calibration:
             method=config.method,
             head_recipe=make_head_recipe(config),
             lora_rank=config.lora_rank,
+            untrained=config.model == "scratch",
+            later=[replace(each, seed=config.seed) for each in EMBEDDED_STAGES[1:]] if config.makes_embedded else [],
             report=line.show,
         )
     save_calibration(calibration, tokenizer, output, config.model)
@@ -88,12 +91,13 @@ def _prepare_folder(folder: Path) -> None:
 def _start_model(config: WarmupConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     if config.model != "scratch":
         return load_base_model(config.model, config.dtype, config.device)
+    torch.set_num_threads(1)  # so small a model gains nothing by more, and sums of one order repeat to the bit
     model: Any = build_embedded_model(config.seed)
     return model.to(device=config.device, dtype=getattr(torch, config.dtype)), build_embedded_tokenizer()
 
 
 def _list_prompts(config: WarmupConfig) -> list[Question]:
-    """The prompts asked for, then those that the model is calibrated for already."""
+    """The prompts asked for, and those that the model is calibrated for already, or is made for."""
     ending = (config.prompt_format, config.bit_separator, config.prompt)
     asked: list[Question] = [
         (N, env_type, *ending, length, keyed)
@@ -102,24 +106,17 @@ def _list_prompts(config: WarmupConfig) -> list[Question]:
         for length in config.lengths
         for env_type in config.env_types
     ]
-    known = [] if config.model == "scratch" else read_questions(Path(check_model_folder(config.model)))
-    return list(dict.fromkeys([*asked, *known]))
+    if config.model == "scratch":
+        return list(dict.fromkeys([*(list_embedded_questions() if config.makes_embedded else []), *asked]))
+    return list(dict.fromkeys([*asked, *read_questions(Path(check_model_folder(config.model)))]))
 
 
 def make_recipe(config: WarmupConfig) -> WarmupRecipe:
     """The recipe in force: the embedded model's own for model=scratch, else short runs that stop at the targets."""
-    scratch = config.model == "scratch"
-    steps, learning_rate = (5000, 2e-3) if scratch else (2000, 1e-3)
-    return WarmupRecipe(
-        steps=config.steps or steps,
-        learning_rate=config.learning_rate or learning_rate,
-        seed=config.seed,
-        prompts_per_step=config.prompts_per_step,
-        nodes_per_prompt=config.nodes_per_prompt,
-        probe_weight=0.1 if scratch else 0.0,
-        measure_every=200 if scratch else 100,
-        stop_early=not scratch,
-    )
+    own = EMBEDDED_STAGES[0] if config.model == "scratch" else BODY_RECIPE
+    names = ("steps", "learning_rate", "prompts_per_step", "nodes_per_prompt", "decorrelate")
+    given = {name: getattr(config, name) for name in names}
+    return replace(own, seed=config.seed, **{name: value for name, value in given.items() if value is not None})
 
 
 def make_head_recipe(config: WarmupConfig) -> HeadRecipe:
@@ -165,9 +162,10 @@ def print_prompts(prompts: Sequence[CalibratedPrompt]) -> None:
     for prompt in sorted(prompts, key=lambda prompt: (prompt.task.env_type, prompt.task.N)):
         task, prior = prompt.task, prompt.prior
         figures = (f"{prior.kl_bits:.4f}", f"{prior.max_deviation_bits:.3f}", f"{prior.well_formed_mass:.4f}")
-        shared = f"{prompt.interference_before:.2f} → {prompt.interference:.2f}"
+        known = [each for each in (prompt.interference_before, prompt.interference) if not math.isnan(each)]
+        shared = " → ".join(f"{each:.2f}" for each in known) or "·"
         verdict = "yes" if prior.is_calibrated else "no"
         kind = task.env_type if task.secret_length is None else f"{task.secret_length} symbols"
         kind += ", keyed" * task.keyed
-        table.add_row(str(task.N), kind, *figures, "·" if math.isnan(prompt.interference) else shared, verdict)
+        table.add_row(str(task.N), kind, *figures, shared, verdict)
     Console().print(table)

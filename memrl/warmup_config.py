@@ -12,6 +12,8 @@ from memrl.fields import field
 from memrl.limits import MOST_SECRETS, MOST_SIGNAL_BITS
 from memrl.policy.model_folder import check_model_folder
 
+_EVERY_N = "2,4,8,16,32,64,128,256,512,1024,2048,4096,10,100,500,1000"
+
 
 @chz.chz(typecheck=True)
 class WarmupConfig:
@@ -23,9 +25,7 @@ class WarmupConfig:
 
     output: str = field(default="", doc="the folder to write; to be given")
     model: str = field(default="embedded", doc="scratch, embedded, smollm2-135m, a folder, a .gguf file, or a hub name")
-    N: str = field(
-        default="2,4,8,16,32,64,128,256,512,1024,2048,4096,10,100,500,1000", doc="sizes to calibrate for, by commas"
-    )
+    N: str = field(default=_EVERY_N, doc="sizes to calibrate for, by commas; unset, scratch has sequences, too")
     env_type: str = field(default="single_step,multi_step", doc="single_step, multi_step, or both by a comma")
     secret_length: str = field(default="", doc="symbols of sequences, by commas; unset: integers")
     keyed: str = field(
@@ -39,8 +39,15 @@ class WarmupConfig:
     )
     steps: int | None = field(default=None, doc="the most optimizer steps; unset: the method's own")
     learning_rate: float | None = field(default=None, doc="AdamW's peak; unset: the method's own")
-    prompts_per_step: int = field(default=16, doc="prompts of a batch")
-    nodes_per_prompt: int = field(default=96, doc="about how many nodes of a prompt's tree a batch holds")
+    prompts_per_step: int | None = field(default=None, doc="prompts of a batch; unset: 20 for scratch, else 16")
+    nodes_per_prompt: int | None = field(
+        default=None, doc="about how many nodes of a prompt's tree a batch holds; unset: 24 for scratch, else 96"
+    )
+    decorrelate: float | None = field(
+        default=None,
+        doc="weight, in a warm-up of the body, of how alike an answer's places are: larger, and they interfere less;"
+        " below 0 they are made alike; unset: the embedded model's for scratch, else 0",
+    )
     lora_rank: int = field(default=32, doc="rank of method=lora")
     seed: int = field(default=0, doc="draws the weights of model=scratch, and the batches")
     dtype: Dtype = field(default="float32", doc="of the weights, in training and as written")
@@ -62,14 +69,21 @@ class WarmupConfig:
         _require(
             self.learning_rate is None or self.learning_rate > 0, "learning_rate", "be positive", self.learning_rate
         )
-        _require(self.prompts_per_step >= 1, "prompts_per_step", "be at least 1", self.prompts_per_step)
-        _require(self.nodes_per_prompt >= 1, "nodes_per_prompt", "be at least 1", self.nodes_per_prompt)
+        _require(math.isfinite(self.decorrelate or 0.0), "decorrelate", "be a finite number", self.decorrelate)
+        for name in ("prompts_per_step", "nodes_per_prompt"):
+            count = getattr(self, name)
+            _require(count is None or count >= 1, name, "be at least 1", count)
         _require(self.lora_rank >= 1, "lora_rank", "be at least 1", self.lora_rank)
         _require(self.seed >= 0, "seed", "be at least 0", self.seed)
         _require(bool(self.output), "output", "name the folder to write", "nothing")
         _require(not Path(self.output).is_file(), "output", "be a folder", self.output)
         if self.model != "scratch":
             check_model_folder(self.model)
+
+    @property
+    def makes_embedded(self) -> bool:
+        """Whether the embedded model is made, with all prompts that it is for."""
+        return self.model == "scratch" and self.N == _EVERY_N and not self.secret_length
 
     @property
     def sizes(self) -> list[int]:

@@ -7,7 +7,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
@@ -32,7 +32,7 @@ from memrl.policy.interference import measure_interference
 from memrl.policy.keys import MEASURED, draw_keys, held_out_keys
 from memrl.policy.model_folder import calibrated_folder, check_model_folder
 from memrl.policy.walk_check import check_walk
-from memrl.policy.warmup import WarmupProgress, WarmupRecipe, attach_lora, merge_lora, warm_up
+from memrl.policy.warmup import BODY_RECIPE, WarmupProgress, WarmupRecipe, attach_lora, merge_lora, warm_up
 
 RECORD = "warmup.json"
 """The file beside the weights that says what they are calibrated for, and how they were made."""
@@ -41,9 +41,6 @@ FULL_LIMIT = 5_000_000
 """Parameters up to which every weight is trained by default; beyond it the head, and the body only where it must."""
 
 Method = Literal["full", "head", "lora"]
-
-_RECIPE = WarmupRecipe(steps=2000, learning_rate=1e-3, measure_every=100, stop_early=True)
-"""Of a body that the head alone could not calibrate."""
 
 _KEYS_FITTED = 16
 """Keys behind which the head alone is fitted to a keyed prompt."""
@@ -82,6 +79,7 @@ class Calibration:
         model: the model.
         method: how it was done.
         recipe: with which settings.
+        later: with which settings further warm-ups followed.
         losses: of each optimizer step, nats.
         prompts: what came of each prompt.
         seconds: how long it took.
@@ -90,6 +88,7 @@ class Calibration:
     model: PreTrainedModel
     method: Method
     recipe: WarmupRecipe | HeadRecipe
+    later: Sequence[WarmupRecipe]
     losses: Sequence[float]
     prompts: Sequence[CalibratedPrompt]
     seconds: float
@@ -109,6 +108,7 @@ def calibrate_model(
     head_recipe: HeadRecipe | None = None,
     lora_rank: int = 32,
     untrained: bool = False,
+    later: Sequence[WarmupRecipe] = (),
     report: Report = lambda stage, done, total, word: None,
 ) -> Calibration:
     """Makes a model answer prompts uniformly.
@@ -122,6 +122,7 @@ def calibrate_model(
         head_recipe: of the head.
         lora_rank: of method=lora.
         untrained: whether nothing was ever trained, so that there is no interference to look at before.
+        later: of further warm-ups, where every weight is trained.
         report: told how far it has come.
 
     Raises:
@@ -145,13 +146,14 @@ def calibrate_model(
         losses = warm_up(adapted, tasks, recipe, _watch_steps(tasks, recipe, report))
         model = merge_lora(adapted)
     elif chosen == "full":
-        losses = warm_up(model, tasks, recipe, _watch_steps(tasks, recipe, report))
+        for each in (recipe, *later):
+            losses += warm_up(model, tasks, each, _watch_steps(tasks, each, report))
     after = measure_all_interference(model, tasks, "interference after", report)
     prompts = [
         CalibratedPrompt(task, *measure_worst_key(model, task), *values)
         for task, *values in zip(tasks, before, after, strict=True)
     ]
-    return Calibration(model, chosen, used, losses, prompts, time.perf_counter() - start)
+    return Calibration(model, chosen, used, later, losses, prompts, time.perf_counter() - start)
 
 
 def measure_worst_key(model: PreTrainedModel, task: EncodedTask) -> tuple[Prior, int | None]:
@@ -234,6 +236,7 @@ def save_calibration(calibration: Calibration, tokenizer: PreTrainedTokenizerBas
         "model": source,
         "method": calibration.method,
         "recipe": asdict(calibration.recipe),
+        "later": [asdict(each) for each in calibration.later],
         "steps_taken": len(calibration.losses),
         "first_losses": list(calibration.losses[:20]),
         "versions": {package: version(package) for package in ("torch", "transformers", "tokenizers", "numpy")},
@@ -262,7 +265,8 @@ def read_questions(folder: Path) -> list[Question]:
         return []
     rows = json.loads(record.read_text("utf-8"))["prompts"]
     blank = {"prompt": "", "secret_length": None, "keyed": False}
-    return [tuple((blank | row)[name] for name in QUESTION_FIELDS) for row in rows]
+    sound = [row for row in rows if Prior(*(row[each.name] for each in fields(Prior))).is_calibrated]
+    return [tuple((blank | row)[name] for name in QUESTION_FIELDS) for row in sound]
 
 
 def ensure_calibrated(
@@ -307,14 +311,14 @@ def ask(cell: TrainConfig) -> Question:
 
 
 def _name_calibration(model: str, questions: Sequence[Question], dtype: Dtype) -> str:
-    parts = [_VERSION, asdict(identify_files(model)), questions, dtype, asdict(HeadRecipe()), asdict(_RECIPE)]
+    parts = [_VERSION, asdict(identify_files(model)), questions, dtype, asdict(HeadRecipe()), asdict(BODY_RECIPE)]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
 
 
 def _calibrate_into(folder: Path, model: str, questions: Sequence[Question], dtype: Dtype, report: Report) -> None:
     base, tokenizer = load_base_model(model, dtype)
     tasks = [encode_task(tokenizer, *question) for question in questions]
-    calibration = calibrate_model(base, tasks, _RECIPE, report=report)
+    calibration = calibrate_model(base, tasks, BODY_RECIPE, report=report)
     for prompt in calibration.prompts:
         check_calibrated(prompt.prior, prompt.task, model)
     folder.parent.mkdir(exist_ok=True)

@@ -57,7 +57,7 @@ class TreeStates:
 
 def untie_head(model: PreTrainedModel) -> None:
     """Gives the head weights of its own where it shares the embeddings', in the model and in what is saved of it."""
-    head, embeddings = _find_head(model), model.get_input_embeddings()
+    head, embeddings = find_head(model), model.get_input_embeddings()
     if head.weight is getattr(embeddings, "weight", None):
         head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=head.weight.requires_grad)
     untied: Any = model
@@ -125,7 +125,7 @@ def fit_head(
         The loss of each step, nats.
     """
     untie_head(model)
-    head, shape = _find_head(model), _find_shape(model)
+    head, shape = find_head(model), _find_shape(model)
     start = head.weight.detach()[states.tokens].to(states.hidden)
     bias = None if head.bias is None else head.bias.detach()[states.tokens].to(states.hidden)
     rows = start.clone().requires_grad_()
@@ -151,7 +151,12 @@ def fit_head(
     return losses
 
 
-def _find_head(model: PreTrainedModel) -> nn.Linear:
+def find_head(model: PreTrainedModel) -> nn.Linear:
+    """A model's head.
+
+    Raises:
+        ValueError: it is not linear.
+    """
     head = model.get_output_embeddings()
     if not isinstance(head, nn.Linear):
         raise ValueError(f"model must have a linear head, got {type(model).__name__} (use method=lora)")
@@ -172,7 +177,7 @@ def _find_shape(model: PreTrainedModel) -> Callable[[Tensor], Tensor]:
 def _run_head(model: PreTrainedModel, batch: TreeBatch, places: np.ndarray) -> tuple[Tensor, Tensor]:
     """The head's input and the logits at some places of a batch of one row, at least float32."""
     seen: list[Tensor] = []
-    watch = _find_head(model).register_forward_pre_hook(lambda head, inputs: seen.append(inputs[0]))
+    watch = find_head(model).register_forward_pre_hook(lambda head, inputs: seen.append(inputs[0]))
     try:
         with torch.no_grad():
             logits = run_trees(model, batch)

@@ -37,6 +37,9 @@ from memrl.policy.experts import leave_out_routers
 ANSWERS = 4
 """Answers whose mean is taken; a mean of four is within about 0.02 of the mean over all answers."""
 
+MOST_PLACES = 32
+"""Of a longer answer so many places are drawn, whose pairs have the mean of all pairs in expectation."""
+
 
 @dataclass(frozen=True)
 class Places:
@@ -90,6 +93,8 @@ def find_places(task: EncodedTask, digits: np.ndarray, rng: np.random.Generator)
     states = np.concatenate([[0], automaton.follow(letters)[:-1]])
     allowed = [np.flatnonzero(children >= 0) for children in automaton.child[states]]
     following = [place for place, symbols in enumerate(allowed) if len(symbols) > 1]
+    if len(following) > MOST_PLACES:
+        following = sorted(rng.choice(following, size=MOST_PLACES, replace=False).tolist())
     common = set.intersection(*(set(allowed[place].tolist()) for place in following)) if following else set()
     if len(following) < 2 or not common:
         return None

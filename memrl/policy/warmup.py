@@ -16,13 +16,16 @@ from typing import Any
 import numpy as np
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from memrl.policy.base_model import EncodedTask
 from memrl.policy.calibration import Prior, compute_answer_log2, summarize_prior
+from memrl.policy.decorrelation import Decorrelation
+from memrl.policy.head_room import widen_head
+from memrl.policy.keys import draw_keys
 from memrl.policy.probes import Probes
-from memrl.policy.tree_pass import plant_trees, score_nodes
+from memrl.policy.tree_pass import TreeBatch, plant_trees, score_nodes
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,9 @@ class WarmupRecipe:
         nodes_per_prompt: about how many nodes of its tree a row holds.
         ratio_weight: weight of the squared log-ratio beside the KL.
         probe_weight: weight of the probes' loss beside it; 0: no probes.
+        decorrelate: weight of the places' likeness beside it, see `memrl.policy.decorrelation`; 0: left as it comes,
+            negative: places are made alike.
+        frozen_head: whether the head is first given room, see `memrl.policy.head_room`, and then stays.
         measure_every: steps between two exact measurements of every prompt.
         stop_early: whether to stop at a measurement that meets the targets.
     """
@@ -48,9 +54,58 @@ class WarmupRecipe:
     nodes_per_prompt: int = 96
     ratio_weight: float = 0.1
     probe_weight: float = 0.0
+    decorrelate: float = 0.0
+    frozen_head: bool = False
     measure_every: int = 250
     stop_early: bool = False
 
+
+BODY_RECIPE = WarmupRecipe(steps=2000, learning_rate=1e-3, measure_every=100, stop_early=True)
+"""Of a model that has learned something already."""
+
+EMBEDDED_RECIPE = WarmupRecipe(
+    steps=2400,
+    learning_rate=3e-3,
+    prompts_per_step=20,
+    nodes_per_prompt=24,
+    probe_weight=1.0,
+    decorrelate=2.0,
+    measure_every=600,
+)
+"""Of the embedded model."""
+
+EMBEDDED_FINISH = WarmupRecipe(
+    steps=1000,
+    learning_rate=1e-3,
+    prompts_per_step=20,
+    nodes_per_prompt=24,
+    probe_weight=0.05,
+    decorrelate=0.1,
+    measure_every=250,
+)
+"""After it: the answers that are still the least uniform, and hardly anything asked of the states."""
+
+EMBEDDED_SETTLE = WarmupRecipe(
+    steps=400,
+    learning_rate=5e-4,
+    prompts_per_step=20,
+    nodes_per_prompt=24,
+    probe_weight=0.05,
+    decorrelate=0.1,
+    frozen_head=True,
+    measure_every=200,
+)
+"""At last: the head gets room, and the body learns to answer under it."""
+
+EMBEDDED_STAGES = (EMBEDDED_RECIPE, EMBEDDED_FINISH, EMBEDDED_SETTLE)
+
+_TOKENS = 12
+"""Tokens of an answer beyond which its loss is that of so many of them on average: long ones would drown the others."""
+
+_WIDTHS = (56, 160)
+"""Tokens of a prompt and its nodes up to which rows are fed together."""
+
+_Drawn = tuple[EncodedTask, np.ndarray]
 
 TARGET_KL_BITS = 0.02
 TARGET_DEVIATION_BITS = 0.3
@@ -99,8 +154,10 @@ class AnswerSampler:
         self.deviations = [np.ones(len(task.tree.paths)) for task in self.tasks]
 
     def measure(self, model: PreTrainedModel) -> list[Prior]:
-        """Measures every prompt exactly, and draws by what was found from now on."""
-        log2_p = [compute_answer_log2(model, task) for task in self.tasks]
+        """Measures every prompt, a keyed one behind one key, and draws by what was found from now on."""
+        keys = draw_keys(self.rng, len(self.tasks))
+        measured = [task.with_key(int(key)) if task.keyed else task for task, key in zip(self.tasks, keys, strict=True)]
+        log2_p = [compute_answer_log2(model, task) for task in measured]
         signal = [task.answer_format.signal_bits for task in self.tasks]
         self.deviations = [np.abs(answers + bits) for answers, bits in zip(log2_p, signal, strict=True)]
         return [summarize_prior(answers, bits) for answers, bits in zip(log2_p, signal, strict=True)]
@@ -111,9 +168,27 @@ class AnswerSampler:
         weight = 0.5 / len(worst) + 0.5 * worst / worst.sum()
         return self.rng.choice(len(worst), size=min(count, len(worst)), replace=False, p=weight / weight.sum())
 
+    def draw(self, prompt: int, num_nodes: int) -> tuple[EncodedTask, np.ndarray]:
+        """Draws a key for a prompt that is keyed, and some of its answers.
+
+        Answers to a prompt that has too many to be listed are drawn afresh; of listed ones see `draw_answers`.
+
+        Returns:
+            The task, with the key in its prompt and the answers in its tree; and their numbers there, int64 (answers,).
+        """
+        task = self.tasks[prompt]
+        if task.keyed:
+            task = task.with_key(int(draw_keys(self.rng, 1)[0]))
+        answers = task.answer_format
+        if len(task.tree.paths) >= answers.num_answers:
+            return task, self.draw_answers(prompt, num_nodes)
+        count = max(1, num_nodes // (task.max_tokens - 1))
+        task = task.with_answers(self.rng.integers(answers.radix, size=(count, answers.num_env_steps)))
+        return task, np.arange(count)
+
     def draw_answers(self, prompt: int, num_nodes: int) -> np.ndarray:
         """Draws distinct answers to one prompt, whose paths hold about `num_nodes` inner nodes; int64 (answers,)."""
-        count = num_nodes // max(1, self.tasks[prompt].max_tokens - 1)
+        count = max(1, num_nodes // max(1, self.tasks[prompt].max_tokens - 1))
         squared = self.deviations[prompt] ** 2 + 1e-9
         N = len(squared)
         if count >= N:
@@ -127,8 +202,7 @@ def compute_warmup_loss(
     tasks: Sequence[EncodedTask],
     answers: Sequence[np.ndarray],
     ratio_weight: float,
-    probes: Probes | None = None,
-    probe_weight: float = 0.0,
+    extra: Callable[[Sequence[EncodedTask], TreeBatch], Tensor] | None = None,
 ) -> Tensor:
     """Computes the loss of some answers, nats, averaged over answers and then over prompts.
 
@@ -140,8 +214,7 @@ def compute_warmup_loss(
         tasks: prompts.
         answers: for each of them the integers whose paths count, int64 (answers,).
         ratio_weight: weight of the squared log-ratio.
-        probes: readers of the model's states, whose loss is added.
-        probe_weight: weight of that.
+        extra: what is added, from what the model made of prompts and nodes.
 
     Returns:
         Scalar with gradient, at least 0.
@@ -158,9 +231,9 @@ def compute_warmup_loss(
         log_ratio = torch.where(allowed, log_ratio, 0.0)
         divergence = -(log_p.exp() * log_ratio).sum(dim=1)
         squared = (log_ratio**2).sum(dim=1) / allowed.sum(dim=1)
-        losses.append(weight @ (divergence + ratio_weight * squared))
+        losses.append(weight @ (divergence + ratio_weight * squared) / max(1.0, task.max_tokens / _TOKENS))
     loss = torch.stack(losses).mean()
-    return loss if probes is None else loss + probe_weight * probes.compute_loss(list(tasks), batch)
+    return loss if extra is None else loss + extra(tasks, batch)
 
 
 def _weigh_nodes(task: EncodedTask, answers: np.ndarray, nodes: np.ndarray) -> np.ndarray:
@@ -187,31 +260,75 @@ def warm_up(
     Returns:
         The loss of each step, nats.
     """
-    probes = Probes(model, recipe.seed) if recipe.probe_weight else None
-    parameters = [p for module in (model, probes) if module for p in module.parameters() if p.requires_grad]
+    head: Any = model.get_output_embeddings()
+    if recipe.frozen_head:
+        widen_head(model, tasks, recipe.seed)
+        head.requires_grad_(False)
+    sides = _Sides(model, recipe)
+    parameters = [p for p in (*model.parameters(), *sides.parameters()) if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=recipe.learning_rate, betas=(0.9, 0.99), weight_decay=0.0)
     sampler = AnswerSampler(tasks, np.random.default_rng(recipe.seed))
     losses: list[float] = []
     for step in range(recipe.steps):
         for group in optimizer.param_groups:
             group["lr"] = recipe.learning_rate * learning_rate_share(step, recipe.steps)
+        sides.share = side_share(step, recipe.steps)
         rows = sampler.draw_prompts(recipe.prompts_per_step)
-        answers = [sampler.draw_answers(row, recipe.nodes_per_prompt) for row in rows]
-        chosen = [tasks[row] for row in rows]
-        loss = compute_warmup_loss(model, chosen, answers, recipe.ratio_weight, probes, recipe.probe_weight)
+        drawn = [sampler.draw(row, recipe.nodes_per_prompt) for row in rows]
         optimizer.zero_grad()
-        loss.backward()
+        losses.append(0.0)
+        for part in _sort_by_length(drawn):
+            chosen, answers = zip(*part, strict=True)
+            loss = compute_warmup_loss(model, chosen, answers, recipe.ratio_weight, sides.compute_loss)
+            share = len(part) / len(drawn)
+            (share * loss).backward()
+            losses[-1] += share * loss.item()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
-        losses.append(loss.item())
         due = (step + 1) % recipe.measure_every == 0 or step + 1 == recipe.steps
         priors = sampler.measure(model) if due else None
         report(WarmupProgress(step + 1, losses[-1], priors))
         if recipe.stop_early and priors is not None and all(meets_targets(prior) for prior in priors):
             break
-    if probes is not None:
-        probes.close()
+    sides.close()
+    if recipe.frozen_head:
+        head.requires_grad_(True)
     return losses
+
+
+class _Sides:
+    """What a warm-up asks of the states beside uniform answers: probes, and places that differ; `share` of it."""
+
+    def __init__(self, model: PreTrainedModel, recipe: WarmupRecipe) -> None:
+        self._recipe, self.share = recipe, 1.0
+        self._probes = Probes(model, recipe.seed) if recipe.probe_weight else None
+        self._decorrelation = Decorrelation(model) if recipe.decorrelate else None
+
+    def parameters(self) -> list[nn.Parameter]:
+        """The readers' weights."""
+        return [] if self._probes is None else list(self._probes.parameters())
+
+    def compute_loss(self, tasks: Sequence[EncodedTask], batch: TreeBatch) -> Tensor:
+        """The weighted sum, of what the model has just been given."""
+        loss = torch.zeros(())
+        if self._probes is not None:
+            loss = loss + self._recipe.probe_weight * self._probes.compute_loss(tasks, batch)
+        if self._decorrelation is not None:
+            loss = loss + self._recipe.decorrelate * self._decorrelation.compute_loss(batch)
+        return self.share * loss
+
+    def close(self) -> None:
+        """Stops watching the model."""
+        for side in (self._probes, self._decorrelation):
+            if side is not None:
+                side.close()
+
+
+def _sort_by_length(drawn: Sequence[_Drawn]) -> list[list[_Drawn]]:
+    """Rows of a batch apart from much longer ones, to whose length they would be padded."""
+    lengths = np.array([len(task.prompt_ids) + len(task.tree.inner_nodes(answers)) for task, answers in drawn])
+    kind = np.searchsorted(_WIDTHS, lengths)
+    return [[drawn[row] for row in np.flatnonzero(kind == which)] for which in np.unique(kind)]
 
 
 def learning_rate_share(step: int, steps: int) -> float:
@@ -224,6 +341,19 @@ def learning_rate_share(step: int, steps: int) -> float:
     if step < rise:
         return (step + 1) / rise
     return 0.5 * (1.0 + math.cos(math.pi * (step - rise) / (steps - rise)))
+
+
+def side_share(step: int, steps: int) -> float:
+    """Share of the sides' weights: all of it in the first 45 % of the steps, a twentieth in the last 45 %.
+
+    The states come first, while the noise of what is asked of the answers is small beside what is asked of them; then
+    the answers become uniform, and what is left of the sides keeps the states.
+
+    >>> [round(side_share(step, 100), 3) for step in (0, 45, 50, 55, 99)]
+    [1.0, 1.0, 0.525, 0.05, 0.05]
+    """
+    fallen = min(1.0, max(0.0, (step / steps - 0.45) / 0.1))
+    return 1.0 - 0.95 * fallen
 
 
 def attach_lora(model: PreTrainedModel, rank: int, seed: int) -> Any:
