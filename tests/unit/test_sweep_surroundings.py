@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from ray._private import worker as ray_worker
@@ -204,7 +205,7 @@ def test_ray_s_own_words_about_a_dead_process_stay_off_the_screen(monkeypatch, c
         # The listener goes on until its connection fails.
         subscriber = SimpleNamespace(subscribe=lambda: None, poll=lambda: messages.pop() if messages else fail())
         job = SimpleNamespace(binary=lambda: b"")
-        driver = SimpleNamespace(gcs_error_subscriber=subscriber, current_job_id=job)
+        driver: Any = SimpleNamespace(gcs_error_subscriber=subscriber, current_job_id=job)
         ray_worker.listen_error_messages(driver, threading.Event())
         return capsys.readouterr().out
 
