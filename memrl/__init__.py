@@ -10,16 +10,20 @@ if TYPE_CHECKING:
     from memrl.config import TrainConfig
     from memrl.learning.pack import Pack
     from memrl.results import Results, estimate, load
+    from memrl.task.standalone import Task
+    from memrl.testbed import Ledger
 
 _HOMES = {
+    "Ledger": "memrl.testbed",
     "TrainConfig": "memrl.config",
     "Pack": "memrl.learning.pack",
     "Results": "memrl.results",
+    "Task": "memrl.task.standalone",
     "estimate": "memrl.results",
     "load": "memrl.results",
 }
 
-__all__ = ["Pack", "Results", "TrainConfig", "estimate", "load"]
+__all__ = ["Ledger", "Pack", "Results", "Task", "TrainConfig", "estimate", "load"]
 
 
 def __getattr__(name: str) -> object:

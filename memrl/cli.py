@@ -30,6 +30,9 @@ T = TypeVar("T")
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 """Exit codes of every command, besides 0: something failed; the input is refused; Ctrl-C."""
 
+_ONE_WORD = {"sweeps/launch.py": "sweep", "-m memrl.report": "report"}
+"""Commands as the program `memrl` calls them."""
+
 _HELP = ("-h", "--help")
 _TRUE, _FALSE = ("true", "yes", "1"), ("false", "no", "0")
 _WIDEST_WORD = 34
@@ -81,7 +84,9 @@ def repeat_command(script: str, argv: Sequence[str]) -> str:
     """
     # `uv run` says so to the programs that it starts.
     prefix = "uv run " if "UV_RUN_RECURSION_DEPTH" in os.environ else ""
-    return f"{prefix}python {script} {shlex.join(argv)}"
+    by_one_word = os.path.basename(sys.argv[0]) == "memrl" and script in _ONE_WORD
+    program = f"memrl {_ONE_WORD[script]}" if by_one_word else f"python {script}"
+    return f"{prefix}{program} {shlex.join(argv)}"
 
 
 def parse_arguments(argv: Sequence[str], *classes: type, usage: str = "") -> tuple[Any, ...]:

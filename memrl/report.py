@@ -10,10 +10,9 @@ import chz
 from memrl.cli import exit_on_bad_input, parse_arguments, repeat_command, run_command
 from memrl.fields import field
 from memrl.suggest import did_you_mean
-from memrl.sweep.grid import load_grid, read_question
-from memrl.tables.places import has_tables, own_address, reference_address
+from memrl.sweep.grid import list_grids, load_grid, read_question
+from memrl.tables.places import find_grids, has_tables, own_address, reference_address
 
-GRIDS = Path("sweeps", "grids")
 _MOST_COUNTED = 20_000
 """Cells of a grid that are expanded to count them; a larger grid is not counted."""
 
@@ -70,7 +69,7 @@ def main(argv: Sequence[str]) -> int:
             address = publish(address, request.publish, request.curve_rows)
             command = repeat_command("-m memrl.report", _list_words(chz.replace(request, results=address)))
         commands = [repeat_command("sweeps/launch.py", [f"grid={request.grid}"]), command]
-        num_planned, question = count_planned(request.grid), read_question(request.grid, GRIDS)
+        num_planned, question = count_planned(request.grid), read_question(request.grid, find_grids())
         report_sweep(address, request.grid, num_planned, question, commands, request.findings)
     return 0
 
@@ -111,7 +110,7 @@ def find_tables(request: ReportRequest) -> str:
         print(f"{address} has no tables yet; this is the reference, {reference}")
         return reference
     run = [path.name for path in Path("results").glob("*") if has_tables(str(path))]
-    known = sorted({*run, *(path.stem for path in GRIDS.glob("*.yaml"))})
+    known = sorted({*run, *list_grids(find_grids())})
     if request.results is not None or request.grid in known:
         raise ValueError(f"results must hold the tables of a sweep, got none in {address}")
     raise ValueError(f"unknown grid {request.grid!r}{did_you_mean(request.grid, known) if known else ''}")
@@ -119,9 +118,9 @@ def find_tables(request: ReportRequest) -> str:
 
 def count_planned(grid: str) -> int | None:
     """Cells that the grid's file describes; None where there is no such file or it is too large to count."""
-    if not (GRIDS / f"{grid}.yaml").is_file():
+    if grid not in list_grids(find_grids()):
         return None
-    found = load_grid(grid, GRIDS)
+    found = load_grid(grid, find_grids())
     most = prod(len(entries) for entries in found.axes.values()) * len(found.seeds)
     return len(found.cells()) if most <= _MOST_COUNTED else None
 

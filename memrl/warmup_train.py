@@ -4,8 +4,9 @@ The result is a plain folder (safetensors, tokenizer, `warmup.json`) that `model
 """
 
 import sys
+from collections.abc import Sequence
 
-from memrl.cli import BAD_INPUT, parse_arguments
+from memrl.cli import BAD_INPUT, parse_arguments, run_command
 from memrl.warmup_config import WarmupConfig
 
 USAGE = """\
@@ -18,9 +19,9 @@ A large model keeps its body: its head alone is fitted, and the body only where 
 """
 
 
-def main() -> int:
+def main(argv: Sequence[str]) -> int:
     """Calibrates as the command line says; exit code 0, or 1 where a prompt stayed uncalibrated."""
-    (config,) = parse_arguments(sys.argv[1:], WarmupConfig, usage=USAGE)
+    (config,) = parse_arguments(argv, WarmupConfig, usage=USAGE)
     # Imported once the arguments are known to be sound, so that a bad one is refused at once.
     from memrl.calibrate import calibrate, print_prompts
 
@@ -40,4 +41,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -11,7 +11,7 @@ from memrl.sweep.grid import read_question
 from memrl.sweep.plan import describe_addresses
 from memrl.sweep.progress import ProgressLine
 from memrl.sweep.summary import summarize
-from memrl.tables.places import has_tables, reference_address
+from memrl.tables.places import find_grids, has_tables, reference_address
 from memrl.tables.rows import LORA
 from memrl.tables.schema import CURVES, EPISODES_TO_MEMORIZE
 from memrl.tables.store import TableStore
@@ -48,7 +48,7 @@ def log_to_wandb(log: WandbLog, store: TableStore, cell_ids: Collection[str], co
 def write_report(store: TableStore, grid: str, num_planned: int, command: str, console: SteadyConsole) -> bool:
     """Writes the report, and says where it is; or why there is none, and returns False."""
     try:
-        question = read_question(grid, Path("sweeps", "grids"))
+        question = read_question(grid, find_grids())
         report = page.write_report(
             store.address, grid=grid, num_planned=num_planned, command=command, question=question
         )

@@ -25,6 +25,13 @@ def reference_address(grid: str) -> str:
     return f"sweeps/reference/{grid}"
 
 
+def find_grids() -> Path:
+    """The folder of the grids: sweeps/grids of the working folder or of the checkout, else those of the package."""
+    package = Path(__file__).resolve().parents[1]
+    folders = (Path("sweeps", "grids"), package.parent / "sweeps" / "grids", package / "grids")
+    return next((folder for folder in folders if folder.is_dir()), folders[-1])
+
+
 def has_tables(address: str) -> bool:
     """Whether a local folder holds the tables of a sweep, finished or not."""
     return os.path.isdir(os.path.join(os.path.expanduser(address), "episodes_to_memorize"))

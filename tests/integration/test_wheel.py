@@ -43,6 +43,9 @@ def test_the_wheel_holds_every_file_of_the_package(wheel):
     assert set(listed.split()) - held == set()
     assert "memrl/assets/embedded/model.safetensors" in held
     assert "memrl/policy/kernels.c" in held
+    assert "memrl/py.typed" in held
+    grids = {path.name for path in (ROOT / "sweeps" / "grids").glob("*.yaml")}
+    assert {Path(name).name for name in held if name.startswith("memrl/grids/")} == grids
     assert not [name for name in held if name.startswith(("tests", "sweeps", "results", "benchmarks"))]
 
 
@@ -60,3 +63,24 @@ def test_the_core_works_from_the_wheel_with_numpy_scipy_and_chz_alone(wheel, tmp
     where, bits = done.stdout.split()
     assert Path(where).is_relative_to(tmp_path)
     assert float(bits) == pytest.approx(0.11612, abs=1e-5)
+
+
+@pytest.mark.slow
+def test_a_sweep_runs_from_the_wheel_where_there_is_no_checkout(wheel, tmp_path):
+    run_uv("venv", "--quiet", "venv", cwd=tmp_path)
+    binaries = tmp_path / "venv" / "bin"
+    run_uv("pip", "install", "--quiet", "--python", str(binaries / "python"), str(wheel), cwd=tmp_path)
+    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    words = ["grid=smoke", "N=4", "seeds=2", "reward_type=binary", "env_type=single_step", "learning_rate=1e-2"]
+
+    def run_memrl(*words: str) -> str:
+        command = [str(binaries / "memrl"), *words]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    output = run_memrl("sweep", *words, "num_trials=1")
+    assert "report: results/smoke/report.html" in output
+    assert run_memrl("report", "grid=smoke").endswith("report: results/smoke/report.html\n")
+    assert "memorized" in run_memrl("train", "N=4", "learning_rate=1e-2", "n_steps=100")
+    assert (tmp_path / "results" / "smoke" / "sweep.json").exists()

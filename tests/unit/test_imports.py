@@ -13,7 +13,9 @@ ROOT = Path(__file__).resolve().parents[2]
 SOURCES = sorted(
     [*(ROOT / "memrl").rglob("*.py"), *(ROOT / "sweeps").rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py")]
 )
-COMMANDS = sorted({"memrl.rl_train", "memrl.sft_train", "memrl.preview_env", "memrl.warmup_train", "memrl.report"})
+COMMANDS = sorted(
+    {"memrl.rl_train", "memrl.sft_train", "memrl.preview_env", "memrl.warmup_train", "memrl.report", "memrl.launch"}
+)
 
 IMPORT_WITH_ONLY = """
 import importlib, pkgutil, sys

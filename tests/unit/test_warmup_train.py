@@ -40,9 +40,9 @@ def test_a_field_that_makes_no_sense_is_refused(fields, message):
 
 def test_the_command_refuses_bad_input_in_one_line_without_torch():
     code = (
-        "import sys; sys.argv = ['warmup_train', 'model=/no/such/folder', 'output=out']\n"
+        "import sys\n"
         "from memrl.warmup_train import main\n"
-        "try:\n    main()\n"
+        "try:\n    main(['model=/no/such/folder', 'output=out'])\n"
         "except SystemExit as end:\n    print(end.code, 'torch' in sys.modules, 'transformers' in sys.modules)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
