@@ -21,6 +21,7 @@ by what it serves.
 
   python benchmarks/roofline.py
   python benchmarks/roofline.py pack_sizes=128 N=1024 threads=1 rounds=3
+  python benchmarks/roofline.py pack_sizes=32 N=2 secret_length=256 group_size=8 threads=1
 """
 
 
@@ -34,6 +35,7 @@ class Roofline:
 
     pack_sizes: str = field(default="1,8,32,128", doc="cells of a pack")
     N: str = field(default="64,1024", doc="secrets are uniform on 0 .. N-1")
+    secret_length: int | None = field(default=None, doc="symbols of a secret; unset: it is one integer")
     group_size: int = field(default=32, doc="episodes of an update and cell")
     lora_rank: int = field(default=8, doc="rank of the adapters")
     learning_rate: float = field(default=4e-5, doc="too low to learn within the run, so that answers stay distinct")
@@ -53,8 +55,10 @@ class Roofline:
             raise ValueError(f"rounds and threads must be at least 1, got {self.rounds} and {self.threads}")
 
     def cells(self, size: int, N: int) -> list[TrainConfig]:
-        """Cells of the binary channel that do not end."""
+        """Cells that do not end, of the binary channel, or of a reward per symbol of a sequence."""
         fields: dict[str, Any] = {name: getattr(self, name) for name in ("group_size", "lora_rank", "learning_rate")}
+        if self.secret_length is not None:
+            fields |= {"secret_length": self.secret_length, "env_type": "multi_step", "reward_type": "per_element"}
         return [TrainConfig(N=N, seed=i, n_steps=FOREVER, stop_probability=1 - 1e-9, **fields) for i in range(size)]
 
 

@@ -21,6 +21,7 @@ TUNED = tuple(name for name in fields_of(*ROLES) if name not in (*IDENTITY, *_TA
 NUMBERS = (
     "e50",
     "e90",
+    "half_bits",
     "episodes",
     "updates",
     "absorbed_bits",
@@ -45,6 +46,7 @@ CELL_COLUMNS = (
     "identifiable",
     "e50_censored",
     "e90_censored",
+    "half_bits_censored",
     "status",
     "error",
     "seconds",

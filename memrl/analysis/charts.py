@@ -25,6 +25,7 @@ from memrl.analysis.chart_parts import (
 )
 from memrl.analysis.drawing import GRID, INK, PAGE, SOFT, WIDTHS, Drawer, Width, render_svg, save_drawing, save_png
 from memrl.analysis.figure_data import Figure, View
+from memrl.analysis.length_chart import chart_lengths
 from memrl.analysis.objective_charts import (
     chart_groups,
     chart_interference,
@@ -283,6 +284,7 @@ def _write_on_gray(base: alt.Chart) -> alt.LayerChart:
 
 _CHARTS: dict[str, Drawer] = {
     "rate": chart_rate,
+    "lengths": chart_lengths,
     "ledger": chart_ledger,
     "episodes": chart_episodes,
     "learning": chart_learning,

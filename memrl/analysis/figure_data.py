@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from memrl.analysis.lengths import LEAST_LENGTH
 from memrl.analysis.published import PUBLISHED_BUDGET, published_episodes
-from memrl.analysis.style import agent_label, objective_label, tells_objectives
+from memrl.analysis.style import LINES, agent_label, objective_label, tells_objectives
 from memrl.analysis.summary import Summary
 from memrl.analysis.wording import format_estimate, format_number
 from memrl.tables.schema import Row
@@ -92,6 +93,7 @@ def collect_figures(summary: Summary) -> dict[str, Figure]:
     """All figures of the report that have something to show, in reading order."""
     figures = [
         rate_figure(summary),
+        lengths_figure(summary),
         ledger_figure(summary),
         learning_figure(summary),
         collapse_figure(summary),
@@ -122,6 +124,44 @@ def rate_figure(summary: Summary) -> Figure:
         "interval that goes on beyond the axis; one without a dot says that fewer than half of the runs got there.",
         _tell(data, _say_rate),
     )
+
+
+def lengths_figure(summary: Summary) -> Figure:
+    """Episodes to half of the bits of a sequence against its length."""
+    data = summary.lengths
+    long = bool(len(data)) and data["secret_length"].nunique() > 2
+    return Figure(
+        "lengths",
+        "Episodes to half of the bits",
+        "Median episodes until the policy has absorbed half of the bits of a random sequence (Kaplan–Meier, with 95 % "
+        "interval), at the setting that the other half of the secrets chose: by SFT, by a reward for each symbol, and "
+        "by their sum. Full dots: the best objective that was tried; open dots: the usual one, group-centered "
+        "advantages with each batch used once. Dotted: policy gradient on a table, whose symbols share no parameters. "
+        "Dashed: no learner can be faster, as an episode has no more feedback. An arrow marks an interval that the "
+        "runs leave open; without a dot, fewer than half of the runs got there. Numbers are exponents of the bits, "
+        f"from {LEAST_LENGTH} symbols on, with 95 % intervals.",
+        _tell_lengths(data) if long else data.head(0),
+    )
+
+
+def _tell_lengths(data: pd.DataFrame) -> pd.DataFrame:
+    """The lines that are drawn, with their names, colors, bounds, and where a median that was not reached stands."""
+    data = data[data["agent"].isin(["lora", "tabular_pg"]).to_numpy() & data["line"].isin(list(LINES)).to_numpy()]
+    names, colors = (data["line"].map({line: told[place] for line, told in LINES.items()}) for place in (0, 1))
+    named = names + data["objective"].map({"usual": ", usual objective", "best": ", best objective"}).fillna("")
+    lower = data["half_bits_lower"].to_numpy()
+    data = data.assign(
+        name=named.where(data["agent"] == "lora", names + ", table"),
+        color=colors,
+        half_bits_at_least=np.where(np.isfinite(lower), lower, data["most_episodes"]),
+        bound=np.maximum(data["signal_bits"] / 2 / data["nominal_bits"], 1.0),
+    )
+    said = [
+        f"{row['name']}, {row['signal_bits']:g} bits: {say_estimate(row, 'half_bits')} episodes to half of them, "
+        f"{row['num_reached']:.0f} of {row['num_cells']:.0f} runs got there"
+        for row in data.to_dict("records")
+    ]
+    return data.assign(said=said)
 
 
 def ledger_figure(summary: Summary) -> Figure:

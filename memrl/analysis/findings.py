@@ -53,6 +53,7 @@ _TABLES = {
 }
 
 _LEDGER_COLUMNS = ("channel", "capacity_bits", "observed_rate", "absorbed_rate", "kept")
+_LENGTH_COLUMNS = ("name", "signal_bits", "num_cells", "num_reached", "half_bits", "learning_rates", "exponent")
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,7 @@ def _list_parts(summary: Summary, figures: dict[str, Figure]) -> list[Part]:
             table=tabulate(ledger, name_keys(_LEDGER_COLUMNS, ledger)) if len(ledger) else None,
             note=LEDGER_NOTE if len(ledger) else "",
         ),
+        Part("Episodes to half of the bits", stem("lengths"), table=_tabulate_lengths(figures)),
         Part("What each objective kept", table=tabulate_kept(summary.ledger), note=KEPT_NOTE),
         Part("Learning curves", stem("learning")),
         Part("Reached, then lost", stem("collapse"), describe_collapse(summary.collapse), tabulate_lost(summary.lost)),
@@ -132,6 +134,10 @@ def _list_parts(summary: Summary, figures: dict[str, Figure]) -> list[Part]:
         Part("Checks", "", checks),
     ]
     return [part for part in parts if part.sentences or part.table or part.drawing]
+
+
+def _tabulate_lengths(figures: dict[str, Figure]) -> Table | None:
+    return tabulate(figures["lengths"].data, _LENGTH_COLUMNS) if "lengths" in figures else None
 
 
 def _tabulate_lora(figure: Figure, columns: tuple[str, ...]) -> Table:

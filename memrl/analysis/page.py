@@ -46,6 +46,7 @@ _SIGNS = {"supported": "✓", "refuted": "✗", "undecided": "?"}
 _MOST_TABLE_ROWS = 150
 _TABLE_COLUMNS = {
     "rate": ["channel", "N", "num_cells", "capacity_best_bits", "bits_per_episode", "rate_vs_capacity"],
+    "lengths": ["name", "signal_bits", "num_cells", "num_reached", "half_bits", "learning_rates", "exponent"],
     "ledger": [
         "channel",
         "N",

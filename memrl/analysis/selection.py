@@ -19,7 +19,8 @@ def hold_out_settings(cells: pd.DataFrame, within: Sequence[str] = IDENTITY, qua
     secret is reported and none had a say in its own setting. A half chooses the setting with the smallest mean of the
     quantity, where a censored run counts with the most episodes that any run of the condition used, so that a setting
     at which some policies collapse, or whose budget is small, pays for them; then, for ties, the smallest Kaplan-Meier
-    median; then the smallest learning rate, and the order of TUNED. Where there is only one setting, nothing is chosen.
+    median; then, where no setting got there, the smallest mean of half_bits; then the smallest learning rate, and the
+    order of TUNED. Where there is only one setting, nothing is chosen.
     Where the other half has no run yet, the cell's own half chooses, and `held_out` is False.
 
     Args:
@@ -51,22 +52,27 @@ def _best_settings(
     if not chooses.any():
         return best
     present, rows = np.unique(setting[chooses], return_inverse=True)
-    times = cells[quantity].to_numpy()[chooses]
     censored = pad_rows(cells[f"{quantity}_censored"].to_numpy()[chooses], rows, len(present), fill=1.0) > 0
-    padded = pad_rows(times, rows, len(present), PADDING)
+    padded = pad_rows(cells[quantity].to_numpy()[chooses], rows, len(present), PADDING)
     median = estimate_quantile(padded, censored).value
+    mean = _mean_episodes(cells[chooses], group[chooses], rows, quantity)
+    half = _mean_episodes(cells[chooses], group[chooses], rows, "half_bits") if "half_bits" in cells else mean
     count = np.bincount(rows)
-    longest = np.zeros(num_groups)
-    np.maximum.at(longest, group[chooses], times)
-    is_censored = cells[f"{quantity}_censored"].to_numpy()[chooses]
-    mean = np.bincount(rows, weights=np.where(is_censored, longest[group[chooses]], times)) / count
     first = np.unique(rows, return_index=True)[1]
     owner = group[chooses][first]
     rate = cells["learning_rate"].to_numpy()[chooses][first]
     fullest = np.zeros(num_groups)
     np.maximum.at(fullest, owner, count)
     sparse = count < _FEWEST * fullest[owner]
-    order = np.lexsort((present, np.nan_to_num(rate, nan=0.0), median, mean, sparse, owner))
+    order = np.lexsort((present, np.nan_to_num(rate, nan=0.0), half, median, mean, sparse, owner))
     leader = order[np.unique(owner[order], return_index=True)[1]]
     best[owner[leader]] = present[leader]
     return best
+
+
+def _mean_episodes(cells: pd.DataFrame, group: np.ndarray, rows: np.ndarray, quantity: str) -> np.ndarray:
+    """The mean of a quantity over each setting (settings,); a censored run counts with its group's longest run."""
+    times, longest = cells[quantity].to_numpy(), np.zeros(group.max() + 1)
+    np.maximum.at(longest, group, times)
+    counted = np.where(cells[f"{quantity}_censored"].to_numpy(), longest[group], times)
+    return np.bincount(rows, weights=counted) / np.bincount(rows)

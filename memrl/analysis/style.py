@@ -20,6 +20,7 @@ _CHANNEL_COLUMNS = (
     "reward_bins",
     "binning",
     "credit",
+    "secret_length",
     "capacity_best_bits",
 )
 
@@ -36,6 +37,17 @@ _AGENTS = {
     "tabular_pg": ("tabular policy gradient", [8, 2]),
 }
 """An agent's name for a reader, and its dash."""
+
+
+LINES = {
+    "sft": ("SFT", INK),
+    "symbol": ("reward per symbol", BLUE),
+    "to_go": ("rewards to go", "#009E73"),
+    "sum": ("their sum to every symbol", "#CC79A7"),
+    "count": ("number of right symbols", VERMILION),
+    "all": ("all right or not", "#E69F00"),
+}
+"""What is told of a sequence: its name for a reader, and its color."""
 
 
 def describe_channels(cells: pd.DataFrame) -> pd.DataFrame:
@@ -69,8 +81,10 @@ def _label_channel(row: dict[str, object]) -> str:
         words.append(f"{row['reward_bins']:g} {str(row['binning']).replace('_', '-')} bins")
     if kind.per_step and pd.notna(row["credit"]) and row["credit"] != "per_step":
         words.append(f"{str(row['credit']).replace('_', ' ')} credit")
-    if row["env_type"] == "multi_step" and not kind.per_step:
+    if row["env_type"] == "multi_step" and not kind.per_step and pd.isna(row["secret_length"]):
         words.append("multi-step")
+    if pd.notna(row["secret_length"]):
+        words.append(f"{row['secret_length']:g} symbols")
     return ", ".join(words)
 
 

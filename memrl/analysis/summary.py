@@ -23,6 +23,7 @@ from memrl.analysis.estimate import (
     estimate_groups,
 )
 from memrl.analysis.leak import judge_leaks, leak_curve
+from memrl.analysis.lengths import estimate_lengths
 from memrl.analysis.objectives import (
     BEST,
     REPORTED,
@@ -93,6 +94,7 @@ class Summary:
         objectives: estimate_objectives of trained policies.
         edges: find_edges of the same.
         scaling: estimate_scaling of all agents at chosen settings.
+        lengths: estimate_lengths of all agents on sequences.
         leaks: judge_leaks over all trained cells.
         prior: one row an (env_type, N, model): prior_kl_bits and prior_well_formed, the worst of its cells.
         verdicts: on the hypotheses that there is data for.
@@ -115,6 +117,7 @@ class Summary:
     objectives: pd.DataFrame
     edges: pd.DataFrame
     scaling: pd.DataFrame
+    lengths: pd.DataFrame
     leaks: pd.DataFrame
     prior: pd.DataFrame
     verdicts: list[Verdict]
@@ -178,6 +181,7 @@ def summarize_sweep(address: str, num_planned: int | None = None) -> Summary:
         prior=_worst_priors(lora),
         verdicts=_judge_objectives(lora, curves),
         provenance=_trace_provenance(trained, read_launches(store)),
+        lengths=estimate_lengths(cells),
         **{name: sort_for_readers(table, channels["label"]) for name, table in tables.items()},
     )
 

@@ -7,17 +7,18 @@ from memrl.analysis.verdicts.adapters import H4, H5, judge_learning_rate, judge_
 from memrl.analysis.verdicts.capacity import H7, H8
 from memrl.analysis.verdicts.channels import H1A, H1B, H2, judge_binary, judge_bins, judge_exploration
 from memrl.analysis.verdicts.interference import H9A, H9B
-from memrl.analysis.verdicts.per_step import H3, H6, judge_number_of_bits, judge_per_step
+from memrl.analysis.verdicts.lengths import H6A, H6B, judge_lengths
+from memrl.analysis.verdicts.per_step import H3, H10, judge_number_of_bits, judge_per_step
 from memrl.analysis.verdicts.verdict import Verdict
 
-HYPOTHESES = (H1A, H1B, H2, H3, H4, H5, H6, H7, H8, H9A, H9B)
+HYPOTHESES = (H1A, H1B, H2, H3, H4, H5, H6A, H6B, H7, H8, H9A, H9B, H10)
 
 
 def describe_late() -> str:
     """In brackets, which regions were stated after a first look at data.
 
     >>> describe_late()
-    ' (that of H6 after a first look at them)'
+    ' (that of H10 after a first look at them)'
     """
     late = [hypothesis.name for hypothesis in HYPOTHESES if hypothesis.seen_first]
     return (
@@ -42,6 +43,7 @@ def judge_hypotheses(cells: pd.DataFrame, chosen: pd.DataFrame, known: tuple[np.
         judge_per_step(chosen),
         judge_rank(cells),
         judge_learning_rate(cells),
+        *judge_lengths(cells),
         judge_number_of_bits(chosen),
     ]
     return [verdict for verdict in verdicts if verdict is not None]

@@ -1,8 +1,8 @@
-"""H3 and H6: one reward per env_step.
+"""H3 and H10: one reward per env_step.
 
 - H3: per-step reward reaches SFT's sample efficiency. E50 of per_bit over E50 of SFT, the geometric mean over N, lies
   in [0, 2].
-- H6, per_bit with a credit for each bit: episodes do not depend on the number of bits k of the secret. The exponent p
+- H10, per_bit with a credit for each bit: episodes do not depend on the number of bits k of the secret. The exponent p
   of E50 ~ k^p over three or more N lies in [-1/4, 1/4].
 """
 
@@ -16,8 +16,8 @@ from memrl.analysis.verdicts.verdict import Hypothesis, Verdict, settle
 from memrl.analysis.wording import format_estimate, format_number
 
 H3 = Hypothesis("H3", "Per-step reward reaches the sample efficiency of SFT, within a factor of 2", (0.0, 2.0))
-H6 = Hypothesis(
-    "H6", "With one reward per bit, episodes do not depend on the number of bits", (-1 / 4, 1 / 4), seen_first=True
+H10 = Hypothesis(
+    "H10", "With one reward per bit, episodes do not depend on the number of bits", (-1 / 4, 1 / 4), seen_first=True
 )
 
 _FEWEST_N = 3
@@ -28,7 +28,7 @@ def judge_per_step(chosen: pd.DataFrame) -> Verdict | None:
     is_sft = (chosen["algorithm"] == "sft").to_numpy()
     in_steps = (chosen["env_type"] == "multi_step").to_numpy()
     if (is_sft & in_steps).any():
-        is_sft &= in_steps
+        is_sft = is_sft & in_steps
     is_per_bit = ((chosen["reward_type"] == "per_bit") & (chosen["credit"] == "per_step")).to_numpy()
     cells = chosen.assign(is_sft=is_sft)[is_sft | is_per_bit].reset_index(drop=True)
     condition, keys = number_groups(cells, ["is_sft", "N", "model"])
@@ -50,7 +50,7 @@ def judge_per_step(chosen: pd.DataFrame) -> Verdict | None:
 
 
 def judge_number_of_bits(chosen: pd.DataFrame) -> Verdict | None:
-    """H6, from E50 of per_bit with credit per step at three or more N."""
+    """H10, from E50 of per_bit with credit per step at three or more N."""
     usable = ((chosen["reward_type"] == "per_bit") & (chosen["credit"] == "per_step")).to_numpy()
     cells = chosen[usable].reset_index(drop=True)
     condition, keys = number_groups(cells, ["model", "N"])
@@ -67,4 +67,4 @@ def judge_number_of_bits(chosen: pd.DataFrame) -> Verdict | None:
         f"E50 with one reward per bit is {', '.join(listed)} bits: it goes as their number to the power "
         f"{format_estimate(*power)}."
     )
-    return settle(H6, power, sentence, np.bincount(condition))
+    return settle(H10, power, sentence, np.bincount(condition))
