@@ -30,6 +30,7 @@ class Execution:
     address: str | None = field(default=None, doc="Ray cluster to run on, or auto; unset: Ray starts here")
     save_adapters: str = field(default="", doc="folder for the adapter of each cell, in PEFT's layout; unset: none")
     wandb_project: str | None = field(default=None, doc="logs one run a cell there; unset: no wandb")
+    serve: bool = field(default=False, doc="serve live.html on 127.0.0.1 while the sweep runs")
     timeline: bool = field(default=False, doc="write a Chrome trace of who did what when, beside the tables")
     num_rollout_actors: int = field(default=1, doc="engines that sample, with rollout=vllm")
     tensor_parallel_size: int = field(default=1, doc="GPUs of an engine, with rollout=vllm")

@@ -12,6 +12,9 @@ MOST_CELLS = 128
 _ABSORPTION = 0.15
 """Adam moves a weight by about learning_rate per update, so absorbing takes about this / learning_rate updates."""
 
+_MANY_PACKS = 16
+"""So many go in an order that is spread."""
+
 _MANY = 10**12
 """More secrets than any run tries."""
 
@@ -37,7 +40,7 @@ def choose_pack_size(num_cells: int, num_trials: int) -> int:
 
 
 def pack_cells(cells: Sequence[TrainConfig], pack_size: int) -> list[list[TrainConfig]]:
-    """Cuts cells into packs of at most `pack_size`, the longest first.
+    """Cuts cells into packs of at most `pack_size`, in the order in which they go: see `order_packs`.
 
     Cells of one pack share what a base model's pass must share. Within that, cells of one rank that will end at about
     the same time go together, so that packs shrink evenly, and among these cells of like env_type and N, so that
@@ -56,7 +59,26 @@ def pack_cells(cells: Sequence[TrainConfig], pack_size: int) -> list[list[TrainC
         num_packs = math.ceil(len(like) / pack_size)
         cuts = [len(like) * i // num_packs for i in range(num_packs + 1)]
         packs += [like[start:end] for start, end in pairwise(cuts)]
-    return sorted(packs, key=lambda pack: -estimate_pack_updates(pack))
+    return order_packs(packs)
+
+
+def order_packs(packs: Sequence[list[TrainConfig]]) -> list[list[TrainConfig]]:
+    """Packs in an order in which those that have ended say something of those to come, and none that is long is last.
+
+    Few go by how long they are expected to take, the longest first. Many are spread, so that every stretch of the sweep
+    has long ones and short ones, rates of learning that are high and low; only the last quarter goes by length.
+    """
+    ordered = sorted(packs, key=lambda pack: -estimate_pack_updates(pack))
+    if len(ordered) < _MANY_PACKS:
+        return ordered
+    spread = [ordered[place] for place in sorted(range(len(ordered)), key=_reverse_bits)]
+    last = len(ordered) - len(ordered) // 4
+    return spread[:last] + sorted(spread[last:], key=lambda pack: -estimate_pack_updates(pack))
+
+
+def _reverse_bits(place: int) -> float:
+    """The place's binary digits behind the point, in reverse: 0, 1/2, 1/4, 3/4, 1/8 and so on."""
+    return sum(((place >> digit) & 1) / 2 ** (digit + 1) for digit in range(place.bit_length()))
 
 
 def estimate_pack_updates(pack: Sequence[TrainConfig]) -> int:

@@ -53,18 +53,26 @@ class ProgressLine:
         return Text(self._describe(), no_wrap=True, overflow="ellipsis")
 
 
-def describe_sweep(name: str, recorder: Recorder, phase: str = "") -> str:
-    """The live line's text: cells done, memorized and failed, episodes per second, and time left."""
-    statuses = recorder.statuses
+def describe_sweep(name: str, recorder: Recorder, phase: str = "", waited: float | None = None) -> str:
+    """The live line's text: cells done, memorized and failed, episodes per second, and time left.
+
+    Args:
+        name: the sweep's name.
+        recorder: what has come.
+        phase: what is being waited for, if anything.
+        waited: for so many seconds, where that is told.
+    """
+    statuses, clock = recorder.statuses, "" if waited is None else format_seconds(waited)
     parts = [f"{recorder.num_done:,}/{recorder.num_cells:,} cells", f"{statuses['memorized']:,} memorized"]
     if statuses["failed"]:
         parts.append(f"{statuses['failed']:,} failed")
     if not recorder.has_started:
-        return f"{name}  {parts[0]}  {phase} ..."
+        return f"{name}  {parts[0]}  {phase} ...{clock and f' {clock}'}"
     parts.append(f"{recorder.episodes_per_s():,.0f} episodes/s")
-    left = recorder.seconds_left()
+    left = recorder.seconds_left() if recorder.num_done < recorder.num_cells else None
     parts.append("" if left is None else f"{format_seconds(left)} left")
-    return f"{name}  {'  '.join(filter(None, parts))}{f'  ({phase})' if phase else ''}"
+    told = f"  ({', '.join(filter(None, (phase, clock)))})" if phase else ""
+    return f"{name}  {'  '.join(filter(None, parts))}{told}"
 
 
 def format_seconds(seconds: float) -> str:

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from memrl.config import TrainConfig
-from memrl.sweep.packing import estimate_pack_updates
+from memrl.sweep.forecast import Forecast
 from memrl.sweep.stretch import Stretch
 from memrl.tables.rows import failed_row
 from memrl.tables.schema import CURVES, EPISODES_TO_MEMORIZE, Row
@@ -18,6 +18,10 @@ from memrl.tables.store import TableStore
 _FLUSH_SECONDS = 1.0
 _MOST_TIME_FLUSHING = 0.02
 """Rows are written when a second has passed and writing has taken no more than this share of the time."""
+
+_FORECAST_SECONDS = 1.0
+_MOST_TIME_FORECASTING = 0.02
+"""Likewise, for the time left."""
 
 _RATE_SECONDS = 10.0
 """Episodes per second are counted over this long."""
@@ -44,19 +48,19 @@ class Recorder:
         self._traces = traces
         self._packs: list[Sequence[TrainConfig]] = []
         self._ended: list[set[str]] = []
-        self._weights: list[int] = []
         self._episodes: list[int] = []
         self._ended_episodes: list[int] = []
         self._recent: deque[tuple[float, int]] = deque()
         self._started: float | None = None
         self._stretches: list[Stretch] = []
-        self._next_flush = 0.0
+        self._next_flush = self._next_forecast = self._forecast_at = 0.0
+        self._forecast, self._left = Forecast(), None
 
-    def begin(self, packs: Sequence[Sequence[TrainConfig]]) -> None:
-        """Takes note of packs that will run; trials report by their numbers, in the order of all these calls."""
+    def begin(self, packs: Sequence[Sequence[TrainConfig]], num_trials: int = 1) -> None:
+        """Takes note of packs that will run, so many at once; trials report by their numbers, in their order."""
         self._packs += packs
+        self._forecast.begin([[c for c in pack if c.cell_id not in self._known] for pack in packs], num_trials)
         self._ended += [self._known & {cell.cell_id for cell in pack} for pack in packs]
-        self._weights += [estimate_pack_updates(pack) for pack in packs]
         self._episodes += [0] * len(packs)
         self._ended_episodes += [0] * len(packs)
 
@@ -83,27 +87,28 @@ class Recorder:
         return (now - before) / (end - start) if end > start else 0.0
 
     def seconds_left(self) -> float | None:
-        """A guess, from the share of the expected updates that is done; None before there is anything to go by."""
-        total = sum(self._weights)
-        left = sum(
-            weight * (1 - len(ended) / max(1, len(pack)))
-            for weight, ended, pack in zip(self._weights, self._ended, self._packs, strict=True)
-        )
-        if self._started is None or left == total:
-            return None
-        return (time.monotonic() - self._started) * left / (total - left)
+        """The time that the packs still take (`memrl.sweep.forecast`); None before there is anything to go by."""
+        return None if self._left is None else max(0.0, self._left - (time.monotonic() - self._forecast_at))
+
+    def _look_ahead(self, now: float) -> None:
+        """Estimates the time left, now and then; not where it is asked for, which the live line does in its thread."""
+        if now >= self._next_forecast:
+            self._left, self._forecast_at = self._forecast.seconds_left(), now
+            self._next_forecast = now + max(_FORECAST_SECONDS, (time.monotonic() - now) / _MOST_TIME_FORECASTING)
 
     def take(self, pack: int, stretch: Stretch) -> None:
         """Takes what a stretch of a pack brought."""
         now = time.monotonic()
         self._started = self._started or now
         self._episodes[pack] = stretch.episodes
+        self._forecast.see(pack, stretch.updates, now)
         self._recent.append((now, self.episodes))
         while now - self._recent[0][0] > _RATE_SECONDS:
             self._recent.popleft()
         stretch = self._pass_over_known(stretch)
         if stretch.rows or stretch.curves.num_rows:
             self._keep(pack, stretch)
+        self._look_ahead(now)
         if self._stretches and now >= self._next_flush:
             self.flush()
 
@@ -125,7 +130,7 @@ class Recorder:
     def close(self, pack: int) -> None:
         """Takes note that the cells of a pack that have not ended go on in other packs."""
         self._packs[pack] = [cell for cell in self._packs[pack] if cell.cell_id in self._ended[pack]]
-        self._weights[pack] = estimate_pack_updates(self._packs[pack])
+        self._forecast.close(pack)
         self._episodes[pack] = self._ended_episodes[pack]
 
     def flush(self) -> None:
@@ -157,6 +162,7 @@ class Recorder:
         for row in stretch.rows:
             self._ended[pack].add(row["cell_id"])
             self._ended_episodes[pack] += row["episodes"] or 0
+            self._forecast.end(pack, row["cell_id"], row["updates"])
             self._count(row)
 
     def _count(self, row: Row) -> None:

@@ -18,6 +18,7 @@ from memrl.sweep.checkpoints import Checkpoints
 from memrl.sweep.console import SteadyConsole
 from memrl.sweep.engines import place_trials, start_engines
 from memrl.sweep.execution import Execution
+from memrl.sweep.live_page import LivePage, serve_folder
 from memrl.sweep.plan import Plan, choose_device, find_left, plan_packs
 from memrl.sweep.progress import ProgressLine, describe_sweep, format_seconds
 from memrl.sweep.ray_session import start_ray
@@ -82,13 +83,15 @@ class Sweep:
         project = execution.wandb_project
         self._wandb = WandbLog(project, store.address) if project is not None else None
         self._unwritable = self._agents_problem = ""
-        self._phase = ""
+        self._phase, self._phase_begun = "", time.monotonic()
         self._packs_left: set[int] = set()
         self._num_trials = self._num_splits = 0
         self._packs: list[Sequence[TrainConfig]] = []
         self._formed_for: Mapping[str, object] = {}
         self._seconds = 0.0
         self._line = ProgressLine(self._describe, console)
+        self._folder = local_folder(store.address) if "://" not in store.address else None
+        self._live = LivePage(self._folder, name, command)
 
     def plan(self, engines: Sequence[EngineRecord], num_cpus: float, num_gpus: float) -> Plan:
         """Packs the cells that are left for the CPUs and GPUs that engines leave to trials.
@@ -136,6 +139,8 @@ class Sweep:
         note = LaunchNote(self._store, self._name, self._command, len(self.left))
         # A cell that failed before is tried again, so its old row goes.
         self._store.drop_cells(self.left)
+        if self._execution.serve and self._folder is not None:
+            self._console.say(f"live: {serve_folder(self._folder)}")
         with self._line, catch_signals(self.stop):
             try:
                 if self.left:
@@ -150,10 +155,11 @@ class Sweep:
                     self._recorder.flush()
                     self._store.compact()
                     note.end()
+                self._show(has_ended=True)
         self._seconds = time.monotonic() - start
 
     def _train(self) -> None:
-        self._phase = "starting Ray"
+        self._wait_for("starting Ray")
         # Ray's daemons take seconds to start and leave this process idle: it loads Tune meanwhile.
         loading = threading.Thread(target=importlib.import_module, args=("memrl.sweep.trial",))
         loading.start()
@@ -168,12 +174,13 @@ class Sweep:
 
             if ray_session.dashboard_url:
                 self._console.say(f"dashboard: http://{ray_session.dashboard_url}")
-            self._phase = "starting vLLM" if num_engines else self._phase
+            if num_engines:
+                self._wait_for("starting vLLM")
             with start_engines(cells, self._execution) as engines:
                 plan = self.plan(engines, ray_session.num_cpus, ray_session.num_gpus)
                 self._num_trials = plan.num_trials
                 self._begin(self._packs)
-                self._phase = "loading the model"
+                self._wait_for("loading the model")
                 with watch_daemons(self._end_without_ray):
                     while self._packs_left and not self.should_stop():
                         tune_packs(plan, self)
@@ -191,10 +198,11 @@ class Sweep:
 
     def _add_agents(self) -> None:
         """Waits for the agents, which have played beside the last trials, and writes their rows."""
-        self._phase = "playing the baseline agents"
+        self._wait_for("playing the baseline agents")
         self._agents.start()
         while not (self._agents.wait(_TICK_SECONDS) or self.stop):
             self._line.tick()
+            self._show()
         if self.stop:
             return
         with self._writing():
@@ -213,13 +221,14 @@ class Sweep:
 
     def _begin(self, packs: Sequence[Sequence[TrainConfig]]) -> None:
         """Takes note of the last ones of the packs."""
-        self._recorder.begin(packs)
+        self._recorder.begin(packs, self._num_trials)
         self._packs_left |= set(range(len(self._packs) - len(packs), len(self._packs)))
 
     def take(self, pack: int, stretch: Stretch) -> None:
         """Takes what a stretch of a pack brought."""
         with self._writing():
             self._recorder.take(pack, stretch)
+        self._live.take(stretch)
         self._phase = ""
         if stretch.too_large:
             self._split(pack)
@@ -255,11 +264,13 @@ class Sweep:
         elif not self.stop:
             with self._writing():
                 self._recorder.fail(pack, error)
+            self._live.fail(error)
         self._end(pack)
 
     def should_stop(self) -> bool:
         """Whether all trials are to end now."""
         self._line.tick()
+        self._show()
         self._agents.wait(0.0)
         return bool(self.stop or self._unwritable)
 
@@ -269,8 +280,23 @@ class Sweep:
         if len(self._packs_left) < self._num_trials and self.unplayed:
             self._agents.start()
 
+    def _show(self, *, has_ended: bool = False) -> None:
+        """Brings the live page up to date, now and then."""
+        recorder = self._recorder
+        numbers = (self._describe(), recorder.statuses, recorder.num_cells, recorder.num_finished)
+        if has_ended:
+            self._live.write(*numbers, has_ended=True)
+        else:
+            self._live.tick(*numbers)
+
+    def _wait_for(self, phase: str) -> None:
+        self._phase, self._phase_begun = phase, time.monotonic()
+        self._live.next = 0.0
+        self._show()
+
     def _describe(self) -> str:
-        return describe_sweep(self._name, self._recorder, "stopping" if self.stop else self._phase)
+        waited = time.monotonic() - self._phase_begun
+        return describe_sweep(self._name, self._recorder, "stopping" if self.stop else self._phase, waited)
 
     def finish(self) -> bool:
         """Prints the table of all cells and writes the report; returns whether all of it is sound."""

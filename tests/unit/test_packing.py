@@ -1,6 +1,7 @@
 import itertools
 import random
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -64,6 +65,17 @@ def test_the_pack_that_takes_longest_starts_first():
     cells += [TrainConfig(N=4096, learning_rate=1e-4, seed=s) for s in range(4)]
     packs = pack_cells(cells, 4)
     assert [pack[0].N for pack in packs] == [4096, 4]
+
+
+def test_many_packs_are_spread_and_the_last_ones_go_by_length():
+    cells = [TrainConfig(N=64, learning_rate=1e-2 / (1 + rate), seed=s) for rate in range(32) for s in range(4)]
+    packs = pack_cells(cells, 4)
+    lengths = [estimate_updates(pack[0]) for pack in packs]
+    assert lengths[0] == max(lengths)
+    assert sorted(lengths[-8:], reverse=True) == lengths[-8:]
+    whole = sum(lengths) / len(lengths)
+    for start in (0, 8, 16):
+        assert sum(lengths[start : start + 8]) / 8 == pytest.approx(whole, rel=0.2)
 
 
 def test_an_estimate_never_exceeds_the_budget():
