@@ -1,6 +1,9 @@
-"""Packs over a base model of real size, random weights, bf16: tokens, episodes, share of the matmul rate."""
+"""Packs over base models of real size, bf16: seconds of a LoRA-step, episodes, share of the matmul rate, memory."""
 
 import sys
+from collections.abc import Callable
+from itertools import count, islice
+from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
@@ -23,13 +26,19 @@ from model_sizes import check_model_size
 from memrl import cli
 from memrl.config import TrainConfig
 from memrl.fields import field
+from memrl.sweep.grid import load_grid
 
 USAGE = """\
-Packs over a random-weight model of real size (the shape of Qwen3-0.6B) on a GPU; at a small size on the CPU.
+Packs over a random-weight model of real size (the shape of Qwen3-0.6B) on a GPU; at a small size on the CPU. With
+grid=NAME, packs of that grid's cells over its own model, which is calibrated for their prompts first.
 
   python benchmarks/gpu.py
+  python benchmarks/gpu.py grid=llm-smoke pack_sizes=1,8,32,128,512
   python benchmarks/gpu.py device=cpu model=0.2m pack_sizes=1,8 rounds=2
+  python benchmarks/gpu.py device=cpu dtype=float32 grid=llm-smoke pack_sizes=1,8 rounds=2
 """
+
+GRIDS = Path(__file__).resolve().parents[1] / "sweeps" / "grids"
 
 _SIZES_ON_GPU = (4096, 8192)
 _SIZES_ON_CPU = (256,)
@@ -46,8 +55,10 @@ class Gpu:
 
     device: Literal["auto", "cpu", "cuda"] = field(default="auto", doc="auto: a GPU where there is one")
     model: str | None = field(
-        default=None, doc="a size of benchmarks/model_sizes.py; unset: qwen3-0.6b on a GPU, 0.2m on the CPU"
+        default=None,
+        doc="a size of model_sizes.py, or with grid an address; unset: qwen3-0.6b on a GPU, 0.2m on the CPU",
     )
+    grid: str = field(default="", doc="whose cells, over the model that it names; unset: distance, random weights")
     dtype: Literal["bfloat16", "float32"] = field(default="bfloat16", doc="of the base model; adapters are float32")
     pack_sizes: str = field(default="1,8,32,128", doc="cells of a pack")
     N: int = field(default=64, doc="the secret is uniform on 0 .. N-1")
@@ -62,7 +73,7 @@ class Gpu:
     @chz.validate
     def _check(self) -> None:
         sizes = read_counts("pack_sizes", self.pack_sizes)
-        if self.model is not None:
+        if self.model is not None and not self.grid:
             check_model_size(self.model)
         for name in ("prompt_tokens", "threads", "rounds"):
             if getattr(self, name) < 1:
@@ -75,13 +86,20 @@ class Gpu:
         fields |= {"reward_type": "distance", "learning_rate": 4e-5, "n_steps": FOREVER}
         return [TrainConfig(seed=i, **fields) for i in range(size)]
 
+    def grid_cells(self, size: int) -> list[TrainConfig]:
+        """So many cells of the grid, one of each point before the next seed, that do not end."""
+        endless = {"learning_rate": 4e-5, "n_steps": FOREVER, "stop_probability": 1 - 1e-9, "dtype": self.dtype}
+        endless |= {"model": self.model} if self.model else {}
+        points = load_grid(self.grid, GRIDS).override({"seed": [0]}).cells().values()
+        return list(islice((chz.replace(cell, seed=seed, **endless) for seed in count() for cell in points), size))
+
 
 def main() -> None:
     """Measures every pack and prints the table."""
     (gpu,) = cli.parse_arguments(sys.argv[1:], Gpu, usage=USAGE)
     settle(gpu.threads)
     import torch
-    from bare_pack import build_random_base
+    from bare_pack import BarePack, build_random_base
 
     device = gpu.device if gpu.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     machine = describe_machine(gpu.threads)
@@ -89,29 +107,47 @@ def main() -> None:
         machine["gpu"] = torch.cuda.get_device_name()
     report = Report("packs over a model of real size", chz.asdict(gpu), machine, gpu.output)
     size = gpu.model or ("qwen3-0.6b" if device == "cuda" else "0.2m")
-    model = build_random_base(size, dtype=gpu.dtype, device=device)
+    if gpu.grid:
+        model, build, note = build_from_grid(gpu, device)
+    else:
+        model = build_random_base(size, dtype=gpu.dtype, device=device)
+        build = lambda cells: BarePack(model, gpu.cells(cells), gpu.prompt_tokens)  # noqa: E731 - one of two ways
+        note = f"{size}, {gpu.dtype}, N={gpu.N}, groups of {gpu.group_size}, rank {gpu.lora_rank}"
+        note += f", prompt of {gpu.prompt_tokens} tokens"
     rows: list[Row] = []
     for cells in read_counts("pack_sizes", gpu.pack_sizes):
         try:
-            rows.append(measure_pack(gpu, model, cells, device))
+            rows.append(measure_pack(gpu, model, build(cells), device))
         except torch.OutOfMemoryError:
             rows.append({"pack": cells, "ms/update": "out of memory"})
             break
         rows[-1]["episodes/s / first row's"] = rows[-1]["episodes/s"] / rows[0]["episodes/s"]
-    note = f"{size}, {gpu.dtype}, N={gpu.N}, groups of {gpu.group_size}, rank {gpu.lora_rank}"
-    report.add("packs", rows, f"{note}, prompt of {gpu.prompt_tokens} tokens")
+    report.add("packs", rows, note)
 
 
-def measure_pack(gpu: Gpu, model: Any, size: int, device: str) -> Row:
-    """One pack: its rates and memory, with torch.mm by turns."""
+def build_from_grid(gpu: Gpu, device: str) -> tuple[Any, Callable[[int], Any], str]:
+    """The grid's calibrated model, what makes a pack of so many of the grid's cells over it, and a line on them."""
+    from memrl.learning.pack import Pack, share_base_model
+    from memrl.policy.calibrator import ensure_calibrated
+
+    asked = load_grid(gpu.grid, GRIDS).cells()
+    cells = gpu.grid_cells(len(asked))
+    address = ensure_calibrated(cells[0].model, cells)
+
+    def build(size: int) -> Pack:
+        return Pack([chz.replace(cell, model=address) for cell in gpu.grid_cells(size)], device=device)
+
+    return share_base_model(address, gpu.dtype, device)[0], build, f"cells of {gpu.grid}, {address}, {gpu.dtype}"
+
+
+def measure_pack(gpu: Gpu, model: Any, pack: Any, device: str) -> Row:
+    """The rates and memory of a pack over a model, with torch.mm by turns."""
     import torch
-    from bare_pack import BarePack
     from flops import Shape, count_operations, watch_walks
 
     if device == "cuda":
-        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-    pack = BarePack(model, gpu.cells(size), gpu.prompt_tokens)
+    prompt_tokens, episodes = pack.policy.prompt_tokens, int(pack.policy.num_episodes.sum())
 
     def update() -> None:
         pack.update()
@@ -120,7 +156,7 @@ def measure_pack(gpu: Gpu, model: Any, size: int, device: str) -> Row:
     with watch_walks() as walks:
         walk = pack.update()
     needed = count_operations(Shape.of(model), walks[-1], pack.state.adapters.ranks).total
-    lengths = gpu.prompt_tokens + (walk.outcome_path >= 0).sum(1)
+    lengths = prompt_tokens[walk.outcome_cell] + (walk.outcome_path >= 0).sum(1)
     episode_tokens = float((lengths * walk.outcome_counts.sum(1)).sum())
     seconds, rates = [], []
     for _ in range(gpu.rounds):
@@ -130,9 +166,10 @@ def measure_pack(gpu: Gpu, model: Any, size: int, device: str) -> Row:
     plain = median(seconds)
     memory = torch.cuda.max_memory_allocated() / 2**30 if device == "cuda" else peak_memory_gib()
     return {
-        "pack": size,
+        "pack": len(pack.state),
         "ms/update": spread([1e3 * s for s in seconds]),
-        "episodes/s": pack.episodes_per_update / plain,
+        "ms/LoRA-step": 1e3 * plain / len(pack.state),
+        "episodes/s": episodes / plain,
         "tokens/s, as episodes count them": episode_tokens / plain,
         "tokens/s, distinct": walks[-1].num_real / plain,
         "TFLOP/s": needed / plain / 1e12,

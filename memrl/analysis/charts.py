@@ -87,6 +87,26 @@ def chart_versus(data: pd.DataFrame, width: Width) -> alt.TopLevelMixin:
     return layers.properties(width=beside_rows(rows, width), height=alt.Step(max(5.5, 14.0 / len(N))))
 
 
+def chart_models(data: pd.DataFrame, width: Width) -> alt.TopLevelMixin:
+    """Bits per episode as dots with intervals, one row per channel, a color per model, the capacity as a tick."""
+    rates = ["bits_per_episode", "bits_per_episode_lower", "bits_per_episode_upper"]
+    ends = log_ends(data, [*rates, "capacity_best_bits"])
+    data, rows = bound_interval(data, "bits_per_episode", ends), name_rows(data)
+    models = list(dict.fromkeys(data["base"]))
+    scale = alt.Scale(domain=models, range=[VERMILION, BLUE, GRAY][: len(models)])
+    color = alt.Color("base:N", scale=scale, legend=alt.Legend(title=None, symbolType="circle"))
+    base = alt.Chart(data).encode(
+        y=row_axis(rows), yOffset=alt.YOffset("base:N", sort=models), color=color, description="said:N"
+    )
+    x = LogAxis("X", "bits per episode: ● absorbed by the median run, | capacity", ends)
+    dots = base.transform_filter("datum.bits_per_episode > 0").mark_circle(size=24, opacity=1)
+    capacity = base.mark_tick(thickness=1.4, size=6, opacity=1, color=INK).encode(
+        x=x.of("capacity_best_bits"), color=alt.value(INK)
+    )
+    layers = alt.layer(*draw_spans(base, x), capacity, dots.encode(x=x.of("bits_per_episode")))
+    return layers.properties(width=beside_rows(rows, width), height=alt.Step(7.0))
+
+
 def chart_ledger(data: pd.DataFrame, width: Width) -> alt.TopLevelMixin:
     """Absorbed, observed and capacity on one axis, the two losses as bars between them, the numbers at the right."""
     data = data.sort_values("absorbed_rate", ascending=False)
@@ -292,6 +312,7 @@ _CHARTS: dict[str, Drawer] = {
     "maps": chart_maps,
     "agents": chart_agents,
     "versus": chart_versus,
+    "models": chart_models,
     "groups": chart_groups,
     "interference": chart_interference,
 }

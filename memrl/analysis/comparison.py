@@ -12,7 +12,11 @@ from memrl.tables.schema import EPISODES_TO_MEMORIZE
 from memrl.tables.store import TableStore
 
 _ESTIMATES = ("e50", "e90", "bits_per_episode")
-_NUMBERS = ("num_cells", *(f"{name}{end}" for name in _ESTIMATES for end in ("", "_lower", "_upper")))
+_NUMBERS = (
+    "num_cells",
+    "capacity_best_bits",
+    *(f"{name}{end}" for name in _ESTIMATES for end in ("", "_lower", "_upper")),
+)
 
 
 def read_trained(store: TableStore) -> pd.DataFrame:
@@ -23,6 +27,8 @@ def read_trained(store: TableStore) -> pd.DataFrame:
 
 def compare_conditions(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
     """E50 and bits per episode of every condition that both sweeps measured, each at the settings that it chose.
+
+    Where the sweeps have one model each, and not the same, a condition is one of channel and N.
 
     Args:
         first: measured cells of trained policies.
@@ -37,8 +43,9 @@ def compare_conditions(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFram
     if first.empty or second.empty:
         return pd.DataFrame()
     found = [estimate_groups(hold_out_settings(cells))[[*IDENTITY, *_NUMBERS]] for cells in (first, second)]
-    found[1] = found[1].rename(columns={name: _of_other(name) for name in _NUMBERS})
-    both = found[0].merge(found[1], on=list(IDENTITY))
+    beside = ["model"] if differ_in_model(first, second) else []
+    found[1] = found[1].rename(columns={name: name_of_other(name) for name in [*_NUMBERS, *beside]})
+    both = found[0].merge(found[1], on=[name for name in IDENTITY if name not in beside])
     ratio = divide_estimates(get_estimates(both, "e90"), get_estimates(both, "e90_other"))
     meets = (both["e50_lower"] <= both["e50_other_upper"]) & (both["e50_other_lower"] <= both["e50_upper"])
     channels = describe_channels(pd.concat([first, second]))
@@ -49,7 +56,14 @@ def compare_conditions(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFram
     return sort_for_readers(both, channels["label"])
 
 
-def _of_other(name: str) -> str:
+def differ_in_model(first: pd.DataFrame, second: pd.DataFrame) -> bool:
+    """Whether two sweeps have one model each, and not the same."""
+    models = [set(cells["model"]) for cells in (first, second)]
+    return all(len(own) == 1 for own in models) and models[0] != models[1]
+
+
+def name_of_other(name: str) -> str:
+    """The column of the second sweep that is the first one's `name`."""
     stem, _, end = name.rpartition("_")
     return f"{stem}_other_{end}" if end in ("lower", "upper") else f"{name}_other"
 

@@ -11,7 +11,7 @@ from transformers import DynamicCache, PreTrainedModel
 from memrl.policy.activations import Activations, replace_modules
 from memrl.policy.adapter_pack import AdapterPack
 from memrl.policy.experts import PackedExperts
-from memrl.policy.next_tokens import NextTokens, read_next_tokens
+from memrl.policy.next_tokens import NextTokens, NextTokensReader
 from memrl.policy.output_head import build_head, find_body
 from memrl.policy.token_tree import TokenTree
 
@@ -103,7 +103,7 @@ class AutogradNetwork:
         self._adapters, self._activations = adapters, activations
         self._tree = TokenTree(prompts, root_cell)
         self._body = find_body(model)
-        self._head = build_head(model, self._body)
+        self._reader = NextTokensReader(build_head(model, self._body))
         self._layers = pack_layers(model, adapters)
         self._keys_values = DynamicCache()
 
@@ -116,6 +116,7 @@ class AutogradNetwork:
         for layer in self._layers.values():
             layer.attach(self._adapters)
         self._tree.start()
+        self._reader.start()
         self._activations.start()
         self._keys_values = DynamicCache()
         return self._feed(0)
@@ -137,7 +138,7 @@ class AutogradNetwork:
 
     def _feed(self, first_chunk: int) -> NextTokens:
         states = self._activations.feed(lambda: self._compute(first_chunk, self._keys_values))
-        return read_next_tokens(states, self._head)
+        return self._reader.read(states)
 
     def _compute(self, first_chunk: int, keys_values: DynamicCache | None) -> Tensor:
         """Feeds the chunks from the first on; returns the last states of those of their rows that are read."""

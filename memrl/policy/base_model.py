@@ -148,8 +148,11 @@ def bring_model(model: str) -> str:
     if model == SMOLLM2:
         packaged = packaged_smollm2()
         # What is there already stays the model, whether the hub answers today or not.
-        if packaged is None or (not dequantized_folder(packaged).is_dir() and _hub_has(SMOLLM2_HUB_NAME)):
+        is_here = packaged is not None and dequantized_folder(packaged).is_dir()
+        if not is_here and _hub_has(SMOLLM2_HUB_NAME):
             return SMOLLM2_HUB_NAME
+        if packaged is None:
+            raise ValueError(f"{RULE}, got {model!r} (no hub answers; `uv sync --extra pretrained` brings its weights)")
         address = str(packaged)
     if not address.endswith(".gguf"):
         return address

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from memrl.policy import kernels, llama
 from memrl.policy.adapter_pack import AdapterPack
-from memrl.policy.next_tokens import Head, NextTokens, read_next_tokens
+from memrl.policy.next_tokens import Head, NextTokens, NextTokensReader
 from memrl.policy.token_tree import TokenTree
 
 
@@ -157,7 +157,7 @@ class CompiledDecoderNetwork:
         self._embedding = body.embed_tokens.weight.detach()
         head: Any = model.get_output_embeddings()
         weight = head.weight.detach()
-        self._head = Head(lambda states: torch.matmul(states, weight.T), len(weight))
+        self._reader = NextTokensReader(Head(lambda states: torch.matmul(states, weight.T), len(weight), weight))
         positions = torch.arange(model.config.max_position_embeddings)[None]
         self._turns = [t[0].contiguous() for t in body.rotary_emb(self._embedding, positions)]
         self._tree = TokenTree(prompts, root_cell)
@@ -180,6 +180,7 @@ class CompiledDecoderNetwork:
             self._attach()
         self._leaves = []
         self._tree.start()
+        self._reader.start()
         return self._forward(first_chunk=0, num_unread=1)
 
     def extend(self, tokens: np.ndarray, parents: np.ndarray, cell: np.ndarray) -> NextTokens:
@@ -223,7 +224,7 @@ class CompiledDecoderNetwork:
         self._library.forward(self._decoder, len(bounds), num_unread, bounds)
         leaf = kept["final"][first_read:end].requires_grad_()
         self._leaves.append(leaf)
-        return read_next_tokens(leaf, self._head)
+        return self._reader.read(leaf)
 
     def _point(self) -> None:
         """Shows the rows that there are now to kernels.c."""

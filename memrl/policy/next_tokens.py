@@ -1,8 +1,10 @@
 """What may follow each row of a walk: log-probabilities of a few tokens, out of a distribution over a whole vocabulary.
 
-A vocabulary is often a thousand times as wide as the alphabet of the answers. Where a level's logits are many, they are
-computed some rows at a time, the alphabet's columns and the sums are read off, and the rest is let go; the backward
-pass computes those rows again that have a gradient.
+A vocabulary is often a thousand times as wide as the alphabet of the answers. Where the head is one product and the
+vocabulary is wide, no graph goes through it: of the logits stay the exponentials, whose product with the head's weights
+is the gradient. Where a level's logits are many, they are computed some rows at a time, the alphabet's columns and the
+sums are read off, and the rest is let go; the backward pass computes them again. Both do so for those rows alone that
+have a gradient.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,10 +16,16 @@ import torch
 from torch import Tensor
 
 _MOST_KEPT = 2**26
-"""Log-probabilities of a level that stay until the update: 256 MiB of float32. Above, they cost a second pass."""
+"""Log-probabilities of a walk that stay until the update: 256 MiB of float32. Those above cost a second pass."""
 
 _MOST_NUMBERS = 2**24
 """Log-probabilities that are computed at once where they do not stay."""
+
+_WIDE = 1024
+"""A vocabulary from which on a graph through the head costs more than it spares."""
+
+_CACHED_NUMBERS = 2**18
+"""Logits that go through their exponential at once: about what a core's cache holds."""
 
 
 @dataclass(frozen=True)
@@ -27,10 +35,12 @@ class Head:
     Attributes:
         score: hidden states (rows, d) to logits (rows, vocabulary), with gradient.
         vocabulary: how many tokens it scores.
+        weight: (vocabulary, d) where the logits are the states times this, and nothing else; None for any other head.
     """
 
     score: Callable[[Tensor], Tensor]
     vocabulary: int
+    weight: Tensor | None = None
 
 
 class NextTokens(Protocol):
@@ -62,11 +72,29 @@ class NextTokens(Protocol):
         ...
 
 
-def read_next_tokens(states: Tensor, head: Head) -> NextTokens:
-    """The distributions after rows whose last hidden states are given, (rows, d), in a graph."""
-    if len(states) * head.vocabulary <= _MOST_KEPT:
+class NextTokensReader:
+    """Reads what may follow the rows of a walk, level by level; the levels share the room for what stays.
+
+    Args:
+        head: scores last hidden states.
+    """
+
+    def __init__(self, head: Head) -> None:
+        self._head, self._room = head, _MOST_KEPT
+
+    def start(self) -> None:
+        """Begins a walk."""
+        self._room = _MOST_KEPT
+
+    def read(self, states: Tensor) -> NextTokens:
+        """The distributions after rows whose last hidden states are given, (rows, d), in a graph."""
+        head, numbers = self._head, len(states) * self._head.vocabulary
+        if numbers > self._room:
+            return PassingDistributions(states, head)
+        self._room -= numbers
+        if head.weight is not None and head.vocabulary >= _WIDE:
+            return LinearDistributions(states, head.weight)
         return KeptDistributions(_compute_logprobs(states, head))
-    return PassingDistributions(states, head)
 
 
 def _compute_logprobs(states: Tensor, head: Head) -> Tensor:
@@ -102,6 +130,85 @@ class KeptDistributions:
         """See NextTokens.pick."""
         device = self._logprobs.device
         return self._logprobs[torch.from_numpy(row).to(device), torch.from_numpy(token).to(device)]
+
+
+class LinearDistributions:
+    """Distributions behind a head that is one product, e^(z - max z) of which stay.
+
+    With logits z = W h and P = softmax(z), the gradient of sum_a s_a log P(a) by h is
+
+        sum_a s_a w_a - (sum_a s_a) sum_v P(v) w_v.
+
+    Args:
+        states: the last hidden states, (rows, d), in a graph.
+        weight: W, (vocabulary, d).
+    """
+
+    def __init__(self, states: Tensor, weight: Tensor) -> None:
+        self._states, self._weight = states, weight
+
+    def score(self, alphabet: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """See NextTokens.score."""
+        columns = torch.from_numpy(alphabet).to(self._weight.device)
+        with torch.no_grad():
+            self._exponentials = self._states @ self._weight.T
+            logits = self._exponentials.index_select(1, columns)
+            read = []
+            for some in self._exponentials.split(max(1, _CACHED_NUMBERS // len(self._weight))):
+                peak = some.amax(1, keepdim=True)
+                read.append(torch.cat([peak, some.sub_(peak).exp_().sum(1, keepdim=True)], dim=1))
+            peak, self._sums = torch.cat(read).split(1, dim=1)
+            logprobs = logits - peak - self._sums.log()
+        self._alphabet, self._rare = alphabet, dict[tuple[int, int], Tensor]()
+        rows = torch.arange(len(logprobs), device=columns.device)
+        self._logprobs = _Logprobs.apply(self._states, self, rows, columns, logprobs)
+        return logprobs.double().exp().cpu().numpy(), np.ones(len(logprobs))
+
+    def describe_row(self, row: int) -> np.ndarray:
+        """See NextTokens.describe_row."""
+        return (self._exponentials[row].double() / self._sums[row].double()).cpu().numpy()
+
+    def pick(self, row: np.ndarray, token: np.ndarray) -> Tensor:
+        """See NextTokens.pick."""
+        device = self._states.device
+        column = np.minimum(np.searchsorted(self._alphabet, token), len(self._alphabet) - 1)
+        values = self._logprobs[torch.from_numpy(row).to(device), torch.from_numpy(column).to(device)]
+        rare = np.flatnonzero(self._alphabet[column] != token)
+        if not len(rare):
+            return values
+        places = torch.from_numpy(rare).to(device)
+        return values.index_put((places,), torch.cat([self._pick_rare(int(row[i]), int(token[i])) for i in rare]))
+
+    def _pick_rare(self, row: int, token: int) -> Tensor:
+        rows, tokens = (torch.tensor([index], device=self._states.device) for index in (row, token))
+        value = (self._exponentials[rows, tokens].log() - self._sums[rows, 0].log())[None]
+        return _Logprobs.apply(self._states, self, rows, tokens, value)[0]
+
+    def pull_back(self, rows: Tensor, tokens: Tensor, slopes: Tensor) -> Tensor:
+        """The gradient of the states, given that of the log-probabilities of some tokens after some rows."""
+        grad, total = torch.zeros_like(self._states), slopes.sum(1)
+        grad[rows] = slopes @ self._weight[tokens]
+        pulls = total != 0
+        pulled = rows[pulls]
+        if len(pulled):
+            some = self._exponentials if len(pulled) == len(self._exponentials) else self._exponentials[pulled]
+            grad[pulled] -= (total[pulls] / self._sums[pulled, 0])[:, None] * (some @ self._weight)
+        return grad
+
+
+class _Logprobs(torch.autograd.Function):
+    """Log-probabilities that were read before, (rows, tokens); the backward pass is LinearDistributions' own."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, states: Tensor, source: LinearDistributions, rows: Tensor, tokens: Tensor, values: Tensor
+    ) -> Tensor:
+        ctx.source, ctx.read = source, (rows, tokens)
+        return values.clone()
+
+    @staticmethod
+    def backward(ctx: Any, slopes: Tensor) -> tuple[Tensor, None, None, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return ctx.source.pull_back(*ctx.read, slopes), None, None, None, None
 
 
 class PassingDistributions:

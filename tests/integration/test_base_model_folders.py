@@ -8,6 +8,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
+from memrl.policy import base_model
 from memrl.policy.base_model import (
     encode_task,
     load_base_model,
@@ -167,3 +168,10 @@ def test_the_embedded_template_adds_nothing():
     tokenizer = build_embedded_tokenizer()
     plain, chat = (encode_task(tokenizer, 64, "multi_step", style) for style in ("plain", "chat"))
     assert plain.prompt_ids == chat.prompt_ids
+
+
+def test_without_a_hub_and_without_the_extra_one_line_says_what_brings_smollm2(monkeypatch):
+    monkeypatch.setattr(base_model, "packaged_smollm2", lambda: None)
+    monkeypatch.setattr(base_model, "_hub_has", lambda name: False)
+    with pytest.raises(ValueError, match=r"^model must be .* 'smollm2-135m' \(no hub answers; .* --extra pretrained"):
+        base_model.load_base_model("smollm2-135m")

@@ -6,6 +6,7 @@ from simulated_sweep import simulate_sweep, write_sweep
 
 from memrl.analysis.cells import measured_cells
 from memrl.analysis.comparison import compare_conditions, describe_comparison, list_differences
+from memrl.analysis.comparison_page import models_figure
 from memrl.report import main
 
 GRID = {"Ns": (64, 256), "processes": ("sft", "binary", "per_bit"), "ranks": (8,), "rates": (3e-3,)}
@@ -48,6 +49,20 @@ def test_each_sweep_keeps_the_settings_that_it_chose(cells):
         "learning_rate: 0.003 / 0.5",
         "advantage: group_centered / leave_one_out",
     ]
+
+
+def test_sweeps_of_one_model_each_are_compared_by_channel_and_N(cells):
+    both = compare_conditions(cells, cells.assign(model="pretrained@0123"))
+    assert both["rate_ratio"].tolist() == [1.0] * 6
+    assert set(both["model_other"]) == {"pretrained@0123"}
+    data = models_figure(both).data
+    assert data.groupby("base")["bits_per_episode"].sum().nunique() == 1
+    assert data["base"].value_counts().to_dict() == {cells["model"].iloc[0]: 6, "pretrained": 6}
+
+
+def test_sweeps_of_several_models_are_compared_model_by_model(cells):
+    several = pd.concat([cells, cells.assign(model="pretrained@0123")], ignore_index=True)
+    assert set(compare_conditions(cells, several)["model"]) == set(cells["model"])
 
 
 def test_conditions_of_one_sweep_alone_are_left_out(cells):

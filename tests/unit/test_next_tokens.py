@@ -7,7 +7,13 @@ from torch.autograd.graph import saved_tensors_hooks
 from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM
 
 from memrl.policy import next_tokens
-from memrl.policy.next_tokens import Head, KeptDistributions, PassingDistributions, read_next_tokens
+from memrl.policy.next_tokens import (
+    Head,
+    KeptDistributions,
+    LinearDistributions,
+    NextTokensReader,
+    PassingDistributions,
+)
 from memrl.policy.output_head import build_head, find_body
 
 ROWS, WIDTH, VOCABULARY = 23, 8, 50
@@ -44,10 +50,39 @@ def test_what_passes_equals_what_stays(monkeypatch, most_rows):
     assert not passes[-1][[1, 2, 21]].any(), "rows without gradient"
 
 
-@pytest.mark.parametrize(("rows", "kind"), [(7, KeptDistributions), (8, PassingDistributions)])
-def test_few_numbers_stay_and_many_pass(monkeypatch, rows, kind):
+@pytest.mark.parametrize("cached_rows", [1, 5, 23])
+def test_the_exponentials_of_a_linear_head_give_its_distributions_and_their_gradient(monkeypatch, cached_rows):
+    monkeypatch.setattr(next_tokens, "_CACHED_NUMBERS", VOCABULARY * cached_rows)
+    states = draw_states()
+    stays = use(KeptDistributions(torch.log_softmax(HEAD.score(states), dim=-1)), states)
+    for got, expected in zip(use(LinearDistributions(states, WEIGHT), states), stays, strict=True):
+        np.testing.assert_allclose(got, expected, rtol=0, atol=1e-13)
+
+
+def test_a_token_far_below_the_range_of_exponentials_keeps_its_log_probability():
+    states = (1e3 * draw_states().detach()[:1]).float().requires_grad_()
+    found = LinearDistributions(states, WEIGHT.float())
+    found.score(ALPHABET)
+    expected = torch.log_softmax(states.double() @ WEIGHT.T, dim=-1)[0, ALPHABET]
+    assert expected.min() < -500, "float32's exponential is 0 there"
+    picked = found.pick(np.zeros(len(ALPHABET), dtype=np.int64), ALPHABET).double()
+    torch.testing.assert_close(picked, expected, rtol=1e-5, atol=1e-3)
+
+
+@pytest.mark.parametrize(("vocabulary", "kind"), [(1023, KeptDistributions), (1024, LinearDistributions)])
+def test_a_wide_vocabulary_behind_one_product_has_no_graph(vocabulary, kind):
+    weight = torch.randn((vocabulary, WIDTH), dtype=torch.float64)
+    head = Head(lambda states: states @ weight.T, vocabulary, weight)
+    assert type(NextTokensReader(head).read(draw_states())) is kind
+
+
+def test_what_few_numbers_a_walk_has_stays_and_what_is_more_passes(monkeypatch):
     monkeypatch.setattr(next_tokens, "_MOST_KEPT", 7 * VOCABULARY)
-    assert type(read_next_tokens(draw_states()[:rows], HEAD)) is kind
+    reader, states = NextTokensReader(HEAD), draw_states()
+    for _ in range(2):
+        reader.start()
+        levels = [type(reader.read(states[:rows])) for rows in (4, 8, 3, 1)]
+        assert levels == [KeptDistributions, PassingDistributions, KeptDistributions, PassingDistributions]
 
 
 def test_no_graph_holds_a_row_of_the_vocabulary(monkeypatch):
