@@ -25,7 +25,7 @@ _FEWEST_N = 3
 
 def judge_per_step(chosen: pd.DataFrame) -> Verdict | None:
     """H3, from E50 of per_bit (credit per step) over E50 of SFT in the same env where there is one."""
-    is_sft = (chosen["algorithm"] == "sft").to_numpy()
+    is_sft = ((chosen["algorithm"] == "sft") & chosen["secret_length"].isna()).to_numpy()
     in_steps = (chosen["env_type"] == "multi_step").to_numpy()
     if (is_sft & in_steps).any():
         is_sft = is_sft & in_steps
