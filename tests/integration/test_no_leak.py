@@ -93,6 +93,27 @@ def test_no_objective_takes_more_than_was_told(objective):
     assert (rows["absorbed_bits"].groupby(rows["channel"]).mean() > 1).all()
 
 
+KEYS: dict[str, dict[str, Any]] = {
+    "keys-4/sft": {"algorithm": "sft", "batch_size": 4, "n_steps": 24},
+    "keys-4/binary": {"advantage": "rejection", "kl_penalty": 0.3, "group_size": 8, "batch_size": 32, "n_steps": 40},
+    "keys-4/distance-distill-policy": {
+        "algorithm": "distill",
+        "reward_type": "distance",
+        "group_size": 4,
+        "n_steps": 16,
+    },
+}
+
+
+@pytest.mark.parametrize("channel", KEYS)
+def test_no_policy_of_many_keys_takes_more_than_it_was_told_of_all(channel):
+    fields: dict[str, Any] = {"N": 8, "num_keys": 4, "lora_rank": 4, "batch_size": 16, "measure_every": 4}
+    rows, curves = train(Pack([TrainConfig(seed=seed, **fields | KEYS[channel]) for seed in range(NUM_SECRETS)]))
+    assert leak_report(curves, rows)["verdict"].tolist() == ["no leak"]
+    assert set(rows["channel"]) == {channel}
+    assert rows["absorbed_bits"].mean() > 1.0
+
+
 def plant(pack, leaking, learning_rate):
     """One supervised update on the secret, behind the observer's back, of every cell that leaks."""
     told = [(pack.state.configs[place], cell_secret(pack.state.configs[place])) for place in leaking]
