@@ -183,12 +183,13 @@ class TableStore:
 
     def finished_cell_ids(self) -> set[str]:
         """The cells that were trained to their end (memorized or with their budget spent) and have all their curves."""
-        rows = self.read(EPISODES_TO_MEMORIZE, ["cell_id", "agent", "status", "updates"]).to_pylist()
-        counts = self.read(CURVES, ["cell_id"])["cell_id"].value_counts().to_pylist()
-        num_curve_rows = {count["values"]: count["counts"] for count in counts}
+        names = ["cell_id", "agent", "status", "updates", "updates_per_batch", "num_keys"]
+        rows = self.read(EPISODES_TO_MEMORIZE, names).to_pylist()
+        curves = self.read(CURVES, ["cell_id", "update"]).group_by("cell_id")
+        counted = curves.aggregate([("update", "count"), ("update", "max")]).to_pylist()
+        held = {row["cell_id"]: (row["update_count"], row["update_max"]) for row in counted}
         ended = [row for row in rows if row["agent"] == "lora" and row["status"] in _ENDED]
-        # A curve has a row for each update, and one for the state after the last.
-        return {row["cell_id"] for row in ended if num_curve_rows.get(row["cell_id"], 0) > (row["updates"] or 0)}
+        return {row["cell_id"] for row in ended if _is_whole(row, *held.get(row["cell_id"], (0, -1)))}
 
     def drop_cells(self, cell_ids: Iterable[str]) -> None:
         """Removes the rows that trained policies left for some cells, so that these can be trained again.
@@ -253,3 +254,12 @@ class TableStore:
 def _check_table(table: str) -> None:
     if table not in SCHEMAS:
         raise ValueError(f"unknown table {table!r}{did_you_mean(table, SCHEMAS)}")
+
+
+def _is_whole(row: Row, num_curve_rows: int, last_update: int) -> bool:
+    """Whether a cell has all its curves: a row for each batch, and one for the state after the last.
+
+    Many keyed secrets are measured on a schedule, so that the last row alone must be there.
+    """
+    updates, keyed = row["updates"] or 0, row["num_keys"] is not None
+    return last_update >= updates and (keyed or num_curve_rows > updates // (row["updates_per_batch"] or 1))

@@ -100,6 +100,15 @@ def test_a_cell_is_finished_only_with_all_its_curves(store):
     assert store.finished_cell_ids() == {"a"}
 
 
+def test_a_batch_that_is_used_again_and_keys_that_are_measured_now_and_then_have_fewer_rows_of_curves(store):
+    reused = {"updates": 8, "updates_per_batch": 4}
+    keyed = {"updates": 8, "num_keys": 64}
+    store.append(EPISODES_TO_MEMORIZE, [cell_row("a", **reused), cell_row("b", **reused), cell_row("c", **keyed)])
+    every_fourth = [row | {"update": 4 * row["update"]} for name in "abc" for row in curve_rows(name, 3)]
+    store.append(CURVES, [row for row in every_fourth if (row["cell_id"], row["update"]) != ("b", 4)])
+    assert store.finished_cell_ids() == {"a", "c"}
+
+
 @pytest.mark.parametrize("status", ["banana", None])
 def test_a_cell_of_no_known_status_is_not_finished(store, status):
     append_cells(store, cell_row("a", status))
