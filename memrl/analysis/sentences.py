@@ -8,6 +8,7 @@ import pandas as pd
 from memrl.analysis.leak import ENOUGH_SECRETS
 from memrl.analysis.objectives import BEST, USUAL
 from memrl.analysis.published import published_episodes
+from memrl.analysis.style import tells_objectives
 from memrl.analysis.summary import Summary
 from memrl.analysis.wording import format_estimate, format_number
 from memrl.tables.schema import Row
@@ -188,6 +189,9 @@ def describe_scaling(scaling: pd.DataFrame) -> list[str]:
     own = scaling[((scaling["agent"] == "lora") & scaling["conclusion"].notna()).to_numpy()]
     if own.empty:
         return []
+    if tells_objectives(own):
+        objectives = own["objective"].map(lambda name: f" ({name})" if name else "")
+        own = own.assign(channel=own["channel"] + objectives)
     named = own.groupby("conclusion")["channel"].agg(" and ".join)
     words = {
         "exponent": "a power of N fits and an overhead does not",

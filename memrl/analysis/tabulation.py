@@ -194,7 +194,7 @@ def tabulate_scaling(scaling: pd.DataFrame) -> Table | None:
         "conclusion",
         *_TESTED,
     ]
-    return tabulate(data, [name for name in names if name in data])
+    return tabulate(data, name_keys([name for name in names if name in data], data))
 
 
 def tabulate_failed(failed: pd.DataFrame) -> Table | None:
