@@ -215,7 +215,11 @@ def _judge_objectives(lora: pd.DataFrame, curves: Curves) -> list[Verdict]:
     verdicts = []
     for name, own in learners.items():
         ids = own["cell_id"] if name == "" else pd.concat([own["cell_id"], parts.get("", own.head(0))["cell_id"]])
-        cells = lora[lora["cell_id"].isin(ids).to_numpy()].reset_index(drop=True)
+        # Of many keys E50 asks that all secrets are said at once, which is another question.
+        is_one = lora["num_keys"].isna().to_numpy()
+        cells = lora[is_one & lora["cell_id"].isin(ids).to_numpy()].reset_index(drop=True)
+        if cells.empty:
+            continue
         chosen = hold_out_settings(cells)
         known = when_observer_knew(_curves_of(curves, lora, chosen), chosen["signal_bits"].to_numpy())
         verdicts += [replace(verdict, objective=name) for verdict in judge_hypotheses(cells, chosen, known)]
