@@ -15,7 +15,7 @@ from memrl.policy.warmup import WarmupRecipe, attach_lora, merge_lora, warm_up
 
 TOKENIZER = build_embedded_tokenizer()
 COMMON: dict[str, Any] = {
-    "vocab_size": len(TOKENIZER),
+    "vocab_size": 48,  # of the tokenizer's tokens all that prompts without a key and answers have
     "hidden_size": 64,
     "intermediate_size": 96,
     "num_hidden_layers": 2,

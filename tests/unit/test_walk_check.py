@@ -11,7 +11,7 @@ from memrl.policy.walk_check import check_walk
 
 TOKENIZER = build_embedded_tokenizer()
 SIZES = {
-    "vocab_size": len(TOKENIZER),
+    "vocab_size": 48,  # of the tokenizer's tokens all that prompts without a key and answers have
     "hidden_size": 64,
     "num_hidden_layers": 2,
     "initializer_range": 0.2,
