@@ -179,7 +179,7 @@ def _come_to_know(
     seconds, bits = (time.perf_counter() - start) / len(cells), cells[0].signal_bits
     runs = []
     for config, episodes in zip(cells, reached.astype(int).tolist(), strict=True):
-        reach = dict(zip(MILESTONES, episodes, strict=True))
+        reach: dict[str, int] = dict(zip(MILESTONES, episodes, strict=True))
         know = reach["e90"]
         fields = config.identity() | dict.fromkeys(_UNUSED["exact"])
         runs.append(AgentRun(agent, config, fields, RunResult(reach, know, know, bits, bits, "memorized", seconds)))

@@ -46,11 +46,11 @@ def test_milestones_and_slope_are_those_of_a_plain_loop(signal_bits, steps):
     levels = zip(MILESTONES, (-1.0, math.log2(0.9), -signal_bits / 2), strict=True)
     expected = {name: first_at(points, level) for name, level in levels}
     assert reach.milestones(0) == {name: first for name, first in expected.items() if first is not None}
-    ends = [cross(points, signal_bits, share) for share in (0.1, 0.5)]
-    if None in ends:
+    begun, ended = (cross(points, signal_bits, share) for share in (0.1, 0.5))
+    if begun is None or ended is None:
         assert reach.slope_bits(0) is None
     else:
-        assert reach.slope_bits(0) == pytest.approx(0.4 * signal_bits / (ends[1] - ends[0]), rel=1e-9)
+        assert reach.slope_bits(0) == pytest.approx(0.4 * signal_bits / (ended - begun), rel=1e-9)
 
 
 def test_a_straight_rise_has_its_own_slope_however_rarely_it_is_measured():
