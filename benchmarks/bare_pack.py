@@ -18,6 +18,7 @@ from memrl.learning.policy import PackPolicy
 from memrl.learning.state import PackState
 from memrl.learning.update import update
 from memrl.policy.base_model import EncodedTask
+from memrl.policy.embedded import build_embedded_tokenizer
 from memrl.policy.trie_walk import Level, Walk
 from memrl.rollout.in_process import InProcessSampler
 from memrl.task.answer_format import integer_format
@@ -85,8 +86,11 @@ class BarePack:
 
     def __init__(self, model: PreTrainedModel, configs: Sequence[TrainConfig], prompt_tokens: int = 6) -> None:
         prompt = tuple(2 + i % 11 for i in range(prompt_tokens))
+        tokenizer = build_embedded_tokenizer()
         tasks = {
-            N: EncodedTask(N, "single_step", "plain", "", "", prompt, build_digit_automaton(N), STOP_TOKEN)
+            N: EncodedTask(
+                N, "single_step", "plain", "", "", False, prompt, build_digit_automaton(N), STOP_TOKEN, tokenizer
+            )
             for N in {c.N for c in configs}
         }
         endless = [chz.replace(c, n_steps=_FOREVER, stop_probability=_NEVER) for c in configs]

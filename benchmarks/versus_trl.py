@@ -48,6 +48,7 @@ class Versus:
         doc="steady: episodes/s; learn: E50 of both; sweep: whole sweeps; cell: one TRL run to its end;"
         " tune: sample_cells by Ray Tune, a process each",
     )
+    model: str = field(default="embedded", doc="the base of both, as cells name it")
     N: int = field(default=64, doc="the secret is uniform on 0 .. N-1")
     lora_rank: int = field(default=8, doc="rank of the adapter on every linear layer but the head")
     group_sizes: str = field(default="4,32,256", doc="episodes of a group, an update each (steady)")

@@ -131,7 +131,7 @@ class PackPolicy:
         for part in (self.network, self.channels, self.objectives):
             part.keep(cells)
         chosen = [self.roots.key[self.roots.cell == cell] for cell in cells]
-        self.tasks, self.keys = ([part[cell] for cell in cells] for part in (self.tasks, self.keys))
+        self.tasks, self.keys = ([part[cell] for cell in cells.tolist()] for part in (self.tasks, self.keys))
         self.group_sizes, self.num_env_steps = self.group_sizes[cells], self.num_env_steps[cells]
         self.plant(chosen)
 

@@ -127,7 +127,9 @@ def _set_modules(model: nn.Module, modules: Mapping[str, nn.Module]) -> None:
 
 
 def is_memory_short(
-    layers: Iterable[nn.Linear | ExpertProjection], prompts: Sequence[Sequence[int]], configs: Sequence[TrainConfig]
+    layers: Iterable[nn.Linear | ExpertProjection],
+    prompts: Sequence[Sequence[int] | np.ndarray],
+    configs: Sequence[TrainConfig],
 ) -> bool:
     """Whether the activations of a pack's walk would take more than half of the memory that is free where it runs.
 
@@ -142,7 +144,9 @@ def is_memory_short(
 
 
 def estimate_activation_bytes(
-    layers: Iterable[nn.Linear | ExpertProjection], prompts: Sequence[Sequence[int]], configs: Sequence[TrainConfig]
+    layers: Iterable[nn.Linear | ExpertProjection],
+    prompts: Sequence[Sequence[int] | np.ndarray],
+    configs: Sequence[TrainConfig],
 ) -> int:
     """About what autograd keeps of a walk: input and output of every layer, at every position of the tree.
 

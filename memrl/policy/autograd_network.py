@@ -94,7 +94,7 @@ class AutogradNetwork:
     def __init__(
         self,
         model: PreTrainedModel,
-        prompts: Sequence[Sequence[int]],
+        prompts: Sequence[Sequence[int] | np.ndarray],
         root_cell: np.ndarray,
         adapters: AdapterPack,
         activations: Activations,

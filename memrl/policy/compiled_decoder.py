@@ -144,7 +144,7 @@ class CompiledDecoderNetwork:
     def __init__(
         self,
         model: PreTrainedModel,
-        prompts: Sequence[Sequence[int]],
+        prompts: Sequence[Sequence[int] | np.ndarray],
         root_cell: np.ndarray,
         adapters: AdapterPack,
         library: ctypes.CDLL,

@@ -23,7 +23,7 @@ from memrl.policy.network import PackedNetwork
 
 def build_network(
     model: PreTrainedModel,
-    prompts: Sequence[Sequence[int]],
+    prompts: Sequence[Sequence[int] | np.ndarray],
     configs: Sequence[TrainConfig],
     root_cell: np.ndarray | None = None,
 ) -> tuple[PackedNetwork, AdapterPack]:

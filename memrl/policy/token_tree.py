@@ -79,7 +79,7 @@ class TokenTree:
         num_unread: rows whose output nobody reads, the first ones: the prompts' tokens but the last.
     """
 
-    def __init__(self, prompts: Sequence[Sequence[int]], root_cell: np.ndarray) -> None:
+    def __init__(self, prompts: Sequence[Sequence[int] | np.ndarray], root_cell: np.ndarray) -> None:
         self.num_cells = int(root_cell[-1]) + 1
         self.plant(prompts, root_cell)
 

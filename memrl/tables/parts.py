@@ -164,7 +164,7 @@ def _check_keys(path: str, table: str, held: Sequence[str], rows: pa.Table) -> N
             raise DamagedPartError(path, f"rows without {name}")
 
 
-def _declare(path: str, rows: pa.Table, schema: pa.Schema, columns: Sequence[str] | None) -> pa.Table:
+def _declare(path: str, rows: pa.Table, schema: pa.Schema, columns: Collection[str] | None) -> pa.Table:
     """Gives the declared columns their types, and nulls where the file lacks them; the others stay behind them."""
     wanted = [field for field in schema if columns is None or field.name in columns]
     arrays = [_cast(path, rows, field) for field in wanted]

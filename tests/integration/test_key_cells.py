@@ -18,8 +18,8 @@ from memrl.policy.base_model import load_base_model
 from memrl.task.answer_format import key_digits
 
 KEYED: dict[str, Any] = {"N": 8, "num_keys": 6, "dtype": "float64", "n_steps": 7, "learning_rate": 3e-3}
-GROUPS = {"group_size": 4, "batch_size": 16}
-BITS = {"env_type": "multi_step", "reward_type": "per_bit"}
+GROUPS: dict[str, Any] = {"group_size": 4, "batch_size": 16}
+BITS: dict[str, Any] = {"env_type": "multi_step", "reward_type": "per_bit"}
 MIXED = [
     TrainConfig(**KEYED, **GROUPS, advantage="rejection"),
     TrainConfig(**KEYED, algorithm="sft", batch_size=4, lora_rank=2),

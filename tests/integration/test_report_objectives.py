@@ -1,6 +1,7 @@
 """The report of a sweep with several objectives: figures, tables and verdicts tell them apart."""
 
 import re
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -16,7 +17,7 @@ from memrl.report import main
 from memrl.tables.schema import CURVES, EPISODES_TO_MEMORIZE
 from memrl.tables.store import TableStore
 
-GRID = {"Ns": (16, 64), "ranks": (8,), "rates": (1e-3, 3e-3, 1e-2), "num_seeds": 8, "max_episodes": 600}
+GRID: dict[str, Any] = {"Ns": (16, 64), "ranks": (8,), "rates": (1e-3, 3e-3, 1e-2), "num_seeds": 8, "max_episodes": 600}
 REJECTION = {"advantage": "rejection", "group_size": 4}
 DISTILLED = {
     **{"algorithm": "distill", "explore": "policy", "channel": "per_bit-distill-policy"},

@@ -74,6 +74,7 @@ def test_a_ledger_counts_hears_measures_and_writes_what_the_page_shows(tmp_path)
     assert ledger.absorbed_bits == pytest.approx(0, abs=0.1)
     answers = [tokenizer(str(guess), add_special_tokens=False).input_ids for guess in range(16)]
     stop = ledger._encoded.stop_token_id
+    assert stop is not None
     ids = torch.tensor([[*ledger.prompt_ids, *answers[11], stop]])
     optimizer = torch.optim.Adam([p for p in policy.parameters() if p.requires_grad], lr=1e-2)
     assert not ledger.note(0)

@@ -1,5 +1,7 @@
 """Bits per adapter parameter: where more keys are no use, and what the verdicts make of it."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -25,7 +27,7 @@ def simulate(full_bits, keys=(256, 512, 1024, 2048), ranks=(1, 2), seeds=4, **fi
     return pd.DataFrame(rows)
 
 
-RL = {"algorithm": "rl", "reward_type": "per_bit", "advantage": "rejection"}
+RL: dict[str, Any] = {"algorithm": "rl", "reward_type": "per_bit", "advantage": "rejection"}
 
 
 def test_capacity_is_what_the_best_setting_absorbed_and_saturates_where_it_is_full():

@@ -1,6 +1,7 @@
 """The description of a cell: what it refuses, and which cells are the same."""
 
 import re
+from typing import Any
 
 import chz
 import numpy as np
@@ -316,7 +317,7 @@ def test_losses_that_are_one_gradient_are_said_to_be():
     assert warned({}, PPO, {"loss": "reinforce"}) == ["loss=ppo,reinforce"]
 
 
-DEFAULTS = {
+DEFAULTS: dict[str, Any] = {
     **{"algorithm": "rl", "env_type": "single_step", "N": 64, "seed": 0, "reward_type": "binary", "binning": "log"},
     **{"malformed_reward": 0.0, "advantage": "group_centered", "baseline": 0.0, "temperature": 1.0, "group_size": 32},
     **{"loss": "importance_sampling", "clip_range": 0.2, "entropy_bonus": 0.0, "kl_penalty": 0.0, "explore": "policy"},

@@ -2,6 +2,7 @@
 
 import shutil
 from datetime import UTC, datetime
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
@@ -18,8 +19,8 @@ CREATED = "2026-11-22T22:44:11+00:00"
 @pytest.fixture
 def store(tmp_path) -> TableStore:
     """A finished cell, one that never got there, and an agent, as they were written once."""
-    reached = {"e50": 8, "e50_censored": False, "e90": 16, "e90_censored": False}
-    never = {"e50": 96, "e50_censored": True, "e90": 96, "e90_censored": True}
+    reached: dict[str, Any] = {"e50": 8, "e50_censored": False, "e90": 16, "e90_censored": False}
+    never: dict[str, Any] = {"e50": 96, "e50_censored": True, "e90": 96, "e90_censored": True}
     rows = [
         cell_row("a", episodes=16, updates=1, **reached),
         cell_row("b", "budget_spent", episodes=96, updates=1, **never),

@@ -266,6 +266,9 @@ class TablePolicies:
     def __init__(self, tables):
         self.logprobs = torch.log_softmax(tables, dim=-1)
 
+    def plant(self, prompts, root_cell):
+        raise AssertionError("tables have no prompts")
+
     def prefill(self):
         self.root = np.arange(len(self.logprobs))
         return KeptDistributions(self.logprobs[:, -1])
