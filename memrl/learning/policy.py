@@ -121,7 +121,7 @@ class PackPolicy:
         penalized = np.array([objective.kl_penalty > 0 for objective in self.objectives.values])
         rows = np.flatnonzero(penalized[self.objectives.index][nodes.cell])
         if len(rows):
-            begin = ((self.roots.prompts[nodes.root[row]], nodes.tokens[row]) for row in rows)
+            begin = ((self.roots.prompts[int(nodes.root[row])], nodes.tokens[row]) for row in rows)
             scores = self.base_scores.score([(*ids, *tokens[tokens >= 0].tolist()) for ids, tokens in begin])
             logits[torch.from_numpy(rows).to(logits.device)] = scores.to(logits)
         return logits

@@ -108,7 +108,7 @@ def test_curves_have_a_row_at_each_measurement_and_at_start_and_end():
 
 
 def test_every_key_is_asked_once_before_any_twice_in_an_order_of_the_cell_s_own():
-    pack = Pack([MIXED[3], TrainConfig(**KEYED | {"num_keys": 11}, algorithm="sft", batch_size=4, lora_rank=2)])
+    pack = Pack([MIXED[3], TrainConfig(**(KEYED | {"num_keys": 11}), algorithm="sft", batch_size=4, lora_rank=2)])
     asked = []
     for _ in range(5):
         asked.append([pack.policy.roots.key[pack.policy.roots.cell == cell].tolist() for cell in range(2)])
@@ -137,7 +137,9 @@ def test_a_pack_of_keys_learns_its_secrets_and_counts_what_was_used():
 
 @pytest.mark.parametrize("explore", ["policy", "thompson", "greedy"])
 def test_what_was_told_of_each_key_is_distilled(explore):
-    size = {"group_size": 1, "batch_size": 6} if explore == "greedy" else {"group_size": 4, "batch_size": 24}
+    size: dict[str, Any] = (
+        {"group_size": 1, "batch_size": 6} if explore == "greedy" else {"group_size": 4, "batch_size": 24}
+    )
     config = TrainConfig(
         N=8, num_keys=6, algorithm="distill", reward_type="binary", explore=explore, updates_per_batch=3,
         learning_rate=4e-3, n_steps=60, measure_every=10, **size,
@@ -149,7 +151,7 @@ def test_what_was_told_of_each_key_is_distilled(explore):
 
 
 def test_an_observer_hears_of_each_key_what_it_was_told_and_no_more():
-    config = TrainConfig(**KEYED | {"dtype": "float32"}, group_size=2, batch_size=4)
+    config = TrainConfig(**(KEYED | {"dtype": "float32"}), group_size=2, batch_size=4)
     pack = Pack([config])
     secrets, possible = key_digits(config)[:, 0], [set(range(8)) for _ in range(6)]
     for _ in range(7):
@@ -184,7 +186,7 @@ CHANNELS: list[dict[str, Any]] = [
 def list_cells():
     """Every channel by every advantage that it allows, and by SFT."""
     for channel in CHANNELS:
-        fields = KEYED | {"dtype": "float32", "n_steps": 2} | channel
+        fields: dict[str, Any] = KEYED | {"dtype": "float32", "n_steps": 2} | channel
         yield TrainConfig(**fields, algorithm="sft", batch_size=4)
         for advantage in literal_choices("advantage"):
             with suppress(ValueError):  # rejection and maxrl are for rewards of 0 or 1

@@ -5,6 +5,7 @@ import math
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,7 +22,7 @@ from memrl.policy.calibration import compute_answer_log2
 from memrl.task.reward import build_channel
 
 
-def start_policy(rank: int = 4):
+def start_policy(rank: int = 4) -> tuple[Any, Any]:
     torch.manual_seed(0)
     base, tokenizer = load_base_model("embedded")
     return get_peft_model(base, LoraConfig(r=rank, lora_alpha=32, target_modules="all-linear")), tokenizer

@@ -35,7 +35,7 @@ NOT_ZERO_OR_ONE = (
     "advantage must be exponential_weights or group_centered where what an env_step answers for is not 0 or 1"
 )
 MULTI_STEP = {"env_type": "multi_step"}
-SFT = {"algorithm": "sft"}
+SFT: dict[str, Any] = {"algorithm": "sft"}
 
 REFUSED = [
     ({"N": "64"}, "N must be of type int, got '64'"),

@@ -2,6 +2,7 @@ import math
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -101,8 +102,8 @@ def test_a_cell_is_finished_only_with_all_its_curves(store):
 
 
 def test_a_batch_that_is_used_again_and_keys_that_are_measured_now_and_then_have_fewer_rows_of_curves(store):
-    reused = {"updates": 8, "updates_per_batch": 4}
-    keyed = {"updates": 8, "num_keys": 64}
+    reused: dict[str, Any] = {"updates": 8, "updates_per_batch": 4}
+    keyed: dict[str, Any] = {"updates": 8, "num_keys": 64}
     store.append(EPISODES_TO_MEMORIZE, [cell_row("a", **reused), cell_row("b", **reused), cell_row("c", **keyed)])
     every_fourth = [row | {"update": 4 * row["update"]} for name in "abc" for row in curve_rows(name, 3)]
     store.append(CURVES, [row for row in every_fourth if (row["cell_id"], row["update"]) != ("b", 4)])

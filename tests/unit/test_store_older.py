@@ -24,7 +24,7 @@ def store(tmp_path) -> TableStore:
     rows = [
         cell_row("a", episodes=16, updates=1, **reached),
         cell_row("b", "budget_spent", episodes=96, updates=1, **never),
-        cell_row("c", agent="greedy", episodes=3, N=64, **(reached | {"e50": 2})),
+        cell_row("c", **(reached | {"agent": "greedy", "episodes": 3, "N": 64, "e50": 2})),
     ]
     created = EPISODES_TO_MEMORIZE_SCHEMA.get_field_index("created")
     schema = EPISODES_TO_MEMORIZE_SCHEMA.set(created, pa.field("created", pa.string()))
