@@ -18,6 +18,13 @@ from memrl.policy.base_model import load_base_model
 from memrl.task.answer_format import key_digits
 
 KEYED: dict[str, Any] = {"N": 8, "num_keys": 6, "dtype": "float64", "n_steps": 7, "learning_rate": 3e-3}
+
+
+def keyed(**fields: Any) -> dict[str, Any]:
+    """The fields of a cell of keys, some of them others."""
+    return KEYED | fields
+
+
 GROUPS: dict[str, Any] = {"group_size": 4, "batch_size": 16}
 BITS: dict[str, Any] = {"env_type": "multi_step", "reward_type": "per_bit"}
 MIXED = [
@@ -108,7 +115,7 @@ def test_curves_have_a_row_at_each_measurement_and_at_start_and_end():
 
 
 def test_every_key_is_asked_once_before_any_twice_in_an_order_of_the_cell_s_own():
-    pack = Pack([MIXED[3], TrainConfig(**(KEYED | {"num_keys": 11}), algorithm="sft", batch_size=4, lora_rank=2)])
+    pack = Pack([MIXED[3], TrainConfig(**keyed(num_keys=11), algorithm="sft", batch_size=4, lora_rank=2)])
     asked = []
     for _ in range(5):
         asked.append([pack.policy.roots.key[pack.policy.roots.cell == cell].tolist() for cell in range(2)])
@@ -151,7 +158,7 @@ def test_what_was_told_of_each_key_is_distilled(explore):
 
 
 def test_an_observer_hears_of_each_key_what_it_was_told_and_no_more():
-    config = TrainConfig(**(KEYED | {"dtype": "float32"}), group_size=2, batch_size=4)
+    config = TrainConfig(**keyed(dtype="float32"), group_size=2, batch_size=4)
     pack = Pack([config])
     secrets, possible = key_digits(config)[:, 0], [set(range(8)) for _ in range(6)]
     for _ in range(7):
