@@ -197,7 +197,8 @@ def list_cells():
         yield TrainConfig(**fields, algorithm="sft", batch_size=4)
         for advantage in literal_choices("advantage"):
             with suppress(ValueError):  # rejection and maxrl are for rewards of 0 or 1
-                yield TrainConfig(**fields, **GROUPS, advantage=advantage, entropy_bonus=0.1 * (advantage == "maxrl"))
+                objective: dict[str, Any] = {"advantage": advantage, "entropy_bonus": 0.1 * (advantage == "maxrl")}
+                yield TrainConfig(**fields, **GROUPS, **objective)
 
 
 @pytest.mark.parametrize("updates_per_batch", [1, 2])
