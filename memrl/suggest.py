@@ -10,7 +10,7 @@ _ABBREVIATIONS = {
 }
 """What other tools call our fields."""
 
-_MOST_CHOICES = 12
+_MOST_CHOICES = 16
 
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:

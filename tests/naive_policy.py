@@ -120,7 +120,7 @@ def cell_loss(config, secret, tokenizer, groups, logprobs, rollout=None):
     old = iter([score.detach() for score in logprobs] if rollout is None else rollout)
     loss = torch.zeros((), dtype=logprobs[0].dtype)
     for group in groups:
-        read = [read_episode(config, secret, [tokenizer.decode([t]) for t in tokens]) for tokens in group]
+        read = [read_episode(config, secret, tokenizer.convert_ids_to_tokens(tokens)) for tokens in group]
         all_credited = [credit_steps(config, rewards) for rewards, _ in read]
         for (_, steps), credited in zip(read, all_credited, strict=True):
             logprob, before = next(scores), next(old)

@@ -8,7 +8,7 @@ from memrl.config import TrainConfig
 from memrl.sweep.execution import Execution
 from memrl.sweep.machine import count_local_cpus, count_local_gpus
 from memrl.sweep.packing import choose_pack_size, estimate_pack_updates, pack_cells
-from memrl.tables.schema import AGENTS, CURVES, EPISODES_TO_MEMORIZE
+from memrl.tables.places import AGENTS, CURVES, EPISODES_TO_MEMORIZE
 from memrl.tables.store import TableStore
 
 Bundles = list[dict[str, float]]

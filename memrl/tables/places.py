@@ -1,7 +1,11 @@
-"""Where results lie; imports nothing, so that a command may ask at once."""
+"""Where results lie, and the tables' names; imports nothing heavy, so that a command may ask at once."""
 
 import os
 from pathlib import Path
+
+CURVES = "curves"
+EPISODES_TO_MEMORIZE = "episodes_to_memorize"
+AGENTS = "agents"
 
 
 def own_address(grid: str) -> str:

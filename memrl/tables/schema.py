@@ -6,10 +6,7 @@ import pyarrow as pa
 
 from memrl.config import NETWORK_ROLES, TrainConfig, fields_of
 from memrl.fields import find_doc
-
-CURVES = "curves"
-EPISODES_TO_MEMORIZE = "episodes_to_memorize"
-AGENTS = "agents"
+from memrl.tables.places import AGENTS, CURVES, EPISODES_TO_MEMORIZE
 
 Row = dict[str, Any]
 """A row of a table, or of a data frame made of one, by column."""

@@ -185,9 +185,12 @@ class TableStore:
         """The cells that were trained to their end (memorized or with their budget spent) and have all their curves."""
         names = ["cell_id", "agent", "status", "updates", "updates_per_batch", "num_keys"]
         rows = self.read(EPISODES_TO_MEMORIZE, names).to_pylist()
-        curves = self.read(CURVES, ["cell_id", "update"]).group_by("cell_id")
-        counted = curves.aggregate([("update", "count"), ("update", "max")]).to_pylist()
-        held = {row["cell_id"]: (row["update_count"], row["update_max"]) for row in counted}
+        # By cell and update; `group_by` would do, and load pandas.
+        curves = self.read(CURVES, ["cell_id", "update"])
+        counted, held, end = curves["cell_id"].cast(pa.string()).value_counts().to_pylist(), {}, 0
+        for row in counted:
+            end += row["counts"]
+            held[row["values"]] = (row["counts"], curves["update"][end - 1].as_py())
         ended = [row for row in rows if row["agent"] == "lora" and row["status"] in _ENDED]
         return {row["cell_id"] for row in ended if _is_whole(row, *held.get(row["cell_id"], (0, -1)))}
 

@@ -28,7 +28,7 @@ class Task:
     >>> task.prompt, task.answer, task.reward(["42", "7", "forty-two"])
     ('0-63:', '42', [1.0, 0.0, 0.0])
     >>> Task(N=2, secret_length=8, env_type="multi_step", reward_type="element_count", secret=5).reward(["00000000"])
-    [0.75]
+    [6.0]
 
     Args:
         fields: those of memrl.TrainConfig (N, reward_type, secret_length, seed, ...), where a trainer says what it uses

@@ -18,7 +18,7 @@ def launch(*words: str, folder: Path = ROOT) -> subprocess.CompletedProcess[str]
     ("words", "message"),
     [
         (["grid=bitrte"], "unknown grid 'bitrte'; did you mean 'bitrate'?"),
-        ([], "unknown grid ''; choose from bitrate, bits, full, llm, llm-smoke, published, smoke"),
+        ([], "unknown grid ''; choose from absorb, bandwidth, bitrate, bits, "),
         (["grid=smoke", "pack_sise=2"], "unknown field 'pack_sise'; did you mean 'pack_size'?"),
         (["grid=smoke", "reward_type=binery"], "did you mean 'binary'?"),
         (["grid=smoke", "N=1"], "N must be at least 2, got 1"),

@@ -14,7 +14,7 @@ from scipy.stats import kstest
 
 from memrl.config import Advantage, TrainConfig
 from memrl.tables.rows import agent_row
-from memrl.tables.schema import EPISODES_TO_MEMORIZE_SCHEMA
+from memrl.tables.schema import AGENTS_SCHEMA
 from memrl.task.answer_format import integer_format
 from memrl.task.reach import MILESTONES
 from memrl.task.reward import Channel, build_channel
@@ -201,8 +201,8 @@ def rows():
 
 
 def test_rows_fit_the_table_and_have_ids_of_their_own(rows):
-    table = pa.Table.from_pylist(rows, schema=EPISODES_TO_MEMORIZE_SCHEMA)
-    assert all(set(row) == set(EPISODES_TO_MEMORIZE_SCHEMA.names) for row in rows)
+    table = pa.Table.from_pylist(rows, schema=AGENTS_SCHEMA)
+    assert all(set(row) == set(AGENTS_SCHEMA.names) for row in rows)
     assert len({row["cell_id"] for row in rows}) == len(rows)
     assert set(table["agent"].to_pylist()) == set(AGENTS) - {"weighing"}  # it plays sequences alone
     assert not {row["cell_id"] for row in rows} & {cell.cell_id for cell in CELLS}
@@ -241,7 +241,9 @@ def test_rows_say_what_the_agents_did(rows):
             assert row["learning_rate"] in (4.0, 64.0)
             assert row["e90_censored"] == (row["absorbed_bits"] < math.log2(0.9 * row["N"]) - 1e-9)
             assert row["status"] == ("budget_spent" if row["e90_censored"] else "memorized")
-            assert row["e50"] <= row["e90"] <= row["episodes"] <= config.episodes_per_update * 60
+            reached = [row[name] for name in ("e50", "e90") if not row[f"{name}_censored"]]
+            assert sorted(reached) == reached
+            assert max([0, *reached]) <= row["episodes"] <= config.episodes_per_update * 60
         else:
             assert row["learning_rate"] is None
             assert row["absorbed_bits"] == row["observed_bits"] == math.log2(row["N"])

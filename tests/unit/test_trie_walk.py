@@ -108,7 +108,7 @@ def pool_small(observed, expected):
 
 
 @pytest.mark.parametrize(
-    ("base", "spread"), [("calibrated_model", 0.02), ("calibrated_model", 0.1), ("random_model", 0)]
+    ("base", "spread"), [("calibrated_model", 0.02), ("calibrated_model", 0.04), ("random_model", 0)]
 )
 def test_episodes_are_drawn_with_the_policys_own_probabilities(request, base, spread):
     bench = Bench(request.getfixturevalue(base), DRAWN, spread)

@@ -59,7 +59,7 @@ def test_only_a_model_from_scratch_trains_to_the_end():
 
 def test_a_folder_is_calibrated_for_sequences(tmp_path):
     save_base_model(build_embedded_model(seed=2), build_embedded_tokenizer(), tmp_path / "raw")
-    fields: dict[str, Any] = {"N": "2", "env_type": "multi_step", "steps": 60, "learning_rate": 3e-3}
+    fields: dict[str, Any] = {"N": "2", "env_type": "multi_step", "steps": 150, "learning_rate": 3e-3}
     config = WarmupConfig(model=str(tmp_path / "raw"), secret_length="20", output=str(tmp_path / "a"), **fields)
     (prompt,) = calibrate(config).prompts
     assert prompt.task.secret_length == 20
