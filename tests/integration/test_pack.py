@@ -16,7 +16,9 @@ RATE: dict[str, Any] = {"learning_rate": 3e-3}
 MIXED = [
     TrainConfig(N=8, seed=1, **RATE),
     TrainConfig(N=64, algorithm="sft", batch_size=1, seed=2, **RATE),
-    TrainConfig(N=16, reward_type="binned_distance", reward_bins=4, group_size=8, seed=3, n_steps=5, **RATE),
+    TrainConfig(
+        N=16, reward_type="binned_distance", reward_bins=4, group_size=8, seed=3, n_steps=5, learning_rate=1e-4
+    ),
     TrainConfig(N=8, env_type="multi_step", reward_type="per_bit", group_size=8, lora_rank=2, seed=4, **RATE),
     TrainConfig(N=10, env_type="multi_step", reward_type="binary", group_size=16, max_episodes=100, **RATE),
     TrainConfig(N=100, reward_type="distance", group_size=16, lora_rank=1, seed=6, n_steps=40, **RATE),

@@ -20,15 +20,18 @@ from memrl.task.secret import cell_secret
 UPDATES = 10
 TOLERANCE = 1e-9
 
+ENDLESS: dict[str, Any] = {"stop_probability": 1 - 1e-12}
+"""No cell leaves because it knows its secret."""
+
 THREE = [
-    TrainConfig(N=16, reward_type="binary", lora_rank=2, learning_rate=1e-3, group_size=8, seed=1, dtype="float64"),
+    TrainConfig(N=16, reward_type="binary", lora_rank=2, learning_rate=1e-3, group_size=8, seed=1, dtype="float64", **ENDLESS),
     TrainConfig(
         N=10, reward_type="binned_distance", reward_bins=4, lora_rank=8, learning_rate=4e-3, group_size=4, batch_size=8,
-        advantage="std_normalized", loss="ppo", seed=2, dtype="float64",
+        advantage="std_normalized", loss="ppo", seed=2, dtype="float64", **ENDLESS,
     ),
     TrainConfig(
         N=10, env_type="multi_step", reward_type="per_bit", lora_rank=1, learning_rate=2e-3, group_size=6, seed=3,
-        advantage="leave_one_out", loss="reinforce", lora_alpha=8.0, adam_beta2=0.95, dtype="float64",
+        advantage="leave_one_out", loss="reinforce", lora_alpha=8.0, adam_beta2=0.95, dtype="float64", **ENDLESS,
     ),
 ]  # fmt: skip
 

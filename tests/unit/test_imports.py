@@ -81,7 +81,7 @@ def test_a_command_parses_its_arguments_without_the_heavy_packages(command):
     shapes = ["jaxtyping", "wadler_lindig"]
     light = ["numpy", "scipy", "chz", "typing_extensions", "rich", "pygments", "markdown_it", "mdurl", "yaml", *shapes]
     # The launcher asks its tables what has finished already.
-    own = ["pyarrow", "fsspec"] if command == "memrl.launch" else []
+    own = ["pyarrow", "fsspec", "safetensors"] if command == "memrl.launch" else []
     done = import_with_only([*light, *own], ["memrl"], run, walk=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout
