@@ -56,7 +56,7 @@ def list_columns(curves):
     return {name: c.tolist() if name == "cell_id" else c.tobytes() for name, c in columns.items()}
 
 
-@pytest.mark.parametrize(("kind", "updates"), [("pack", 2), ("pack", 4), ("half-packs", 4)])
+@pytest.mark.parametrize(("kind", "updates"), [("pack", 2), ("pack", 4), ("half-packs", 2)])
 def test_a_saved_pack_ends_the_same_in_another_process(tmp_path, kind, updates):
     pack = start(kind)
     go_on(pack, updates)
