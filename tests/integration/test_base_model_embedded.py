@@ -197,7 +197,7 @@ def test_the_one_command_rebuilds_it(shipped, tmp_path):
     calibration = calibrate(WarmupConfig(model="scratch", seed=0, output=str(tmp_path)))
     for prompt in calibration.prompts:
         assert prompt.prior.kl_bits <= 0.15, (prompt.task.N, prompt.task.env_type, prompt.task.secret_length)
-        assert prompt.interference <= 0.35 or math.isnan(prompt.interference)
+        assert prompt.interference <= 0.45 or math.isnan(prompt.interference)
     # Training is chaotic: on a processor that rounds otherwise the weights are others, and the priors as good.
     rebuilt, model = load_base_model(str(tmp_path))[0], shipped[0]
     shapes = [{name: parameter.shape for name, parameter in m.named_parameters()} for m in (rebuilt, model)]

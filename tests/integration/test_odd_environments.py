@@ -37,13 +37,13 @@ def check_that_it_worked(folder: Path, done: subprocess.CompletedProcess[str]) -
     assert status == "memorized"
 
 
-@pytest.mark.slow
+@pytest.mark.chaos
 @pytest.mark.parametrize("odd", ENVIRONMENTS)
 def test_a_sweep_runs_as_elsewhere(tmp_path, odd):
     check_that_it_worked(tmp_path, launch(tmp_path, **ENVIRONMENTS[odd]))
 
 
-@pytest.mark.slow
+@pytest.mark.chaos
 def test_a_temporary_folder_of_a_long_name_beyond_ascii_will_do(tmp_path):
     temporary = tmp_path / ("ü" * 60)
     temporary.mkdir()
@@ -51,14 +51,14 @@ def test_a_temporary_folder_of_a_long_name_beyond_ascii_will_do(tmp_path):
     assert list(temporary.iterdir()) == []
 
 
-@pytest.mark.slow
+@pytest.mark.chaos
 @pytest.mark.parametrize("name", ["model", "./model"])
 def test_a_model_may_lie_at_a_relative_path(tmp_path, name):
     shutil.copytree(ROOT / "memrl" / "assets" / "embedded", tmp_path / "model")
     check_that_it_worked(tmp_path, launch(tmp_path, f"model={name}"))
 
 
-@pytest.mark.slow
+@pytest.mark.chaos
 def test_kernels_need_no_cache_that_may_hold_programs(tmp_path):
     cache = tmp_path / "cache"
     cache.mkdir()
@@ -71,7 +71,7 @@ def test_kernels_need_no_cache_that_may_hold_programs(tmp_path):
         subprocess.run(["umount", cache], check=True)
 
 
-@pytest.mark.slow
+@pytest.mark.chaos
 def test_nobody_need_read_what_a_sweep_prints(tmp_path):
     command = " ".join(f"'{word}'" for word in COMMAND)
     done = subprocess.run(["bash", "-c", f"set -o pipefail; {command} | head -1"], cwd=tmp_path, capture_output=True)
@@ -79,7 +79,7 @@ def test_nobody_need_read_what_a_sweep_prints(tmp_path):
     check_that_it_worked(tmp_path, done)
 
 
-@pytest.mark.slow
+@pytest.mark.chaos
 @pytest.mark.parametrize("results", ["/proc/results", "file/results"])
 def test_results_that_can_not_be_written_are_one_line(tmp_path, results):
     (tmp_path / "file").touch()

@@ -17,7 +17,7 @@ def end_process(guess, secret, N):
 """
 
 
-@pytest.mark.slow
+@pytest.mark.chaos
 def test_a_reward_that_ends_its_process_fails_its_cell_alone(tmp_path, monkeypatch):
     (tmp_path / "fragile.py").write_text(FRAGILE)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))

@@ -24,7 +24,9 @@ ENDLESS: dict[str, Any] = {"stop_probability": 1 - 1e-12}
 """No cell leaves because it knows its secret."""
 
 THREE = [
-    TrainConfig(N=16, reward_type="binary", lora_rank=2, learning_rate=1e-3, group_size=8, seed=1, dtype="float64", **ENDLESS),
+    TrainConfig(
+        N=16, reward_type="binary", lora_rank=2, learning_rate=1e-3, group_size=8, seed=1, dtype="float64", **ENDLESS,
+    ),
     TrainConfig(
         N=10, reward_type="binned_distance", reward_bins=4, lora_rank=8, learning_rate=4e-3, group_size=4, batch_size=8,
         advantage="std_normalized", loss="ppo", seed=2, dtype="float64", **ENDLESS,
