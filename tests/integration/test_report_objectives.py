@@ -87,7 +87,8 @@ def test_page_and_findings_list_what_each_objective_kept_and_lost(sweep, tmp_pat
 
 
 def test_the_share_that_got_there_is_drawn_against_the_interference_of_its_base(tmp_path):
-    cells, curves = simulate_sweep(processes=("per_bit",), **(GRID | {"Ns": (16,)}))
+    fields: dict[str, Any] = GRID | {"Ns": (16,)}
+    cells, curves = simulate_sweep(processes=("per_bit",), **fields)
     bases = [{"model": "apart", "interference": 0.1}, {"model": "alike", "interference": 0.8, "e50_censored": True}]
     store = TableStore(str(tmp_path))
     store.create()
