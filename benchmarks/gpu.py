@@ -147,7 +147,8 @@ def measure_pack(gpu: Gpu, model: Any, pack: Any, device: str) -> Row:
 
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    prompt_tokens, episodes = pack.policy.prompt_tokens, int(pack.policy.num_episodes.sum())
+    roots = pack.policy.roots
+    prompt_tokens, episodes = roots.prompt_tokens, int(roots.num_episodes.sum())
 
     def update() -> None:
         pack.update()
@@ -156,7 +157,7 @@ def measure_pack(gpu: Gpu, model: Any, pack: Any, device: str) -> Row:
     with watch_walks() as walks:
         walk = pack.update()
     needed = count_operations(Shape.of(model), walks[-1], pack.state.adapters.ranks).total
-    lengths = prompt_tokens[walk.outcome_cell] + (walk.outcome_path >= 0).sum(1)
+    lengths = prompt_tokens[walk.outcome_root] + (walk.outcome_path >= 0).sum(1)
     episode_tokens = float((lengths * walk.outcome_counts.sum(1)).sum())
     seconds, rates = [], []
     for _ in range(gpu.rounds):

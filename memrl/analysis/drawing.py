@@ -71,7 +71,8 @@ _AXIS = {
 _THEME = {
     "font": _FONT,
     "background": "transparent",
-    "padding": 1,
+    # Browsers have wider letters than the library that measures the labels.
+    "padding": {"left": 9, "top": 1, "right": 1, "bottom": 1},
     "view": {"stroke": None},
     "axis": _AXIS,
     "text": {"fontSize": 7, "color": INK},

@@ -192,7 +192,7 @@ def test_its_first_steps_repeat_from_the_seed(record):
     np.testing.assert_allclose(losses, record["first_losses"], rtol=1e-3)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_one_command_rebuilds_it(shipped, tmp_path):
     calibration = calibrate(WarmupConfig(model="scratch", seed=0, output=str(tmp_path)))
     for prompt in calibration.prompts:
