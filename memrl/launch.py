@@ -20,7 +20,7 @@ from memrl.sweep.plan import check_device, describe_plan
 from memrl.sweep.rollouts import check_engines
 from memrl.tables.places import find_grids, own_address
 from memrl.tables.store import TableStore
-from memrl.task.reward import check_own_reward
+from memrl.task.own_reward import check_own_reward
 
 USAGE = """\
 usage: python sweeps/launch.py grid=NAME [field=value[,value...] ...]

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from memrl.cli import exit_on_bad_input, read_cell, run_command
-from memrl.task.reward import check_own_reward
+from memrl.task.own_reward import check_own_reward
 
 USAGE = """\
 Trains one policy by reinforcement learning until it has memorized its secret, or its budget is spent.

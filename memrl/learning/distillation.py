@@ -17,7 +17,7 @@ from memrl.policy.trie_walk import Splitter
 from memrl.rollout.backend import SampledEpisodes
 from memrl.rollout.repeat import RepeatableSplitter
 from memrl.rollout.replay import Replay
-from memrl.task.reward import RewardError
+from memrl.task.own_reward import RewardError
 from memrl.theory.bayes_agent import choose_guess
 
 

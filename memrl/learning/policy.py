@@ -18,9 +18,10 @@ from memrl.learning.roots import CellKeys, Prompts, Roots, draw_keys
 from memrl.policy.adapter_pack import AdapterPack
 from memrl.policy.base_model import EncodedTask
 from memrl.policy.base_scores import BaseScores
+from memrl.policy.forest import Forest, StateTable
 from memrl.policy.network import PackedNetwork
 from memrl.policy.packed import build_network
-from memrl.policy.trie_walk import Forest, Nodes, StateTable
+from memrl.policy.trie_walk import Nodes
 from memrl.task.reward import Channel, build_channel
 
 

@@ -17,7 +17,7 @@ from memrl.policy.calibration import Prior
 from memrl.policy.warmup_record import read_interference
 from memrl.tables.rows import trained_row
 from memrl.tables.schema import CURVES_SCHEMA, Row
-from memrl.task.reward import RewardError
+from memrl.task.own_reward import RewardError
 
 
 @dataclass

@@ -9,7 +9,8 @@ from jaxtyping import Float, Int
 from memrl.learning.numbered import Numbered
 from memrl.policy.trie_walk import Walk
 from memrl.task.env import step_rewards
-from memrl.task.reward import Channel, OwnReward, RewardError
+from memrl.task.own_reward import OwnReward, RewardError
+from memrl.task.reward import Channel
 from memrl.theory.observer import PackObserver
 
 Faults = dict[int, str]

@@ -7,7 +7,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from memrl.config import TrainConfig
-from memrl.policy.trie_walk import Forest, Level, Walk
+from memrl.policy.forest import Forest
+from memrl.policy.trie_walk import Level, Walk
 
 _EPISODE_STREAM = 0xE915
 """Keeps the episodes' random numbers apart from every other stream of the same cell."""

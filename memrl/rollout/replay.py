@@ -7,7 +7,8 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from memrl.policy.trie_walk import Forest, Level, Walk
+from memrl.policy.forest import Forest
+from memrl.policy.trie_walk import Level, Walk
 from memrl.rollout.backend import SampledEpisodes
 
 

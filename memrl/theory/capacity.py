@@ -15,15 +15,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from memrl.task.answer_format import AnswerFormat, integer_format
-from memrl.task.reward import (
-    FEEDBACK_DECIMALS,
-    Channel,
-    RewardFunction,
-    SymbolAverage,
-    row_blocks,
-    secret_itself,
-    sequence_itself,
-)
+from memrl.task.own_reward import RewardFunction
+from memrl.task.reward import FEEDBACK_DECIMALS, Channel, SymbolAverage, row_blocks, secret_itself, sequence_itself
 from memrl.theory.information import row_entropies_bits
 from memrl.theory.sequences import episode_bits, is_listed, signal_bits
 

@@ -7,6 +7,7 @@ credit and objective alone decide how episodes grow with it.
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
+from scipy.special import softmax
 
 _BETAS, _EPSILON = (0.9, 0.999), 1e-8
 """Adam's, as in TrainConfig."""
@@ -24,7 +25,7 @@ class SymbolLogits:
     def __init__(self, radix: int, length: int, runs: int) -> None:
         self.num_env_steps, self._updates = length, 0
         self._logits, self._first, self._second = np.zeros((3, runs, length, radix))
-        self._probability = _softmax(self._logits)
+        self._probability = softmax(self._logits, axis=-1)
 
     def sample(self, uniform: Float[np.ndarray, "run episode env_step"]) -> Int[np.ndarray, "run episode env_step"]:
         """Sequences from uniform numbers."""
@@ -52,7 +53,7 @@ class SymbolLogits:
         self._second += (1 - _BETAS[1]) * (gradient**2 - self._second)
         scale = np.sqrt(self._second / (1 - _BETAS[1] ** self._updates)) + _EPSILON
         self._logits += rate[:, None, None] * self._first / (1 - _BETAS[0] ** self._updates) / scale
-        self._probability = _softmax(self._logits)
+        self._probability = softmax(self._logits, axis=-1)
 
     def log2_probability(self, secrets: Int[np.ndarray, "run env_step"]) -> Float[np.ndarray, "run"]:
         """log2 P(secret) of each run."""
@@ -62,8 +63,3 @@ class SymbolLogits:
         """Drops the runs that do not go on."""
         for name in ("_logits", "_first", "_second", "_probability"):
             setattr(self, name, getattr(self, name)[goes_on])
-
-
-def _softmax(logits: Float[np.ndarray, "run symbol value"]) -> Float[np.ndarray, "run symbol value"]:
-    weight = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return weight / weight.sum(axis=-1, keepdims=True)

@@ -11,7 +11,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from scipy.special import expit
+from scipy.special import expit, softmax
 
 from memrl.config import TrainConfig
 from memrl.task.advantage import AdvantageRule, assign_credit, episode_advantages
@@ -152,7 +152,7 @@ class _ArmLogits:
 
     def __init__(self, N: int, runs: int) -> None:
         self._logits = np.zeros((runs, N))
-        self._probability = _softmax(self._logits)
+        self._probability = softmax(self._logits, axis=1)
         self._cumulative = np.cumsum(self._probability, axis=1)
 
     def sample(self, uniform: Float[np.ndarray, "run episode env_step"]) -> Int[np.ndarray, "run episode"]:
@@ -176,7 +176,7 @@ class _ArmLogits:
         pushed = np.zeros((len(moved), self._logits.shape[1]))
         np.add.at(pushed, (np.arange(len(moved))[:, None], guess[moved]), weight[moved])
         self._logits[moved] += pushed - self._probability[moved] * weight[moved].sum(axis=1, keepdims=True)
-        self._probability[moved] = _softmax(self._logits[moved])
+        self._probability[moved] = softmax(self._logits[moved], axis=1)
         self._cumulative[moved] = np.cumsum(self._probability[moved], axis=1)
 
     def log2_probability(self, secrets: Int[np.ndarray, "run"]) -> Float[np.ndarray, "run"]:
@@ -186,11 +186,6 @@ class _ArmLogits:
     def keep(self, goes_on: Bool[np.ndarray, "run"]) -> None:
         self._logits, self._probability = self._logits[goes_on], self._probability[goes_on]
         self._cumulative = self._cumulative[goes_on]
-
-
-def _softmax(logits: Float[np.ndarray, "run arm"]) -> Float[np.ndarray, "run arm"]:
-    weight = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return weight / weight.sum(axis=1, keepdims=True)
 
 
 class _BitLogits:

@@ -21,8 +21,9 @@ from memrl.policy.activations import (
 from memrl.policy.adapter_pack import AdapterPack, describe_adapter, find_linears
 from memrl.policy.autograd_network import AutogradNetwork
 from memrl.policy.base_model import encode_task
+from memrl.policy.forest import Forest
 from memrl.policy.packed import build_network, list_layers
-from memrl.policy.trie_walk import Forest, walk_tries
+from memrl.policy.trie_walk import walk_tries
 from memrl.rollout.in_process import InProcessSampler, start_generators
 
 CELLS = [

@@ -22,8 +22,9 @@ from memrl.policy.adapter_pack import AdapterPack, describe_adapter
 from memrl.policy.autograd_network import AutogradNetwork
 from memrl.policy.base_model import encode_task
 from memrl.policy.experts import PackedExperts, describe_projections, find_experts
+from memrl.policy.forest import Forest
 from memrl.policy.packed import list_layers
-from memrl.policy.trie_walk import Forest, walk_tries
+from memrl.policy.trie_walk import walk_tries
 from memrl.rollout.adapter_files import publish_adapter
 from memrl.rollout.in_process import InProcessSampler, start_generators
 from memrl.rollout.vllm_actor import name_for_engine

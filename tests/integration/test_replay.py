@@ -7,8 +7,9 @@ import torch
 from memrl.config import TrainConfig
 from memrl.learning.pack import Pack
 from memrl.policy.base_model import encode_task, load_base_model
+from memrl.policy.forest import Forest
 from memrl.policy.packed import build_network
-from memrl.policy.trie_walk import Forest, walk_tries
+from memrl.policy.trie_walk import walk_tries
 from memrl.rollout.backend import SampledEpisodes
 from memrl.rollout.in_process import InProcessSampler, start_generators
 from memrl.rollout.replay import Replay

@@ -20,8 +20,9 @@ from memrl.learning.update import update
 from memrl.policy.base_model import encode_cell, load_base_model
 from memrl.policy.calibration import compute_answer_log2
 from memrl.policy.embedded import build_embedded_model, build_embedded_tokenizer
+from memrl.policy.forest import Forest
 from memrl.policy.next_tokens import KeptDistributions
-from memrl.policy.trie_walk import Forest, walk_tries
+from memrl.policy.trie_walk import walk_tries
 from memrl.rollout.in_process import InProcessSampler, start_generators
 from memrl.task.answer_format import AnswerFormat, integer_format
 from memrl.task.automaton import build_automaton
