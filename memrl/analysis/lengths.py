@@ -7,7 +7,7 @@ import pandas as pd
 
 from memrl.analysis.cells import number_groups
 from memrl.analysis.estimate import describe_choices, put_estimates
-from memrl.analysis.objectives import BEST, USUAL, USUAL_NAME
+from memrl.analysis.objectives import BEST, DISTILLED, USUAL, USUAL_NAME, keep_best
 from memrl.analysis.scaling import group_medians
 from memrl.analysis.selection import hold_out_settings
 from memrl.analysis.survival import PADDING, Estimates, estimate_quantile, pad_rows
@@ -61,7 +61,7 @@ def estimate_lengths(cells: pd.DataFrame) -> pd.DataFrame:
         _upper, alike in all rows of a line.
     """
     tables = []
-    for objective, part in split_objectives(take_sequences(cells)).items():
+    for objective, part in _split_lines(take_sequences(cells)).items():
         for _, own in part.groupby(["agent", "line"], sort=True):
             own = own.assign(objective=objective).reset_index(drop=True)
             table, exponent = _estimate(own), fit_growth(own, own["line"].unique().tolist())[1]
@@ -71,18 +71,19 @@ def estimate_lengths(cells: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
 
-def split_objectives(cells: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Cells without an objective (SFT, exact agents), of the usual one, and of all that trained policies have.
+def _split_lines(cells: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Cells without an objective (SFT, exact agents), of the usual one, and of the best that trained policies have.
 
-    A line that was tried under the usual objective alone is not there again as the best.
+    The best is that of the verdicts (`objectives.keep_best`). A line that was tried under the usual objective alone is
+    not there again as the best.
     """
     names, trained = cells["objective_name"], (cells["agent"] == "lora").to_numpy()
-    of_best = trained & (names != "").to_numpy()
+    of_best = trained & (names != "").to_numpy() & ~names.str.startswith(DISTILLED).to_numpy(dtype=bool)
     others = set(cells["line"][of_best & (names != USUAL_NAME).to_numpy()])
     parts = {
         "": cells[(names == "").to_numpy()],
         USUAL: cells[(names == USUAL_NAME).to_numpy()],
-        BEST: cells[of_best & cells["line"].isin(others).to_numpy()],
+        BEST: keep_best(cells[of_best & cells["line"].isin(others).to_numpy()]),
     }
     return {name: part.reset_index(drop=True) for name, part in parts.items()}
 
