@@ -15,7 +15,7 @@ from memrl.channels import REWARDS
 from memrl.config import TrainConfig
 from memrl.tables.rows import agent_id, agent_row
 from memrl.tables.schema import Row
-from memrl.theory.agents import play_agents, tabular_fields, tabular_rates
+from memrl.theory.agents import exact_fields, play_agents, tabular_fields, tabular_rates
 
 _SPAWN = multiprocessing.get_context("spawn")
 
@@ -96,19 +96,22 @@ class AgentPlay:
 
 
 def find_unplayed(cells: Iterable[TrainConfig], played: set[str]) -> list[TrainConfig]:
-    """The cells that the agents have left no rows for.
+    """The cells whose agents have left no rows, keyed ones excepted, which nobody plays.
 
-    All rows of a play are written at once, and tabular_pg plays every channel, so that its rows tell.
+    All rows of a play are written at once, and tabular_pg plays every channel but those of distilled cells, so that
+    the rows of these agents tell.
 
     Args:
         cells: of the sweep.
         played: the cell_id of every agent's row.
     """
+    return [cell for cell in cells if cell.num_keys is None and played.isdisjoint(_telling_ids(cell))]
 
-    def first_id(cell: TrainConfig) -> str:
-        return agent_id("tabular_pg", cell, tabular_fields(cell, tabular_rates(cell)[0]))
 
-    return [cell for cell in cells if first_id(cell) not in played]
+def _telling_ids(cell: TrainConfig) -> list[str]:
+    if cell.algorithm == "distill":
+        return [agent_id(agent, cell, exact_fields(cell)) for agent in ("optimal", "greedy", "weighing")]
+    return [agent_id("tabular_pg", cell, tabular_fields(cell, tabular_rates(cell)[0]))]
 
 
 def _play(parts: Sequence[Sequence[TrainConfig]], sender: Connection) -> None:

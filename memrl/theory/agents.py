@@ -99,6 +99,8 @@ def uniform_episodes(N: int, seed: int) -> int:
 def play_agents(configs: Iterable[TrainConfig], learning_rates: Sequence[float] | None = None) -> list[AgentRun]:
     """Lets every agent play the channels and secrets of some cells; many keyed secrets are nobody's to play.
 
+    A table that is distilled from the posterior is the posterior, so tabular_pg has no run for distilled cells.
+
     Cells that differ by the policy alone share their runs. An agent with an exact posterior has memorized when that
     reaches 1/2 and 1; where the channel cannot tell every secret, it has no run.
 
@@ -114,7 +116,7 @@ def play_agents(configs: Iterable[TrainConfig], learning_rates: Sequence[float] 
     for cells in _group(configs, _UNUSED["exact"]):
         for play in (_play_optimal, _play_greedy, _play_weighing, _play_uniform):
             runs += play(cells)
-    for cells in _group(configs, _UNUSED["tabular_pg"]):
+    for cells in _group([config for config in configs if config.algorithm != "distill"], _UNUSED["tabular_pg"]):
         runs += _play_tabular(cells, learning_rates or tabular_rates(cells[0]))
     return runs
 
@@ -181,7 +183,7 @@ def _come_to_know(
     for config, episodes in zip(cells, reached.astype(int).tolist(), strict=True):
         reach: dict[str, int] = dict(zip(MILESTONES, episodes, strict=True))
         know = reach["e90"]
-        fields = config.identity() | dict.fromkeys(_UNUSED["exact"])
+        fields = exact_fields(config)
         runs.append(AgentRun(agent, config, fields, RunResult(reach, know, know, bits, bits, "memorized", seconds)))
     return runs
 
@@ -189,6 +191,11 @@ def _come_to_know(
 def tabular_rates(config: TrainConfig) -> tuple[float, ...]:
     """The learning rates of tabular_pg on a cell's task."""
     return TABULAR_LEARNING_RATES if config.secret_length is None else SYMBOL_LEARNING_RATES
+
+
+def exact_fields(config: TrainConfig) -> dict[str, object]:
+    """The fields of a cell as far as an agent with an exact posterior has a use for them."""
+    return config.identity() | dict.fromkeys(_UNUSED["exact"])
 
 
 def tabular_fields(config: TrainConfig, learning_rate: float) -> dict[str, object]:

@@ -44,6 +44,19 @@ def test_every_cell_is_played_for_and_none_again():
     assert find_unplayed([*CELLS, more], played) == [more]
 
 
+def test_distilled_cells_are_played_by_those_that_know_the_posterior_and_keyed_ones_by_nobody():
+    distilled = TrainConfig(algorithm="distill", N=4, group_size=8, batch_size=32)
+    keyed = TrainConfig(N=4, num_keys=2, group_size=8, batch_size=16)
+    play = AgentPlay([distilled, keyed])
+    play.start()
+    while not play.wait(60):
+        pass
+    assert play.problems == []
+    assert {row["agent"] for row in play.rows} == {"optimal", "greedy", "uniform"}
+    assert find_unplayed([distilled, keyed], set()) == [distilled]
+    assert find_unplayed([distilled, keyed], {row["cell_id"] for row in play.rows}) == []
+
+
 @pytest.mark.parametrize(
     ("function", "problem"),
     [
