@@ -128,7 +128,7 @@ def sum_losses(
     columns = (walk.edge_logprob, rollout_logprob, gain, cost)
     for objective, rows in objectives.split(walk.edge_cell):
         edges = torch.from_numpy(rows).to(total.device)
-        own = [column[edges] for column in columns]
+        own = [column[edges] for column in columns] if len(objectives.values) > 1 else columns
         total = total + LOSSES[objective.loss](*own, torch.full_like(own[0], objective.clip_range)).sum()
     return total
 

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Float
 
 from memrl.config import hash_fields
 from memrl.learning.policy import PackPolicy
@@ -26,15 +25,18 @@ class Record:
 
     Attributes:
         rows: of episodes_to_memorize.
-        curves: of curves, one table per update.
+        curves: the columns of curves, by name, of each update.
     """
 
     rows: list[Row] = field(default_factory=list)
-    curves: list[pa.Table] = field(default_factory=list)
+    curves: list[dict[str, np.ndarray]] = field(default_factory=list)
 
     def drain(self) -> tuple[list[Row], pa.Table]:
         """Takes all rows: those of episodes_to_memorize, and those of curves."""
-        rows, curves = self.rows, pa.concat_tables([CURVES_SCHEMA.empty_table(), *self.curves])
+        rows, curves = self.rows, CURVES_SCHEMA.empty_table()
+        if self.curves:
+            columns = {name: np.concatenate([each[name] for each in self.curves]) for name in CURVES_SCHEMA.names}
+            curves = pa.table(columns, schema=CURVES_SCHEMA)
         self.rows, self.curves = [], []
         return rows, curves
 
@@ -44,13 +46,16 @@ class Record:
         return not self.rows and not self.curves
 
 
-def tabulate_update(state: PackState, done: Update, root_cell: np.ndarray) -> pa.Table:
+def tabulate_update(state: PackState, done: Update, root_cell: np.ndarray) -> dict[str, np.ndarray]:
     """One curve row per cell that was measured: its state before an update, and its own episodes where it made one.
 
     Args:
         state: right after the update, the cells that it ended still among them.
         done: the update.
         root_cell: the cell of each root of the walk, int64 (roots,).
+
+    Returns:
+        the columns, by name.
     """
     walk, progress = done.walk, state.progress
     count = walk.outcome_counts.sum(1)
@@ -61,30 +66,33 @@ def tabulate_update(state: PackState, done: Update, root_cell: np.ndarray) -> pa
         for values in (edges, (edges - done.rollout_logprob).abs())
     )
 
-    def average(values: Float[np.ndarray, "outcome"]) -> Float[np.ndarray, "cell"]:
-        total, episodes = (np.bincount(walk.outcome_cell, v, minlength=len(state)) for v in (values * count, count))
+    episodes = np.bincount(walk.outcome_cell, count, minlength=len(state))
+
+    def average(values: np.ndarray) -> np.ndarray:
+        total = np.bincount(walk.outcome_cell, values * count, minlength=len(state))
         return np.where(done.learned, total / episodes, np.nan)
 
+    reward = np.where(np.isnan(done.rewards), 0.0, done.rewards).sum(1)
     no_well = np.full(len(state), np.nan)
     well = no_well if done.advantages is None else measure_well(walk, done.advantages, root_cell)
     uses = np.array([config.updates_per_batch for config in state.configs])
     supervised = np.array([config.algorithm == "sft" for config in state.configs])
     used = np.array([config.episodes_per_update for config in state.configs])
+    # Copies of what the next update writes in place.
     columns = {
-        "cell_id": [config.cell_id for config in state.configs],
+        "cell_id": np.array([config.cell_id for config in state.configs], dtype=object),
         "update": (progress.batches - done.learned) * uses,
         "episodes": progress.episodes - np.where(done.learned, used, 0),
-        "observed_bits": progress.observed_bits,
-        "absorbed_bits": progress.absorbed_bits,
-        "mean_reward": np.where(supervised, np.nan, average(np.nansum(done.rewards, axis=1))),
+        "observed_bits": progress.observed_bits.copy(),
+        "absorbed_bits": progress.absorbed_bits.copy(),
+        "mean_reward": np.where(supervised, np.nan, average(reward)),
         "well_formed": average(walk.outcomes.well_formed.astype(np.float64)),
         "entropy_bits": average(-logprob / np.log(2.0)),
         "well": np.where(supervised | ~done.learned, np.nan, well),
         "gradient_norm": np.where(done.learned, done.gradient_norm, np.nan),
         "logprob_gap": average(gap) / average(real.sum(1).astype(np.float64)),
     }
-    table = pa.table(columns, schema=CURVES_SCHEMA)
-    return table if done.measured.all() else table.filter(pa.array(done.measured))
+    return columns if done.measured.all() else {name: column[done.measured] for name, column in columns.items()}
 
 
 def describe_cell(state: PackState, policy: PackPolicy, cell: int, prior: Prior, base: Mapping[str, Any]) -> Row:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 from jaxtyping import Int
@@ -76,12 +76,12 @@ class Roots:
         prompts = [of_cell.prompts[key] for of_cell, some in zip(keys, chosen, strict=True) for key in some]
         return cls(cell, np.concatenate(chosen).astype(np.int64), secrets, prompts, num_episodes[cell])
 
-    @property
+    @cached_property
     def siblings(self) -> Int[np.ndarray, "root"]:
         """How many roots the cell of each has."""
         return np.bincount(self.cell)[self.cell]
 
-    @property
+    @cached_property
     def prompt_tokens(self) -> Int[np.ndarray, "root"]:
         """Tokens of each prompt."""
         return np.array([len(prompt) for prompt in self.prompts])

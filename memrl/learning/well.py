@@ -26,13 +26,14 @@ def measure_well(walk: Walk, advantages: np.ndarray, root_cell: np.ndarray) -> n
     Source: Mei et al. 2020, On the Global Convergence Rates of Softmax Policy Gradient Methods, arXiv 2005.06392 (the
     gravity well).
     """
-    roots, first = np.unique(walk.outcome_root, return_index=True)
+    first = np.flatnonzero(np.append(True, walk.outcome_root[1:] != walk.outcome_root[:-1]))
+    roots = walk.outcome_root[first]
     present = walk.outcome_counts > 0
     has_group = np.logical_or.reduceat(present, first)[:, :, None]
     is_judged = np.logical_or.reduceat(present[:, :, None] & (advantages != 0.0), first)
     symbol_log2 = walk.symbol_log2[roots, None, : advantages.shape[2]]
     counted = has_group & ~np.isnan(symbol_log2)
-    in_well = counted & ~is_judged & (np.nan_to_num(symbol_log2, nan=0.0, neginf=-np.inf) < np.log2(DEEP))
+    in_well = counted & ~is_judged & (symbol_log2 < np.log2(DEEP))
     num_cells = root_cell[-1] + 1
     wells, all_steps = (np.bincount(root_cell[roots], x.sum((1, 2)), minlength=num_cells) for x in (in_well, counted))
     return np.divide(wells, all_steps, out=np.full(num_cells, np.nan), where=all_steps > 0)

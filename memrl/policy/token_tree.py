@@ -125,8 +125,8 @@ class TokenTree:
         parent, count = self._bounds[-1][0] + parents, len(self.parent)
         self._tokens.append(tokens)
         self._bounds.append(count + np.searchsorted(cell, np.arange(self.num_cells + 1)))
-        self.parent = np.append(self.parent, parent)
-        self.position = np.append(self.position, self.position[parent] + 1)
+        self.parent = np.concatenate([self.parent, parent])
+        self.position = np.concatenate([self.position, self.position[parent] + 1])
 
     def tokens(self, first_chunk: int) -> np.ndarray:
         """Token ids of the rows from a chunk on, int64 (rows,)."""
@@ -134,7 +134,7 @@ class TokenTree:
 
     def bounds(self, first_chunk: int = 0) -> np.ndarray:
         """Where the rows of each cell begin, and where the last ends, from a chunk on: int64 (chunks, cells + 1)."""
-        return np.stack(self._bounds[first_chunk:])
+        return np.array(self._bounds[first_chunk:])
 
     def pad(self, first_chunk: int) -> PaddedRows:
         """The rows from a chunk on as one batch."""

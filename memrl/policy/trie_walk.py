@@ -128,7 +128,7 @@ class _Trace:
 
     def __init__(self, num_roots: int, num_env_steps: int, watched: np.ndarray) -> None:
         self.num_edges = 0
-        self.watched = watched
+        self.watched, self.watches = watched, bool(watched.any())
         self.node_logprobs: list[Tensor] = []
         self.logprobs: list[Tensor] = []
         self.columns: dict[str, list[np.ndarray]] = {}
@@ -150,6 +150,8 @@ class _Trace:
 
     def add_nodes(self, level: "Level", next_tokens: NextTokens, child: np.ndarray, alphabet: np.ndarray) -> None:
         """Adds the nodes of a level that episodes of watched cells reached."""
+        if not self.watches:
+            return
         rows = np.flatnonzero(self.watched[level.cell] & (level.counts.sum(1) > 0))
         if len(rows):
             letters = next_tokens.pick(rows.repeat(len(alphabet)), np.tile(alphabet, len(rows)))

@@ -34,9 +34,10 @@ def assign_credit(
     """
     if credit == "per_step":
         return rewards
-    to_go = np.nan_to_num(rewards)[..., ::-1].cumsum(-1)[..., ::-1]
+    not_taken = np.isnan(rewards)
+    to_go = np.where(not_taken, 0.0, rewards)[..., ::-1].cumsum(-1)[..., ::-1]
     credited = to_go if credit == "return_to_go" else np.broadcast_to(to_go[..., :1], rewards.shape)
-    return np.where(np.isnan(rewards), np.nan, credited)
+    return np.where(not_taken, np.nan, credited)
 
 
 @dataclass(frozen=True)
@@ -221,7 +222,7 @@ def group_advantages(
     """
     taken = ~np.isnan(credited)
     groups = _CountedGroups(counts, taken, root, np.zeros_like(credited) if surprisal is None else surprisal)
-    advantage = ADVANTAGES[rule.advantage](np.nan_to_num(credited)[:, None, :], groups, rule)
+    advantage = ADVANTAGES[rule.advantage](np.where(taken, credited, 0.0)[:, None, :], groups, rule)
     compares = taken[:, None, :] & ((groups.size > 1) | (rule.advantage in NEEDS_NO_PEER))
     return np.where(compares, advantage, 0.0)
 

@@ -51,7 +51,8 @@ class Reach:
             secret_log2: log2 P(secret), finite.
         """
         signal = self.signal_bits[runs]
-        levels = np.stack([np.full(len(runs), -1.0), np.full(len(runs), np.log2(0.9)), -signal / 2], axis=1)
+        levels = np.empty((len(runs), len(MILESTONES)))
+        levels[:, 0], levels[:, 1], levels[:, 2] = -1.0, np.log2(0.9), -signal / 2
         first = self.first[runs]
         self.first[runs] = np.where((first < 0) & (secret_log2[:, None] >= levels), episodes[:, None], first)
         absorbed, before = signal + secret_log2, self.absorbed_bits[runs][:, None]
