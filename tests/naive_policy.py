@@ -45,11 +45,15 @@ def reward_guess(config, guess, secret):
     return float(num_bits(config.num_secrets) - bin(guess ^ secret).count("1"))
 
 
+_STOPS = ("<eos>", "<|im_end|>")
+"""What ends an answer, by the embedded model's tokenizer and by SmolLM2's."""
+
+
 def read_episode(config, secret, text):
     """Rewards of the env_steps that were taken, and the env_step of each token; `text` has one entry a token."""
     if config.env_type == "single_step":
         written, end = "".join(text[:-1]), text[-1]
-        legal = end == "<eos>" and written.isdigit() and written == str(int(written)) and int(written) < config.N
+        legal = end in _STOPS and written.isdigit() and written == str(int(written)) and int(written) < config.N
         return [reward_guess(config, int(written), secret) if legal else config.malformed_reward], [0] * len(text)
     # A sequence is one of bits here, and written as the integer of these bits.
     k = num_bits(config.num_secrets)

@@ -1,6 +1,7 @@
 """A packed cell makes the updates that PEFT and torch.optim make alone, episode by episode, in float64."""
 
 import copy
+import math
 from typing import Any
 
 import chz
@@ -14,7 +15,9 @@ from memrl.config import TrainConfig
 from memrl.learning.pack import Pack
 from memrl.policy.adapter_pack import describe_adapter
 from memrl.policy.base_model import encode_task, load_base_model
+from memrl.policy.calibrator import ensure_calibrated
 from memrl.rollout.adapter_files import publish_adapter
+from memrl.task.answer_format import cell_digits
 from memrl.task.secret import cell_secret
 
 UPDATES = 10
@@ -204,3 +207,50 @@ def test_adapters_move_by_far_more_than_the_tolerance(base):
         pack.update()
     for i in range(3):
         assert compare_adapters(pack.state.adapters.export_peft(i), start[i]) > 1e6 * TOLERANCE
+
+
+@pytest.mark.pretrained
+def test_pack_of_three_on_a_pretrained_model_trains_as_peft_does():
+    # An epsilon like the gradients' size: with a far smaller one, Adam turns the rounding of a gradient near 0 into a
+    # whole step.
+    common = {"N": 16, "n_steps": 5, "group_size": 8, "adam_epsilon": 1e-3, "model": "smollm2-135m"}
+    cells = [
+        TrainConfig(algorithm="sft", lora_rank=4, learning_rate=3e-4, **common),
+        TrainConfig(reward_type="distance", lora_rank=16, learning_rate=3e-4, seed=1, **common),
+        TrainConfig(env_type="multi_step", reward_type="per_bit", lora_rank=8, learning_rate=3e-4, seed=2, **common),
+    ]
+    address = ensure_calibrated("smollm2-135m", cells)
+    configs = [chz.replace(cell, model=address) for cell in cells]
+    start = {c.cell_id: Pack([c]).state.adapters.export_peft(0) for c in configs}
+    packed, plain, episodes = train_beside_peft(load_base_model(address), configs, {0, 1, 2})
+    for name in plain:
+        assert len(episodes[name]) == 5
+        moved, apart = (measure_distance(other, plain[name]) for other in (start[name], packed[name]))
+        assert moved > 0
+        assert apart <= 1e-4 * moved
+
+
+def measure_distance(first, second):
+    """The l2 norm of the difference of two adapters."""
+    return float(torch.cat([(first[name] - second[name]).flatten() for name in second]).norm())
+
+
+@pytest.mark.pretrained
+def test_absorbed_bits_of_a_pretrained_model_are_those_of_plain_passes_over_every_answer():
+    tasks: list[dict[str, Any]] = [{}, {"env_type": "multi_step", "reward_type": "per_bit"}]
+    cells = [TrainConfig(N=16, model="smollm2-135m", n_steps=1, group_size=2, **task) for task in tasks]
+    address = ensure_calibrated("smollm2-135m", cells)
+    model, tokenizer = load_base_model(address)
+    for cell in cells:
+        secrets = [chz.replace(cell, model=address, secret=secret) for secret in range(cell.N)]
+        pack = Pack(secrets)
+        while not pack.finished:
+            pack.update()
+        curves = pack.drain()[1].to_pandas()
+        absorbed = curves[curves["update"] == 0].set_index("cell_id")["absorbed_bits"]
+        task = encode_task(tokenizer, cell.N, cell.env_type)
+        answers = [task.automaton.tokens(cell_digits(secret)).tolist() for secret in secrets]
+        with torch.no_grad():
+            plain = [float(scores.double().sum()) for scores in score_tokens(model, task.prompt_ids, answers)]
+        for secret, logprob in zip(secrets, plain, strict=True):
+            assert abs(absorbed[secret.cell_id] - (logprob / math.log(2) + 4.0)) <= 1e-4
