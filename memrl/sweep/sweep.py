@@ -125,7 +125,7 @@ class Sweep:
     def _list_packs(self) -> None:
         # Where they can't be listed, packs leave no checkpoints.
         with suppress(OSError):
-            self._checkpoints.list_packs(self._packs, self._formed_for)
+            self._checkpoints.list_packs([pack for pack in self._packs if pack], self._formed_for)
 
     def run(self) -> None:
         """Trains the cells that are left and writes their rows as they end; then writes those of the agents.
@@ -244,6 +244,8 @@ class Sweep:
         self._recorder.close(pack)
         with suppress(OSError):
             self._checkpoints.split(self._packs[pack], halves)
+        # The next launch must not find it beside its halves.
+        self._packs[pack] = ()
         self._packs += halves
         self._list_packs()
         self._begin(halves)
@@ -309,7 +311,7 @@ class Sweep:
             self._say_counts()
         for problem in filter(None, (self._unwritable, self._agents_problem)):
             self._console.say(f"error: {problem}")
-        if self.should_stop():
+        if self.stop or self._unwritable:
             self._console.say(f"Stopped; what has finished is kept. To go on: {self._command}")
             return False
         logged = self._wandb is None or log_to_wandb(self._wandb, self._store, self._cells, self._console)

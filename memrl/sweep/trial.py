@@ -1,6 +1,7 @@
 """PackTrial: Ray Tune's execution of one pack. The only module that imports ray.tune."""
 
 import logging
+import time
 import traceback
 from functools import partial
 from pathlib import Path
@@ -29,6 +30,9 @@ TRIES_MORE = 2
 
 STRETCH, TRACE = "stretch", "trace"
 """The keys under which a result carries what a stretch brought and, the last one, its timeline."""
+
+_SETTLE_SECONDS = 2.0
+"""A daemon of Ray's that ends takes trials along, and is noticed within this time: then no trial is to blame."""
 
 _ERROR_LENGTH = 500
 """Of what Tune says about a trial that died, the end: what it says last is what happened."""
@@ -188,6 +192,8 @@ class _Reporting(_StaysHere, tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: object) -> None:
         """Hands on that a trial has died once too often."""
+        if not self._listener.should_stop():
+            time.sleep(_SETTLE_SECONDS)
         # The file on this machine: Tune copies it to where trial.get_error looks only later.
         error = Path(trial.error_file).read_text("utf-8") if trial.error_file else ""
         self._listener.fail(trial.config["pack"], _shorten(" ".join(error.split())))

@@ -286,8 +286,9 @@ def test_soak_looks_at_what_processes_hold_and_tells_growth_from_none(benchmarks
 
 def test_neighbors_tells_rounding_from_another_path(benchmarks):
     import numpy as np
-    from neighbors import compare
+    from neighbors import Cell, compare
 
-    expected = {name: np.linspace(0, 1, 5) for name in "abcd"}
-    found = {"a": expected["a"], "b": expected["b"] + 1e-6, "c": expected["c"] + 0.5, "d": expected["d"][:4]}
-    assert compare(expected, found) == {"same": 1, "rounded": 1, "forked": 2, "largest": 0.5}
+    line = np.linspace(0, 1, 5)
+    expected = {name: Cell(line, 7) for name in "abcd"}
+    found = {"a": Cell(line, 7), "b": Cell(line + 1e-6, 7), "c": Cell(line + 0.5, 9), "d": Cell(line[:4], None)}
+    assert compare(expected, found) == {"same": 1, "rounded": 1, "forked": 2, "largest": 0.5, "other E50": 2}
