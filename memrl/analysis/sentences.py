@@ -53,14 +53,14 @@ def answer_question(summary: Summary) -> tuple[str, list[Answer]]:
     lora = summary.estimates[(summary.estimates["agent"] == "lora").to_numpy()]
     models = sorted(lora["model"].unique())
     lora = lora[(lora["model"] == models[0]).to_numpy()]
+    # Of several objectives the best one answers; distillation, which is told more than a reward, where it is alone.
+    order = lora["objective"].map({BEST: 0, USUAL: 1, "": 2}).fillna(3)
+    lora = lora.assign(order=order)[((order < 3) | (order.min() == 3)).to_numpy()]
     N = int(lora["N"].max())
     place = f"N = {N:,}" + (f", with the model {models[0]}," if len(models) > 1 else ",")
     lora = lora[(lora["N"] == N).to_numpy()]
     usual = lora[(lora["objective"] == USUAL).to_numpy()].drop_duplicates("channel").set_index("channel")
-    # Of several objectives the best one answers; distillation has no place here, for it is told more than a reward.
-    order = lora["objective"].map({BEST: 0, USUAL: 1, "": 2})
-    lora = lora.assign(order=order)[order.notna().to_numpy()].sort_values("order", kind="stable")
-    lora = lora.drop_duplicates("channel").sort_index().set_index("channel")
+    lora = lora.sort_values("order", kind="stable").drop_duplicates("channel").sort_index().set_index("channel")
     kinds = dict(zip(summary.channels["label"], summary.channels["kind"], strict=True))
     rewards = lora[[kinds[channel] != "sft" for channel in lora.index]]
     picked: dict[str, str] = {}
