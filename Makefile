@@ -1,4 +1,4 @@
-.PHONY: check lint types imports test format wheel
+.PHONY: check lint types imports test format wheel docs
 
 check: lint types imports test
 
@@ -21,3 +21,11 @@ format:
 
 wheel:
 	uv build --wheel
+
+# The pages as their links expect them: README beside docs/, with the tables and figures of sweeps/reference.
+docs:
+	rm -rf build/pages && mkdir -p build/pages/sweeps build/pages/benchmarks
+	cp -r README.md CHANGELOG.md CONTRIBUTING.md CITATION.cff LICENSE docs build/pages
+	cp -r sweeps/reference build/pages/sweeps
+	cp benchmarks/README.md build/pages/benchmarks
+	uv run --group docs zensical build --strict

@@ -1,7 +1,7 @@
 """The channels that memrl ships, one record each; their reward functions stand under the same names in task.reward."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 
@@ -89,3 +89,29 @@ def channel_kind(algorithm: str, reward_type: str) -> ChannelKind:
     ('SFT', 'custom')
     """
     return SFT if algorithm == "sft" else REWARDS.get(reward_type, CUSTOM)
+
+
+def label_channel(cell: Mapping[str, object]) -> str:
+    """A channel's name for a reader.
+
+    >>> label_channel({"algorithm": "rl", "reward_type": "binned_distance", "reward_bins": 8, "binning": "log"})
+    'distance, 8 log bins'
+    >>> label_channel({"algorithm": "rl", "reward_type": "binary", "env_type": "multi_step"})
+    'binary, multi-step'
+
+    Args:
+        cell: algorithm, env_type, reward_type, reward_bins, binning, credit and secret_length, as a row of the tables
+            has them: null (or missing) where the cell has no use for a field.
+    """
+    told = {name: value for name, value in cell.items() if value is not None and value == value}
+    kind = channel_kind(str(told["algorithm"]), str(told.get("reward_type")))
+    words = [str(told["reward_type"]) if kind is CUSTOM else kind.label]
+    if "reward_bins" in told:
+        words.append(f"{told['reward_bins']:g} {str(told['binning']).replace('_', '-')} bins")
+    if kind.per_step and told.get("credit", "per_step") != "per_step":
+        words.append(f"{str(told['credit']).replace('_', ' ')} credit")
+    if "secret_length" in told:
+        words.append(f"{told['secret_length']:g} symbols")
+    elif told.get("env_type") == "multi_step" and not kind.per_step:
+        words.append("multi-step")
+    return ", ".join(words)

@@ -68,7 +68,8 @@ def main(argv: Sequence[str]) -> int:
         if request.publish is not None:
             address = publish(address, request.publish, request.curve_rows)
             command = repeat_command("-m memrl.report", _list_words(chz.replace(request, results=address)))
-        commands = [repeat_command("sweeps/launch.py", [f"grid={request.grid}"]), command]
+        is_grid = request.grid in list_grids(find_grids())
+        commands = [*([repeat_command("sweeps/launch.py", [f"grid={request.grid}"])] if is_grid else []), command]
         num_planned, question = count_planned(request.grid), read_question(request.grid, find_grids())
         report_sweep(address, request.grid, num_planned, question, commands, request.findings)
     return 0

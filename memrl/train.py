@@ -8,6 +8,7 @@ from functools import partial
 import pyarrow.compute as pc
 import torch
 
+from memrl.channels import label_channel
 from memrl.cli import FAILED, exit_on_bad_input
 from memrl.config import TrainConfig, describe_equal_losses
 from memrl.policy.base_model import bring_model
@@ -157,7 +158,7 @@ def describe_run(cell: TrainConfig, last: Stretch) -> str:
     """The live line's text: updates, episodes, bits, and P(secret)."""
     signal_bits = cell.signal_bits
     parts = [
-        f"{cell.channel_name} N={cell.N}",
+        f"{label_channel(cell.identity())}, N = {cell.N}",
         f"{last.updates:,}/{cell.episode_budget // cell.episodes_per_update:,} updates",
         f"{last.episodes:,} {_unit(cell.algorithm)}",
     ]
@@ -191,7 +192,8 @@ def describe_result(row: Row) -> str:
     known = f"absorbed {row['absorbed_bits']:.2f} of {row['signal_bits']:.2f} bits, observed {row['observed_bits']:.2f}"
     reached = ", ".join(f"{name.upper()} {_format_reach(row, name)}" for name in ("e50", "e90"))
     rate = row["absorbed_bits"] / max(row["episodes"], 1)
-    verdict = "memorized" if row["status"] == "memorized" else f"not memorized within {row['updates']:,} updates"
+    updates = f"{row['updates']:,} update{'' if row['updates'] == 1 else 's'}"
+    verdict = "memorized" if row["status"] == "memorized" else f"not memorized within {updates}"
     return " | ".join(
         [
             f"{verdict}: {reached} {unit}",

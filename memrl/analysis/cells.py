@@ -7,6 +7,7 @@ import pandas as pd
 import pyarrow as pa
 
 from memrl.config import ROLES, fields_of
+from memrl.tables.rows import LORA
 from memrl.tables.schema import AGENTS, AGENTS_SCHEMA, EPISODES_TO_MEMORIZE, EPISODES_TO_MEMORIZE_SCHEMA
 from memrl.tables.store import TableStore
 from memrl.task.reach import MILESTONES
@@ -60,11 +61,21 @@ CELL_COLUMNS = (
 assert set(CELL_COLUMNS) <= set(EPISODES_TO_MEMORIZE_SCHEMA.names)
 
 
-def read_cells(store: TableStore) -> pd.DataFrame:
-    """Trained cells, and below them the agents, in CELL_COLUMNS; null where an agent has no such column."""
+def find_trainer(store: TableStore) -> str:
+    """Whose runs a report is about: memrl's own, or where it trained none those of the trainer that has most rows."""
+    names = store.read(EPISODES_TO_MEMORIZE, ["agent"]).to_pandas()["agent"].astype(str)
+    return LORA if names.empty or (names == LORA).any() else str(names.value_counts().idxmax())
+
+
+def read_cells(store: TableStore, trainer: str = LORA) -> pd.DataFrame:
+    """Trained cells, and below them the agents, in CELL_COLUMNS; null where an agent has no such column.
+
+    The runs of `trainer`, another one than memrl, stand as its own would.
+    """
     trained = store.read(EPISODES_TO_MEMORIZE, CELL_COLUMNS)
     agents = store.read(AGENTS, [name for name in CELL_COLUMNS if name in AGENTS_SCHEMA.names])
-    return pa.concat_tables([trained, agents], promote_options="default").to_pandas()
+    table = pa.concat_tables([trained, agents], promote_options="default").to_pandas()
+    return table if trainer == LORA else table.assign(agent=table["agent"].astype(str).replace(trainer, LORA))
 
 
 def measured_cells(table: pd.DataFrame) -> pd.DataFrame:

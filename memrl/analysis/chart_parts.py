@@ -103,8 +103,10 @@ def draw_spans(base: alt.Chart, axis: LogAxis, thickness: float = 0.9) -> list[a
 
 
 def row_axis(rows: list[str], grid: bool = True) -> alt.Y:
-    """One row per name, in this order."""
+    """One row per name, in this order; a name may have several lines."""
     axis = alt.Axis(title=None, grid=grid, ticks=False, domain=False, labelLimit=0, labelPadding=6)
+    if any("\n" in row for row in rows):
+        axis.labelExpr, axis.labelOffset = r"split(datum.label, '\n')", -3
     return alt.Y("channel:N", sort=rows, axis=axis, scale=alt.Scale(paddingInner=0.25, paddingOuter=0.15))
 
 
@@ -115,7 +117,7 @@ def name_rows(data: pd.DataFrame) -> list[str]:
 
 def beside_rows(rows: list[str], width: Width) -> float:
     """What the rows' labels leave of the width."""
-    return width.points - LETTER * max(map(len, rows)) - 10
+    return width.points - LETTER * max(len(line) for row in rows for line in row.split("\n")) - 10
 
 
 def list_sizes(data: pd.DataFrame) -> list[int]:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import fill
 
 import altair as alt
 import numpy as np
@@ -49,6 +50,9 @@ from memrl.analysis.wording import format_number
 
 LOWEST_BITS = -2.0
 """Lower end of the axis of absorbed bits: below it a policy is sure of a wrong answer, and how sure says little."""
+
+_SHORT = 28
+"""Letters of a line of a row's name in a narrow drawing."""
 
 _LOSSES = {"absorption loss: observed, not absorbed": SKY, "exploration loss: not observed": "#DCDCDC"}
 _LEVELS = {"capacity_bits": "capacity", "observed_rate": "observed", "absorbed_rate": "absorbed"}
@@ -285,13 +289,16 @@ def chart_maps(data: pd.DataFrame, width: Width) -> alt.TopLevelMixin:
 
 def chart_collapse(data: pd.DataFrame, width: Width) -> alt.TopLevelMixin:
     """Shares of runs as numbers on gray, one row per channel, one column per learning rate."""
+    if width.num_columns < 4:
+        data = data.assign(channel=[fill(name, _SHORT, break_on_hyphens=False) for name in data["channel"]])
     rows = name_rows(data)
     counts = [f"{row['num_lost']}/{row['num_reached']}" for row in data.to_dict("records")]
     data = data.assign(text=counts, darkness=0.85 * data["share_lost"].fillna(0.0))
     axis = alt.Axis(grid=False, ticks=False, domain=False, labelAngle=0, format="~g", titleAnchor="end")
     rates = alt.X("learning_rate:O", title="learning rate", axis=axis, scale=alt.Scale(padding=0))
     base = alt.Chart(data).encode(x=rates, y=row_axis(rows, grid=False), description="said:N")
-    return _write_on_gray(base).properties(width=beside_rows(rows, width), height=alt.Step(13))
+    step = 13 if max(row.count("\n") for row in rows) == 0 else 20
+    return _write_on_gray(base).properties(width=beside_rows(rows, width), height=alt.Step(step))
 
 
 def _write_on_gray(base: alt.Chart) -> alt.LayerChart:

@@ -11,6 +11,7 @@ from memrl.analysis.published import published_episodes
 from memrl.analysis.style import tells_objectives
 from memrl.analysis.summary import Summary
 from memrl.analysis.wording import format_estimate, format_number
+from memrl.tables.rows import LORA
 from memrl.tables.schema import Row
 
 SCALING = (
@@ -143,6 +144,11 @@ def describe_edges(edges: pd.DataFrame) -> list[str]:
 def list_notices(summary: Summary) -> list[str]:
     """What a reader must know before the numbers: unfinished, failed, leaking or badly chosen cells."""
     notices = []
+    if summary.trainer != LORA:
+        notices.append(
+            f"None of these runs is memrl's own: their policies were trained by “{summary.trainer}”, and measured by "
+            "the same ledger."
+        )
     if summary.is_unfinished:
         notices.append(
             f"This sweep is not finished: {summary.num_finished:,} of {summary.num_planned:,} cells have a row. "
@@ -199,7 +205,7 @@ def describe_scaling(scaling: pd.DataFrame) -> list[str]:
     }
     told = [f"{words[name]} for {named[name]}" for name in words if name in named]
     rest = int((~own["conclusion"].isin(list(words))).sum())
-    told += [f"these N can't tell for {count_noun(rest, 'channel')}"] if rest else []
+    told += [f"these N can't tell for {rest} of {count_noun(len(own), 'line')}"] if rest else []
     return [f"Of E50 as a function of N, in the policies: {'; '.join(told)}."]
 
 
@@ -211,7 +217,7 @@ def describe_prior(prior: pd.DataFrame) -> list[str]:
     worst = known.sort_values("prior_kl_bits").iloc[-1]
     return [
         f"Over {len(known)} prompts the largest divergence from a uniform prior is {worst['prior_kl_bits']:.2g} bit "
-        f"({worst['env_type']}, N = {worst['N']}); the smallest mass on answers in range is "
+        f"({worst['env_type'].replace('_', '-')}, N = {worst['N']}); the smallest mass on answers in range is "
         f"{100 * known['prior_well_formed'].min():.4g} %. Above 0.1 bit, or below 98 %, log₂ N would be the wrong "
         "number of bits to learn."
     ]

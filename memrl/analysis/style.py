@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import numpy as np
 import pandas as pd
 
-from memrl.channels import channel_kind
+from memrl.channels import channel_kind, label_channel
 
 INK = "#111111"
 SKY, BLUE, VERMILION, GRAY = "#56B4E9", "#0072B2", "#D55E00", "#767676"
@@ -64,7 +64,7 @@ def describe_channels(cells: pd.DataFrame) -> pd.DataFrame:
     kinds = [row["algorithm"] if row["algorithm"] == "sft" else row["reward_type"] for row in rows]
     whole = [not channel_kind(row["algorithm"], row["reward_type"]).per_step for row in rows]
     told = cells.groupby("channel")["capacity_best_bits"].mean().reindex(channels["channel"])
-    labels = [_label_channel(row) for row in rows]
+    labels = [label_channel(row) for row in rows]
     table = pd.DataFrame({"name": channels["channel"].to_list(), "label": labels, "kind": kinds})
     twice = table["label"].duplicated(keep=False)
     table["label"] = table["label"].where(~twice, table["label"] + " (" + table["name"] + ")")
@@ -72,20 +72,6 @@ def describe_channels(cells: pd.DataFrame) -> pd.DataFrame:
     order = np.lexsort([table["label"], whole, -told.round(3).to_numpy(), is_rl])
     table = table.iloc[order].reset_index(drop=True)
     return table.assign(color=[_PALETTE[code % len(_PALETTE)] for code in pd.factorize(table["kind"])[0]])
-
-
-def _label_channel(row: dict[str, object]) -> str:
-    kind = channel_kind(str(row["algorithm"]), str(row["reward_type"]))
-    words = [str(row["reward_type"]) if kind.label == "custom" else kind.label]
-    if pd.notna(row["reward_bins"]):
-        words.append(f"{row['reward_bins']:g} {str(row['binning']).replace('_', '-')} bins")
-    if kind.per_step and pd.notna(row["credit"]) and row["credit"] != "per_step":
-        words.append(f"{str(row['credit']).replace('_', ' ')} credit")
-    if row["env_type"] == "multi_step" and not kind.per_step and pd.isna(row["secret_length"]):
-        words.append("multi-step")
-    if pd.notna(row["secret_length"]):
-        words.append(f"{row['secret_length']:g} symbols")
-    return ", ".join(words)
 
 
 def sort_for_readers(table: pd.DataFrame, channels: Iterable[str]) -> pd.DataFrame:

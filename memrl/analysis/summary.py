@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
-from memrl.analysis.cells import IDENTITY, TUNED, measured_cells, number_groups, read_cells
+from memrl.analysis.cells import IDENTITY, TUNED, find_trainer, measured_cells, number_groups, read_cells
 from memrl.analysis.curves import (
     CURVE_COLUMNS,
     Curves,
@@ -77,6 +77,7 @@ class Summary:
 
     Attributes:
         address: of the tables.
+        trainer: who trained the policies: memrl (`lora`), or another trainer where memrl trained none.
         num_planned: cells of the whole sweep, None where not known.
         num_finished: cells of trained policies that have a row, failed ones included.
         failed: the failed ones: cell_id, channel, N, learning_rate, lora_rank, seed, error.
@@ -102,6 +103,7 @@ class Summary:
     """
 
     address: str
+    trainer: str
     num_planned: int | None
     num_finished: int
     failed: pd.DataFrame
@@ -145,7 +147,8 @@ def summarize_sweep(address: str, num_planned: int | None = None) -> Summary:
         ValueError: there is no finished cell of a trained policy at the address.
     """
     store = TableStore(address)
-    table = read_cells(store)
+    trainer = find_trainer(store)
+    table = read_cells(store, trainer)
     trained = join_distilled(table[(table["agent"] == "lora").to_numpy()])
     if trained.empty:
         raise ValueError(f"results must hold at least one finished cell, got none at {address}")
@@ -174,6 +177,7 @@ def summarize_sweep(address: str, num_planned: int | None = None) -> Summary:
     }
     return Summary(
         address=address,
+        trainer=trainer,
         num_planned=num_planned,
         num_finished=len(trained),
         num_secrets=len(lora.drop_duplicates(["N", "seed"])),

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 
-from memrl.channels import REWARDS
+from memrl.channels import REWARDS, label_channel
 from memrl.config import TrainConfig
 from memrl.tables.rows import agent_id, agent_row
 from memrl.tables.schema import Row
@@ -86,7 +86,7 @@ class AgentPlay:
         self._tries = 1
         self.rows += rows
         if problem:
-            self.problems.append(f"{part[0].channel_name}: {problem}")
+            self.problems.append(f"{label_channel(part[0].identity())}: {problem}")
 
     def stop(self) -> None:
         """Ends the play where it is."""

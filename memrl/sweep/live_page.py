@@ -12,7 +12,9 @@ from threading import Thread
 import numpy as np
 import pyarrow as pa
 
+from memrl.channels import label_channel
 from memrl.sweep.stretch import Stretch
+from memrl.tables.schema import Row
 
 _SECONDS = 3.0
 """The page is written, and loads itself anew, this often."""
@@ -80,9 +82,9 @@ class LivePage:
         runs = _split_runs(stretch.curves)
         for row in stretch.rows:
             if row["status"] == "failed":
-                self.fail(f"{row['channel']} N={row['N']}: {row['error']}")
+                self.fail(f"{_label(row)}, N = {row['N']}: {row['error']}")
             elif row["cell_id"] in runs:
-                group = self._curves.setdefault((row["channel"], row["N"]), _Curves(row["signal_bits"]))
+                group = self._curves.setdefault((_label(row), row["N"]), _Curves(row["signal_bits"]))
                 group.absorbed.append(_at_places(*runs[row["cell_id"]]))
 
     def fail(self, error: str) -> None:
@@ -175,6 +177,11 @@ def _draw_bar(statuses: Counter[str], num_cells: int, num_finished: int) -> str:
     return (
         f'<div class="bar" aria-hidden="true">{"".join(parts)}</div><p class="soft">{num_cells:,} cells: {counts}</p>'
     )
+
+
+def _label(row: Row) -> str:
+    """The row's channel for a reader, and whether its policy was distilled."""
+    return label_channel(row) + (f", distilled ({row['explore']})" if row["algorithm"] == "distill" else "")
 
 
 def _split_runs(curves: pa.Table) -> dict[str, tuple[np.ndarray, np.ndarray]]:

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from memrl.channels import label_channel
 from memrl.config import TrainConfig
 from memrl.sweep.forecast import Forecast
 from memrl.sweep.stretch import Stretch
@@ -25,6 +26,7 @@ _MOST_TIME_FORECASTING = 0.02
 
 _RATE_SECONDS = 10.0
 """Episodes per second are counted over this long."""
+_LEAST_SECONDS = 1.0
 
 
 class Recorder:
@@ -80,11 +82,11 @@ class Recorder:
         return self._started is not None
 
     def episodes_per_s(self) -> float:
-        """Episodes per second over the last ten seconds."""
+        """Episodes per second over the last ten seconds; 0 in the first one, which tells nothing yet."""
         if len(self._recent) < 2:
             return 0.0
         (start, before), (end, now) = self._recent[0], self._recent[-1]
-        return (now - before) / (end - start) if end > start else 0.0
+        return (now - before) / (end - start) if end - start >= _LEAST_SECONDS else 0.0
 
     def seconds_left(self) -> float | None:
         """The time that the packs still take (`memrl.sweep.forecast`); None before there is anything to go by."""
@@ -168,4 +170,4 @@ class Recorder:
     def _count(self, row: Row) -> None:
         self.statuses[row["status"]] += 1
         if row["error"] and not self.first_error:
-            self.first_error = f"{row['channel']} N={row['N']}: {row['error']}"
+            self.first_error = f"{label_channel(row)}, N = {row['N']}: {row['error']}"

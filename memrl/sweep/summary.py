@@ -9,7 +9,9 @@ from rich.table import Table
 from memrl.analysis.cells import measured_cells
 from memrl.analysis.estimate import estimate_groups
 from memrl.analysis.selection import hold_out_settings
-from memrl.tables.schema import EPISODES_TO_MEMORIZE
+from memrl.analysis.style import describe_channels, sort_for_readers
+from memrl.analysis.wording import format_number
+from memrl.tables.schema import EPISODES_TO_MEMORIZE, Row
 from memrl.tables.store import TableStore
 
 _GROUP = ["N", "channel"]
@@ -23,8 +25,11 @@ def summarize(store: TableStore, cell_ids: Iterable[str]) -> Table:
         cell_ids: the cells to count; rows of others are left out.
     """
     rows = store.read(EPISODES_TO_MEMORIZE).to_pandas()
-    shown = summarize_rows(rows[rows["cell_id"].isin(set(cell_ids)) & (rows["agent"] == "lora")])
-    table = Table(title="Episodes to memorize, medians", title_justify="left", title_style="bold", box=None)
+    rows = rows[rows["cell_id"].isin(set(cell_ids)) & (rows["agent"] == "lora")]
+    num_rows, shown = len(rows), summarize_rows(rows)
+    num_cells = len(set(cell_ids))
+    so_far = f"; so far, of {num_rows:,} of {num_cells:,} cells" if num_rows < num_cells else ""
+    table = Table(title=f"Episodes to memorize, medians{so_far}", title_justify="left", title_style="bold", box=None)
     for name in shown.columns:
         table.add_column(name, justify="left" if name == "channel" else "right", no_wrap=True)
     for _, row in shown.iterrows():
@@ -33,7 +38,7 @@ def summarize(store: TableStore, cell_ids: Iterable[str]) -> Table:
 
 
 def summarize_rows(rows: pd.DataFrame) -> pd.DataFrame:
-    """One row per N and channel, as text.
+    """One row per N and channel, as text, channels as readers call them and in their order.
 
     `memorized` counts the cells of all settings. What follows is of the setting (learning rate, rank, ...) that was
     chosen on the other half of the seeds: Kaplan-Meier medians of the episodes to P(secret) = 0.5 and 0.9, where `>`
@@ -45,6 +50,8 @@ def summarize_rows(rows: pd.DataFrame) -> pd.DataFrame:
     Returns:
         Columns N, channel, memorized, failed (if any did), E50, E90 and bits/episode.
     """
+    if rows.empty:
+        return pd.DataFrame(columns=[*_GROUP, "memorized"])
     counts = rows.assign(memorized=rows["status"] == "memorized", failed=rows["status"] == "failed").groupby(_GROUP)
     table = pd.DataFrame({"memorized": counts["memorized"].sum(), "failed": counts["failed"].sum()})
     sizes = counts.size()
@@ -54,7 +61,10 @@ def summarize_rows(rows: pd.DataFrame) -> pd.DataFrame:
     measured = measured_cells(rows)
     if not measured.empty:
         table = table.join(_describe_chosen(measured))
-    return table.reset_index().fillna("").astype(str)
+    channels = describe_channels(rows)
+    names = dict(zip(channels["name"], channels["label"], strict=True))
+    table = table.reset_index().assign(channel=lambda found: found["channel"].astype(object).map(names))
+    return sort_for_readers(table, channels["label"]).sort_values("N", kind="stable").fillna("").astype(str)
 
 
 def _describe_chosen(measured: pd.DataFrame) -> pd.DataFrame:
@@ -65,10 +75,15 @@ def _describe_chosen(measured: pd.DataFrame) -> pd.DataFrame:
     columns = {
         "E50": [_format_median(*pair) for pair in zip(estimates["e50"], estimates["longest"], strict=True)],
         "E90": [_format_median(*pair) for pair in zip(estimates["e90"], estimates["longest"], strict=True)],
-        "bits/episode": [f"{value:.2g}" for value in estimates["bits_per_episode"]],
+        "bits/episode": [_format_rate(row) for row in estimates.to_dict("records")],
     }
     return pd.DataFrame(columns, index=pd.MultiIndex.from_frame(estimates[_GROUP]))
 
 
 def _format_median(median: float, longest: float) -> str:
-    return f"{median:,.0f}" if math.isfinite(median) else f"> {longest:,.0f}"
+    return f"{median:,.1f}".removesuffix(".0") if math.isfinite(median) else f"> {longest:,.0f}"
+
+
+def _format_rate(row: Row) -> str:
+    rate, most = row["bits_per_episode"], row["bits_per_episode_upper"]
+    return format_number(rate, 2) if rate > 0 else f"< {format_number(most, 2)}" if math.isfinite(most) else "–"

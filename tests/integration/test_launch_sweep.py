@@ -34,7 +34,7 @@ def test_a_sweep_runs_to_its_end_and_a_second_one_finds_it_finished(folder):
     assert not curves.duplicated(["cell_id", "update"]).any()
     updates = curves.groupby("cell_id")["update"].max()
     assert updates.equals(cells.set_index("cell_id")["updates"].sort_index().astype(updates.dtype).rename("update"))
-    for text in ("Episodes to memorize", "per_bit", "multi_step/binary", "results/smoke/curves"):
+    for text in ("Episodes to memorize", "per bit", "binary, multi-step", "results/smoke/curves"):
         assert text in output
     assert "Traceback" not in output
     assert sorted(path.name for path in folder.iterdir()) == ["results"]

@@ -93,6 +93,13 @@ def test_every_figure_is_shown_whole_in_one_width(open_page, options, width):
     page.eval_on_selector_all("details", "all => all.forEach(e => { e.open = true; })")
     assert {stem.partition("-")[0] for stem, _, _ in shown_drawings(page)} == set(FIGURES)
     assert page.evaluate("document.documentElement.scrollWidth") <= window
+    words = page.eval_on_selector_all(
+        f".drawing .{width} svg text",
+        "all => all.filter(e => e.checkVisibility()).map(e => [e.textContent, e.getBoundingClientRect(),"
+        " e.closest('svg').getBoundingClientRect()]).filter(([, word, svg]) =>"
+        " word.left < svg.left - 2 || word.right > svg.right + 2).map(([text]) => text)",
+    )
+    assert words == []
 
 
 def test_paper_keeps_every_channel_in_light_colors(open_page):

@@ -1,5 +1,6 @@
 """A trainer of one's own on memrl's testbed: the same task, the same bits, the same tables."""
 
+import html
 import itertools
 import math
 import subprocess
@@ -15,6 +16,7 @@ from peft import LoraConfig, get_peft_model
 from simulated_sweep import SMALL_GRID, write_sweep
 
 import memrl
+from memrl.analysis.page import write_report
 from memrl.analysis.summary import summarize_sweep
 from memrl.config import TrainConfig
 from memrl.policy.base_model import load_base_model
@@ -98,6 +100,12 @@ def test_a_ledger_counts_hears_measures_and_writes_what_the_page_shows(tmp_path)
     assert curves["update"].tolist() == list(range(update + 1))
     assert curves["mean_reward"].iloc[:3].tolist() == [0.0, 0.0, 0.25]
     pd.testing.assert_series_equal(curves["episodes"], 4 * curves["update"].astype("int64"), check_names=False)
+
+    # Alone, its runs are the page's.
+    summary = summarize_sweep(str(tmp_path))
+    assert (summary.trainer, summary.num_finished) == ("mine", 1)
+    page = write_report(str(tmp_path)).read_text("utf-8")
+    assert "None of these runs is memrl's own: their policies were trained by “mine”" in html.unescape(page)
 
     # Beside a sweep of memrl's own, its page shows the run under its name.
     write_sweep(str(tmp_path), **(SMALL_GRID | {"Ns": (16,), "processes": ("binary",)}))

@@ -74,7 +74,7 @@ def test_a_reward_that_breaks_the_play_is_named_and_all_others_are_played(tmp_pa
     while not play.wait(60):
         pass
     assert len(play.problems) == 1
-    assert play.problems[0].startswith(f"{fragile}@")
+    assert play.problems[0].startswith(f"{fragile}: ")
     assert problem in play.problems[0]
     played = [row["channel"] for row in play.rows if row["agent"] == "tabular_pg"]
     assert sorted(name.partition("@")[0] for name in set(played)) == ["binary", sound]

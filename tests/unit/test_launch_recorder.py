@@ -84,7 +84,7 @@ def test_a_trial_that_dies_leaves_a_failed_row_for_each_cell_that_had_not_ended(
     assert failed == {cell.cell_id for cell in CELLS[:4]} - {CELLS[1].cell_id}
     assert {row["error"] for row in rows if row["status"] == "failed"} == {"the trial died: out of memory"}
     assert all(row["N"] == 4 and 0 <= row["secret"] < 4 for row in rows)
-    assert recorder.first_error == "binary N=4: the trial died: out of memory"
+    assert recorder.first_error == "binary, N = 4: the trial died: out of memory"
 
 
 def test_time_left_follows_the_share_of_the_work_that_is_done(recorder, monkeypatch):
@@ -136,20 +136,28 @@ def test_the_summary_chooses_the_setting_on_the_other_seeds(store):
     store.append(EPISODES_TO_MEMORIZE, [ended(sft[0], e50=9, reached=False), failed_row(sft[1], "diverged")])
     store.append(EPISODES_TO_MEMORIZE, [ended(fast[0], agent="greedy", e50=1)])
     frame = store.read(EPISODES_TO_MEMORIZE).to_pandas()
-    binary, supervised = summarize_rows(frame[frame["agent"] == "lora"]).to_dict("records")
+    supervised, binary = summarize_rows(frame[frame["agent"] == "lora"]).to_dict("records")
     assert binary["memorized"] == "15/16"
+    assert (binary["channel"], supervised["channel"]) == ("binary", "SFT")
     assert (binary["E50"], binary["E90"]) == ("64", "128")
     # log2(0.9 · 16) bits in 128 episodes.
     assert binary["bits/episode"] == "0.03"
     assert (supervised["memorized"], supervised["failed"]) == ("0/2", "1")
     assert supervised["E50"] == "> 18"
+    assert supervised["bits/episode"] == "< 0.21"
+
+
+def test_the_summary_of_a_sweep_that_was_stopped_at_once_is_empty(store):
+    assert summarize(store, [CELLS[0].cell_id]).row_count == 0
 
 
 def test_the_summary_of_failed_cells_alone_counts_them(store):
     store.append(EPISODES_TO_MEMORIZE, [failed_row(cell, "no model") for cell in CELLS])
     output = io.StringIO()
-    SteadyConsole(file=output, width=100).print(summarize(store, [cell.cell_id for cell in CELLS[:2]]))
-    assert output.getvalue().splitlines()[-1].split() == ["4", "binary", "0/2", "2"]
+    SteadyConsole(file=output, width=100).print(summarize(store, [*(cell.cell_id for cell in CELLS[:2]), "to come"]))
+    text = output.getvalue()
+    assert " ".join(text.split()).startswith("Episodes to memorize, medians; so far, of 2 of 3 cells")
+    assert text.splitlines()[-1].split() == ["4", "binary", "0/2", "2"]
 
 
 def test_a_plan_gives_each_core_a_pack_and_each_gpu_a_trial():

@@ -29,9 +29,9 @@ def test_the_page_shows_counts_curves_and_failures_and_loads_itself_anew(tmp_pat
     assert '<meta http-equiv="refresh" content="3">' in text
     assert "0:12 min left" in text
     assert "20 cells: 2 finished before, 8 memorized, 1 failed, 9 to go" in text
-    assert "1 × binary N=64: RuntimeError: &lt;b&gt;loss&lt;/b&gt;</li>" in text
+    assert "1 × binary, N = 64: RuntimeError: &lt;b&gt;loss&lt;/b&gt;</li>" in text
     captions = re.findall(r"<figcaption>(.*?)</figcaption>", text)
-    assert [caption.partition(":")[0] for caption in captions] == ["binary, N = 16", "sft, N = 16"]
+    assert [caption.partition(":")[0] for caption in captions] == ["SFT, N = 16", "binary, N = 16"]
     assert all("4 runs" in caption and "of 4.00 bits" in caption for caption in captions)
     assert "src=" not in text
     assert "url(" not in text
