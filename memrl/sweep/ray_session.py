@@ -16,6 +16,7 @@ from memrl.errors import StartError
 from memrl.sweep.execution import Execution
 from memrl.sweep.machine import count_local_cpus, count_local_gpus
 from memrl.sweep.scratch import scratch_folder
+from memrl.sweep.watchdog import end_processes
 
 _OBJECT_STORE_BYTES = 512 * 1024**2
 """Shared memory for what trials tell; Ray would take a third of the machine's memory."""
@@ -95,14 +96,14 @@ def _start_here(execution: Execution, num_engines: int) -> Iterator[RaySession]:
         "_node_ip_address": "127.0.0.1",
     }
     with scratch_folder(_SOCKET_BYTES) as folder:
-        _init_twice(options | {"_temp_dir": str(folder)})
+        _init_twice(options | {"_temp_dir": str(folder)}, folder)
         try:
             yield RaySession(num_cpus, num_gpus, folder / "session_latest" / "logs")
         finally:
             ray.shutdown()
 
 
-def _init_twice(options: dict[str, Any]) -> None:
+def _init_twice(options: dict[str, Any], folder: Path) -> None:
     """Starts Ray; once more where it fails, since on a busy machine its half a minute may be over too soon."""
     with _keep_signals():
         try:
@@ -110,6 +111,8 @@ def _init_twice(options: dict[str, Any]) -> None:
             _init_quietly("local", **options)
         except Exception:
             ray.shutdown()
+            # Ray leaves those of a start that failed until this process ends, and they would slow the next one down.
+            end_processes(folder)
             try:
                 _init_quietly("local", **options)
             except Exception as error:

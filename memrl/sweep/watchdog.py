@@ -1,9 +1,10 @@
 """Notices that a daemon of Ray has ended: Ray itself says so after a minute, and ends its driver without a word."""
 
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _DAEMONS = ("gcs_server", "raylet")
@@ -43,6 +44,14 @@ def find_daemons() -> Mapping[int, str]:
         if parent == str(os.getpid()) and name in _DAEMONS:
             daemons[int(path.name)] = name
     return daemons
+
+
+def end_processes(folder: Path) -> None:
+    """Kills the processes whose command names a folder; none where the system has no /proc."""
+    for path in Path("/proc").glob("[0-9]*"):
+        if str(folder) in _read(path / "cmdline"):
+            with suppress(OSError):
+                os.kill(int(path.name), signal.SIGKILL)
 
 
 def _is_alive(process: int) -> bool:

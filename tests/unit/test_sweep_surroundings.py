@@ -18,12 +18,13 @@ from rich.table import Table
 
 from memrl.cli import repeat_command, run_command
 from memrl.errors import RefusedError, StartError
+from memrl.sweep import ray_session
 from memrl.sweep.actor_logs import read_logs
 from memrl.sweep.console import SteadyConsole
 from memrl.sweep.environment import set_environment
 from memrl.sweep.execution import Execution
 from memrl.sweep.machine import count_local_cpus, count_local_gpus
-from memrl.sweep.ray_session import silence_ray
+from memrl.sweep.ray_session import silence_ray, start_ray
 from memrl.sweep.scratch import scratch_folder
 from memrl.sweep.stopping import StopRequest, catch_signals
 from memrl.sweep.watchdog import find_daemons, watch_daemons
@@ -195,6 +196,28 @@ def test_the_end_of_a_daemon_is_noticed_at_once(tmp_path):
     finally:
         daemon.kill()
         daemon.wait()
+
+
+def test_a_second_try_to_start_ray_finds_nothing_of_the_first_one_running(temporary, monkeypatch):
+    monkeypatch.setattr(ray_worker, "print_to_stdstream", ray_worker.print_to_stdstream)
+    daemons: list[subprocess.Popen[bytes]] = []
+
+    def start_and_fail(*args: object, _temp_dir: str, **options: object) -> None:
+        assert all(daemon.wait(5.0) == -signal.SIGKILL for daemon in daemons)
+        words = [sys.executable, "-c", "import time; time.sleep(60)", f"--temp-dir={_temp_dir}"]
+        daemons.append(subprocess.Popen(words))
+        raise RuntimeError("The current node timed out during startup.")
+
+    monkeypatch.setattr(ray_session, "_init_quietly", start_and_fail)
+    try:
+        told = "Ray can't start on this machine, twice: The current node timed out"
+        with pytest.raises(StartError, match=told), start_ray(Execution(), 0):
+            pass
+        assert len(daemons) == 2
+    finally:
+        for daemon in daemons:
+            daemon.kill()
+            daemon.wait()
 
 
 def test_ray_s_own_words_about_a_dead_process_stay_off_the_screen(monkeypatch, capsys):
