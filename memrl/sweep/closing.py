@@ -49,9 +49,10 @@ def write_report(store: TableStore, grid: str, num_planned: int, command: str, c
     """Writes the report, and says where it is; or why there is none, and returns False."""
     try:
         question = read_question(grid, find_grids())
-        report = page.write_report(
-            store.address, grid=grid, num_planned=num_planned, command=command, question=question
-        )
+        with console.status("drawing the report"):
+            report = page.write_report(
+                store.address, grid=grid, num_planned=num_planned, command=command, question=question
+            )
     except Exception as error:  # a picture that can't be drawn must not hide that the cells are measured
         console.say(f"no report: {type(error).__name__}: {error}")
         return False

@@ -68,7 +68,8 @@ def describe_sweep(name: str, recorder: Recorder, phase: str = "", waited: float
         parts.append(f"{statuses['failed']:,} failed")
     if not recorder.has_started:
         return f"{name}  {parts[0]}  {phase} ...{clock and f' {clock}'}"
-    rate = recorder.episodes_per_s()
+    # While something is waited for, that is told instead: 80 columns hold it whole.
+    rate = 0.0 if phase else recorder.episodes_per_s()
     parts.append(f"{rate:,.0f} episodes/s" if rate else "")
     left = recorder.seconds_left() if recorder.num_done < recorder.num_cells else None
     parts.append("" if left is None else f"{format_seconds(left)} left")

@@ -198,7 +198,7 @@ class Sweep:
 
     def _add_agents(self) -> None:
         """Waits for the agents, which have played beside the last trials, and writes their rows."""
-        self._wait_for("playing the baseline agents")
+        self._wait_for("baseline agents play")
         self._agents.start()
         while not (self._agents.wait(_TICK_SECONDS) or self.stop):
             self._line.tick()

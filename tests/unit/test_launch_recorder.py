@@ -114,6 +114,8 @@ def test_the_live_line_tells_counts_rate_and_time(recorder, monkeypatch):
     recorder.fail(1, "lost")
     line = describe_sweep("smoke", recorder)
     assert re.fullmatch(r"smoke  5/8 cells  1 memorized  2 failed  2,000 episodes/s  \d+:\d\d (min|h) left", line)
+    line = describe_sweep("smoke", recorder, "stopping", 7.0)
+    assert re.fullmatch(r"smoke  5/8 cells  1 memorized  2 failed  \d+:\d\d (min|h) left  \(stopping, 0:07 min\)", line)
 
 
 def test_without_a_terminal_lines_are_printed_now_and_then(recorder, monkeypatch):
