@@ -27,6 +27,8 @@ class Progress:
     """Counters of each cell.
 
     Attributes:
+        cost: episodes of one update.
+        budget: the most episodes of the run.
         batches: batches used.
         episodes: episodes (sft: examples) used.
         tokens: of all episodes, each counted in full, prompt included.
@@ -39,6 +41,8 @@ class Progress:
         error: what failed.
     """
 
+    cost: Int[np.ndarray, "cell"]
+    budget: Int[np.ndarray, "cell"]
     batches: Int[np.ndarray, "cell"]
     episodes: Int[np.ndarray, "cell"]
     tokens: Int[np.ndarray, "cell"]
@@ -55,6 +59,8 @@ class Progress:
         """Of cells that have done nothing yet."""
         num_cells = len(configs)
         return cls(
+            cost=np.array([config.episodes_per_update for config in configs], dtype=np.int64),
+            budget=np.array([config.episode_budget for config in configs], dtype=np.int64),
             batches=np.zeros(num_cells, dtype=np.int64),
             episodes=np.zeros(num_cells, dtype=np.int64),
             tokens=np.zeros(num_cells, dtype=np.int64),
@@ -72,16 +78,14 @@ class Progress:
         """Which cells have not ended."""
         return np.array([status == TRAINING for status in self.status], dtype=bool)
 
-    def find_due(self, configs: Sequence[TrainConfig]) -> Bool[np.ndarray, "cell"]:
+    def find_due(self) -> Bool[np.ndarray, "cell"]:
         """Which cells are measured now: those without keys always, and all at their start and end."""
-        spent = self._find_spent(configs)
-        without = np.array([config.num_keys is None for config in configs])
-        return without | spent | (self.batches >= self.next_measurement)
+        return self._is_spent | (self.batches >= self.next_measurement)
 
-    def _find_spent(self, configs: Sequence[TrainConfig]) -> Bool[np.ndarray, "cell"]:
+    @property
+    def _is_spent(self) -> Bool[np.ndarray, "cell"]:
         """Which cells can't afford another update."""
-        cost, budget = np.array([(c.episodes_per_update, c.episode_budget) for c in configs]).T
-        return self.episodes + cost > budget
+        return self.episodes + self.cost > self.budget
 
     def score(
         self,
@@ -102,7 +106,7 @@ class Progress:
             secret_log2: log2 P(secret), summed over keys where there are keys.
             observed_bits: what an ideal observer knows.
         """
-        spent, noted = self._find_spent(configs), np.flatnonzero(measured & np.isfinite(secret_log2))
+        spent, noted = self._is_spent, np.flatnonzero(measured & np.isfinite(secret_log2))
         self.reach.note(noted, self.episodes[noted], secret_log2[noted])
         for cell, (config, log2) in enumerate(zip(configs, secret_log2.tolist(), strict=True)):
             if self.status[cell] != TRAINING:

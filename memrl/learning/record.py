@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -77,12 +76,11 @@ def tabulate_update(state: PackState, done: Update, root_cell: np.ndarray) -> di
     well = no_well if done.advantages is None else measure_well(walk, done.advantages, root_cell)
     uses = np.array([config.updates_per_batch for config in state.configs])
     supervised = np.array([config.algorithm == "sft" for config in state.configs])
-    used = np.array([config.episodes_per_update for config in state.configs])
     # Copies of what the next update writes in place.
     columns = {
         "cell_id": np.array([config.cell_id for config in state.configs], dtype=object),
         "update": (progress.batches - done.learned) * uses,
-        "episodes": progress.episodes - np.where(done.learned, used, 0),
+        "episodes": progress.episodes - np.where(done.learned, progress.cost, 0),
         "observed_bits": progress.observed_bits.copy(),
         "absorbed_bits": progress.absorbed_bits.copy(),
         "mean_reward": np.where(supervised, np.nan, average(reward)),
@@ -95,7 +93,7 @@ def tabulate_update(state: PackState, done: Update, root_cell: np.ndarray) -> di
     return columns if done.measured.all() else {name: column[done.measured] for name, column in columns.items()}
 
 
-def describe_cell(state: PackState, policy: PackPolicy, cell: int, prior: Prior, base: Mapping[str, Any]) -> Row:
+def describe_cell(state: PackState, policy: PackPolicy, cell: int, prior: Prior, base: Mapping[str, str | None]) -> Row:
     """The row of episodes_to_memorize of a cell that has ended.
 
     Args:
@@ -107,7 +105,7 @@ def describe_cell(state: PackState, policy: PackPolicy, cell: int, prior: Prior,
     """
     task = policy.tasks[cell]
     ids = [int(token) for token in policy.keys[cell].prompts[0]]
-    asked: dict[str, Any] = {"prompt_hash": hash_fields({"ids": ids}), "answer_tokens": task.max_tokens}
+    asked: Row = {"prompt_hash": hash_fields({"ids": ids}), "answer_tokens": task.max_tokens}
     config, channel = state.configs[cell], policy.channels.values[policy.channels.index[cell]]
     asked["adapter_parameters"] = state.adapters.count_parameters(cell)
     asked["interference"] = read_interference(config.model, task)

@@ -51,7 +51,7 @@ def update(policy: PackPolicy, state: PackState, splitter: Splitter) -> Update:
         splitter: whose episodes: drawn here (`InProcessSampler`), or elsewhere (`Replay`).
     """
     # Measure: of keys that are due, all are scored; a secret without a key lies on the walk itself.
-    due = state.progress.find_due(state.configs)
+    due = state.progress.find_due()
     measured = score_keys(policy, state, due)
 
     # Walk: answers are drawn and scored in one pass, and the secrets of the keys that are asked with them.

@@ -348,18 +348,18 @@ static void forward_layer(const Decoder *decoder, const Layer *layer, Part part,
 
 static Int count_weights(const Linear *linear) { return linear->d_in * linear->d_out; }
 
-/* Cells that go through the layers together. */
-static Int size_block(const Decoder *decoder, Int rows) {
+/* How many of some cells go through the layers together, of at least so many rows; all cells have `rows`. */
+static Int size_block(const Decoder *decoder, Int least, Int some, Int rows) {
     const Layer *layer = decoder->layers;
     const Int cells = decoder->adapters->cells, weights = count_weights(&layer->qkv) + count_weights(&layer->o) +
                                                           count_weights(&layer->gate_up) + count_weights(&layer->down);
-    const Int wanted = weights / WEIGHTS_PER_ROW > LEAST_ROWS ? weights / WEIGHTS_PER_ROW : LEAST_ROWS;
+    const Int wanted = weights / WEIGHTS_PER_ROW > least ? weights / WEIGHTS_PER_ROW : least;
     Int size = wanted * cells / (rows ? rows : 1);
 #ifdef _OPENMP
-    const Int share = (cells + omp_get_max_threads() - 1) / omp_get_max_threads();
+    const Int share = (some + omp_get_max_threads() - 1) / omp_get_max_threads();
     size = size < share ? size : share;
 #endif
-    return size < 1 ? 1 : size > cells ? cells : size;
+    return size < 1 ? 1 : size > some ? some : size;
 }
 
 /* Room for a panel of any of a layer's weights. */
@@ -375,7 +375,7 @@ static REAL *make_room(const Decoder *decoder) {
    keys and values; of the others, final is set. bounds is (chunks, cells + 1). */
 void forward(const Decoder *decoder, Int chunks, Int unread, const Int *bounds) {
     const Int cells = decoder->adapters->cells, last = decoder->num_layers - 1;
-    const Int block = size_block(decoder, bounds[(chunks - 1) * (cells + 1) + cells] - bounds[0]);
+    const Int block = size_block(decoder, LEAST_ROWS, cells, bounds[(chunks - 1) * (cells + 1) + cells] - bounds[0]);
 #pragma omp parallel for schedule(dynamic)
     for (Int cell = 0; cell < cells; cell += block)
         for (Int chunk = 0; chunk < chunks; chunk++) {
@@ -393,23 +393,31 @@ void forward(const Decoder *decoder, Int chunks, Int unread, const Int *bounds) 
         }
 }
 
-/* The rows of some cells in some chunks. */
-static void list_rows(Part all, Int cells, Int first_chunk, Int chunks, Part *parts, Rows *rows) {
-    for (Int i = 0; i < chunks - first_chunk; i++) {
-        parts[i] = (Part){all.first_cell, all.last_cell, all.bounds + (first_chunk + i) * (cells + 1)};
+/* Cells that go back together, as runs of neighbors, which are parts of the first chunk. */
+typedef struct {
+    Int count;
+    const Part *parts;
+} Runs;
+
+/* The rows of the runs in some chunks, chunk by chunk. */
+static void list_rows(Runs runs, Int cells, Int first_chunk, Int chunks, Part *parts, Rows *rows) {
+    for (Int i = 0; i < (chunks - first_chunk) * runs.count; i++) {
+        parts[i] = runs.parts[i % runs.count];
+        parts[i].bounds += (first_chunk + i / runs.count) * (cells + 1);
         rows[i] = (Rows){first_row(parts[i]), count_rows(parts[i])};
     }
 }
 
 /* Turns grad from the gradient of a layer's output into that of its input, over some cells' rows of all chunks; at
-   chunks that nobody reads it comes in as zero. All chunks go through a layer's base weights together. */
-static void backward_layer(const Decoder *decoder, const Layer *layer, Int chunks, Int unread, Part all, int is_first,
+   chunks that nobody reads it comes in as zero. All of it goes through a layer's base weights together. */
+static void backward_layer(const Decoder *decoder, const Layer *layer, Int chunks, Int unread, Runs runs, int is_first,
                            REAL *room) {
-    const Int d = decoder->d, d_gated = layer->down.d_in, qkv_row = layer->qkv.d_out, read = chunks - unread;
+    const Int d = decoder->d, d_gated = layer->down.d_in, qkv_row = layer->qkv.d_out;
+    const Int all = chunks * runs.count, read = all - unread * runs.count;
     REAL *grad = decoder->grad, *normed = decoder->grad_normed, *low = decoder->grad_low, *grad_qkv = decoder->grad_qkv;
-    Part parts[chunks];
-    Rows rows[chunks];
-    list_rows(all, decoder->adapters->cells, unread, chunks, parts, rows);
+    Part parts[all];
+    Rows rows[all];
+    list_rows(runs, decoder->adapters->cells, unread, chunks, parts, rows);
     project_base_back(&layer->down, rows, read, grad, decoder->grad_gated, room);
     for (Int i = 0; i < read; i++) {
         project_back(decoder, &layer->down, parts[i], layer->gated, layer->low_down, grad, low, decoder->grad_gated);
@@ -425,32 +433,33 @@ static void backward_layer(const Decoder *decoder, const Layer *layer, Int chunk
     for (Int i = 0; i < read; i++)
         project_back(decoder, &layer->o, parts[i], layer->mixed, layer->low_o, grad, low, decoder->grad_mixed);
 
-    list_rows(all, decoder->adapters->cells, 0, chunks, parts, rows);
-    for (Int i = 0; i < chunks; i++) memset(grad_qkv + rows[i].start * qkv_row, 0, rows[i].count * qkv_row * sizeof(REAL));
+    list_rows(runs, decoder->adapters->cells, 0, chunks, parts, rows);
+    for (Int i = 0; i < all; i++) memset(grad_qkv + rows[i].start * qkv_row, 0, rows[i].count * qkv_row * sizeof(REAL));
     /* The last chunk first: a row's keys and values get their gradient from all that follow it. */
-    for (Int i = chunks - 1; i >= unread; i--)
+    for (Int i = all - 1; i >= all - read; i--)
         attend_back(decoder, parts[i], layer->qkv_out, layer->log_sum, decoder->grad_mixed, grad_qkv);
-    for (Int i = 0; i < chunks; i++) {
+    for (Int i = 0; i < all; i++) {
         rotate(decoder, parts[i], -1, grad_qkv);
         if (layer->norm_qk.weight)
             normalize_back(&layer->norm_qk, parts[i], layer->raw_qk, layer->inverse_qk, grad_qkv, grad_qkv, qkv_row);
     }
-    if (!is_first) project_base_back(&layer->qkv, rows, chunks, grad_qkv, normed, room);
-    for (Int i = chunks - 1; i >= 0; i--) {
+    if (!is_first) project_base_back(&layer->qkv, rows, all, grad_qkv, normed, room);
+    for (Int i = all - 1; i >= 0; i--) {
         project_back(decoder, &layer->qkv, parts[i], layer->n1, layer->low_qkv, grad_qkv, low, is_first ? NULL : normed);
         if (!is_first) normalize_back(&layer->norm1, parts[i], layer->x, layer->inverse1, normed, grad, d);
     }
 }
 
 /* The backward pass of some cells. */
-static void backward_cells(const Decoder *decoder, Int chunks, Int unread, Part all, REAL *room) {
-    const Int cells = decoder->adapters->cells, last = decoder->num_layers - 1;
-    for (Int chunk = unread; chunk < chunks; chunk++) {
-        const Part part = {all.first_cell, all.last_cell, all.bounds + chunk * (cells + 1)};
-        normalize_back(&decoder->norm, part, decoder->x, decoder->inverse, decoder->grad, decoder->grad, decoder->d);
-    }
+static void backward_cells(const Decoder *decoder, Int chunks, Int unread, Runs runs, REAL *room) {
+    const Int last = decoder->num_layers - 1, read = (chunks - unread) * runs.count;
+    Part parts[read];
+    Rows rows[read];
+    list_rows(runs, decoder->adapters->cells, unread, chunks, parts, rows);
+    for (Int i = 0; i < read; i++)
+        normalize_back(&decoder->norm, parts[i], decoder->x, decoder->inverse, decoder->grad, decoder->grad, decoder->d);
     for (Int l = last; l >= 0; l--)
-        backward_layer(decoder, decoder->layers + l, chunks, l == last ? unread : 0, all, l == 0, room);
+        backward_layer(decoder, decoder->layers + l, chunks, l == last ? unread : 0, runs, l == 0, room);
 }
 
 /* Whether the gradient is zero at all of a cell's rows: where its episodes were all rewarded alike, no advantage is
@@ -467,18 +476,26 @@ static int is_zero(const Decoder *decoder, Int chunks, Int unread, const Int *bo
    it is zero everywhere are left out, as their adapters' gradient is zero too. */
 void backward(const Decoder *decoder, Int chunks, Int unread, const Int *bounds) {
     const Int cells = decoder->adapters->cells;
-    const Int block = size_block(decoder, bounds[(chunks - 1) * (cells + 1) + cells]);
+    Int *left = malloc(cells * sizeof(Int)), count = 0;
+    for (Int cell = 0; cell < cells; cell++)
+        if (!is_zero(decoder, chunks, unread, bounds, cell)) left[count++] = cell;
+    /* Weights are copied on the way back, which more rows share. */
+    const Int block = size_block(decoder, 2 * LEAST_ROWS, count, bounds[(chunks - 1) * (cells + 1) + cells]);
 #pragma omp parallel for schedule(dynamic)
-    for (Int cell = 0; cell < cells; cell += block) {
-        const Int end = cell + block < cells ? cell + block : cells;
+    for (Int start = 0; start < count; start += block) {
+        const Int end = start + block < count ? start + block : count;
+        Part parts[block];
+        Int runs = 0;
+        for (Int i = start; i < end; i++)
+            if (runs && parts[runs - 1].last_cell == left[i])
+                parts[runs - 1].last_cell++;
+            else
+                parts[runs++] = (Part){left[i], left[i] + 1, bounds};
         REAL *room = make_room(decoder);
-        for (Int first = cell, after; first < end; first = after) {
-            const int skip = is_zero(decoder, chunks, unread, bounds, first);
-            for (after = first + 1; after < end && is_zero(decoder, chunks, unread, bounds, after) == skip;) after++;
-            if (!skip) backward_cells(decoder, chunks, unread, (Part){first, after, bounds}, room);
-        }
+        backward_cells(decoder, chunks, unread, (Runs){runs, parts}, room);
         free(room);
     }
+    free(left);
 }
 
 /* ---- Adam ---- */
