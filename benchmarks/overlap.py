@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import chz
 from measure import FOREVER, Report, Row, describe_machine, read_counts, run_for, spread
+from spans import measure_overlap
 
 from memrl import cli
 from memrl.config import TrainConfig
@@ -112,7 +113,7 @@ def measure_pack(job: Overlap, rollout: Any, size: int) -> Row:
 def time_halves(job: Overlap, rollout: Any, cells: Sequence[TrainConfig]) -> tuple[float, float, float]:
     """Half-packs for one turn: seconds per round, and the shares of the time that they update, and do both at once."""
     from memrl.learning.half_packs import HalfPacks
-    from memrl.learning.timeline import Span, measure_overlap
+    from memrl.learning.timeline import Span
 
     halves = HalfPacks.split(cells, device=job.device, backend=rollout)
     halves.update()

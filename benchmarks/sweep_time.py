@@ -11,6 +11,7 @@ from pathlib import Path
 
 import chz
 from measure import Report, Row, describe_machine
+from spans import read_chrome_trace
 
 from memrl import cli
 from memrl.fields import field
@@ -76,8 +77,6 @@ def run_grid(sweep: SweepTime, folder: str) -> tuple[float, float]:
 
 def read_spans(traces: Iterable[str]) -> list[tuple[str, str, float, float]]:
     """Every span of some Chrome traces: its process, name, start in seconds since the epoch, and length in seconds."""
-    from memrl.learning.timeline import read_chrome_trace
-
     epoch = time.time() - time.monotonic()
     spans = []
     for trace in traces:

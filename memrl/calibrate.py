@@ -114,8 +114,7 @@ def _list_prompts(config: WarmupConfig) -> list[Question]:
 def make_recipe(config: WarmupConfig) -> WarmupRecipe:
     """The recipe in force: the embedded model's own for model=scratch, else short runs that stop at the targets."""
     own = EMBEDDED_STAGES[0] if config.model == "scratch" else BODY_RECIPE
-    names = ("steps", "learning_rate", "prompts_per_step", "nodes_per_prompt", "decorrelate")
-    given = {name: getattr(config, name) for name in names}
+    given = {name: getattr(config, name) for name in ("steps", "learning_rate", "decorrelate")}
     return replace(own, seed=config.seed, **{name: value for name, value in given.items() if value is not None})
 
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import chz
 
-from memrl.cell_rules import check_cell, list_choices
+from memrl.cell_rules import check_cell
 from memrl.channels import REWARDS, ChannelKind, channel_kind
 from memrl.fields import field, find_default
 from memrl.model_files import name_files
@@ -343,8 +343,3 @@ def fields_of(*roles: str) -> tuple[str, ...]:
 def shared_fields(config: TrainConfig) -> tuple[object, ...]:
     """The fields of a cell in which all cells of its pack agree with it."""
     return (config.algorithm == "distill", *(getattr(config, name) for name in fields_of(*SHARED_ROLES)))
-
-
-def literal_choices(name: str) -> tuple[str, ...]:
-    """The values a Literal field of TrainConfig allows, or () for any other field."""
-    return list_choices(TrainConfig.__annotations__[name])

@@ -6,6 +6,7 @@ from typing import Literal
 
 import chz
 
+from memrl.cell_rules import require
 from memrl.cli import read_value
 from memrl.config import Dtype, EnvType, PromptFormat
 from memrl.fields import field
@@ -39,10 +40,6 @@ class WarmupConfig:
     )
     steps: int | None = field(default=None, doc="the most optimizer steps; unset: the method's own")
     learning_rate: float | None = field(default=None, doc="AdamW's peak; unset: the method's own")
-    prompts_per_step: int | None = field(default=None, doc="prompts of a batch; unset: 20 for scratch, else 16")
-    nodes_per_prompt: int | None = field(
-        default=None, doc="about how many nodes of a prompt's tree a batch holds; unset: 24 for scratch, else 96"
-    )
     decorrelate: float | None = field(
         default=None,
         doc="weight, in a warm-up of the body, of how alike an answer's places are: larger, and they interfere less;"
@@ -55,28 +52,25 @@ class WarmupConfig:
 
     @chz.validate
     def _check(self) -> None:
-        _require(min(self.sizes) >= 2, "N", "be at least 2", min(self.sizes))
-        _require(max(self.sizes) <= MOST_SECRETS, "N", f"be at most {MOST_SECRETS:,}", max(self.sizes))
-        _require(bool(self.env_types), "env_type", "name at least one", self.env_type)
+        require(min(self.sizes) >= 2, "N", "be at least 2", min(self.sizes))
+        require(max(self.sizes) <= MOST_SECRETS, "N", f"be at most {MOST_SECRETS:,}", max(self.sizes))
+        require(bool(self.env_types), "env_type", "name at least one", self.env_type)
         rule = "be multi_step where secret_length is set"
-        _require(self.lengths == [None] or self.env_types == ["multi_step"], "env_type", rule, self.env_type)
-        _require(bool(self.keys), "keyed", "name at least one", self.keyed)
+        require(self.lengths == [None] or self.env_types == ["multi_step"], "env_type", rule, self.env_type)
+        require(bool(self.keys), "keyed", "name at least one", self.keyed)
         for length in self.lengths:
-            _require(length is None or length >= 1, "secret_length", "be at least 1", length)
+            require(length is None or length >= 1, "secret_length", "be at least 1", length)
             most = int(MOST_SIGNAL_BITS / math.log2(max(self.sizes)))
-            _require((length or 1) <= most, "secret_length", f"be at most {most} at N={max(self.sizes)}", length)
-        _require((self.steps is None) or self.steps >= 1, "steps", "be at least 1", self.steps)
-        _require(
+            require((length or 1) <= most, "secret_length", f"be at most {most} at N={max(self.sizes)}", length)
+        require((self.steps is None) or self.steps >= 1, "steps", "be at least 1", self.steps)
+        require(
             self.learning_rate is None or self.learning_rate > 0, "learning_rate", "be positive", self.learning_rate
         )
-        _require(math.isfinite(self.decorrelate or 0.0), "decorrelate", "be a finite number", self.decorrelate)
-        for name in ("prompts_per_step", "nodes_per_prompt"):
-            count = getattr(self, name)
-            _require(count is None or count >= 1, name, "be at least 1", count)
-        _require(self.lora_rank >= 1, "lora_rank", "be at least 1", self.lora_rank)
-        _require(self.seed >= 0, "seed", "be at least 0", self.seed)
-        _require(bool(self.output), "output", "name the folder to write", "nothing")
-        _require(not Path(self.output).is_file(), "output", "be a folder", self.output)
+        require(math.isfinite(self.decorrelate or 0.0), "decorrelate", "be a finite number", self.decorrelate)
+        require(self.lora_rank >= 1, "lora_rank", "be at least 1", self.lora_rank)
+        require(self.seed >= 0, "seed", "be at least 0", self.seed)
+        require(bool(self.output), "output", "name the folder to write", "nothing")
+        require(not Path(self.output).is_file(), "output", "be a folder", self.output)
         if self.model != "scratch":
             check_model_folder(self.model)
 
@@ -106,8 +100,3 @@ class WarmupConfig:
         if not self.secret_length:
             return [None]
         return [read_value("secret_length", int, text) for text in self.secret_length.split(",")]
-
-
-def _require(holds: bool, name: str, rule: str, value: object) -> None:
-    if not holds:
-        raise ValueError(f"{name} must {rule}, got {value}")

@@ -3,6 +3,7 @@
 import numpy as np
 from jaxtyping import Float, Int
 
+from memrl.theory.capacity import _enumerate
 from memrl.theory.information import entropy_bits, kl_bits
 
 
@@ -78,3 +79,8 @@ def distinct_guess_gain_bits(N: int, num_distinct: int | Int[np.ndarray, "*shape
     """
     left = N - np.asarray(num_distinct, dtype=np.float64)
     return np.asarray(np.log2(N) - left / N * np.log2(np.maximum(left, 1.0)))
+
+
+def guess_information_bits(channel) -> Float[np.ndarray, "N"]:
+    """I(S; R | guess) of every guess for a uniform secret, in bits, as the capacities are made of."""
+    return _enumerate(channel).information_bits

@@ -6,6 +6,7 @@ from statistics import stdev
 import numpy as np
 import torch
 
+from memrl.policy.forest import Forest, StateTable
 from memrl.task.secret import num_bits
 
 
@@ -177,3 +178,11 @@ def read_logprobs(next_tokens, vocabulary):
     rows = len(next_tokens.score(np.arange(vocabulary))[0])
     picked = next_tokens.pick(np.repeat(np.arange(rows), vocabulary), np.tile(np.arange(vocabulary), rows))
     return picked.unflatten(0, (rows, vocabulary))
+
+
+def plant_forest(automata, secrets, root_cell=None):
+    """A root for each automaton and the digits of a secret, of the given cell or of a cell of its own."""
+    cells = np.arange(len(automata)) if root_cell is None else root_cell
+    own = [np.flatnonzero(cells == cell) for cell in range(cells[-1] + 1)]
+    trees = [(automata[roots[0]], np.stack([secrets[root] for root in roots])) for roots in own]
+    return Forest(StateTable(automata), trees)

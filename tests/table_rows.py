@@ -2,6 +2,9 @@
 
 import math
 
+from memrl.analysis.cells import measured_cells
+from memrl.analysis.curves import collect_curves
+from memrl.analysis.leak import judge_leaks, leak_curve
 from memrl.tables.schema import CURVES, CURVES_SCHEMA, EPISODES_TO_MEMORIZE, EPISODES_TO_MEMORIZE_SCHEMA
 from memrl.tables.store import TableStore
 
@@ -24,3 +27,10 @@ def append_cells(store: TableStore, *rows: dict) -> None:
     for row in rows:
         store.append(CURVES, curve_rows(row["cell_id"], 2))
     store.append(EPISODES_TO_MEMORIZE, [row | {"updates": 1} for row in rows])
+
+
+def leak_report(curves, episodes_to_memorize, agent="lora"):
+    """The leak check's verdicts on tables, as a report gives them."""
+    cells = measured_cells(episodes_to_memorize)
+    cells = cells[cells["agent"] == agent].reset_index(drop=True)
+    return judge_leaks(leak_curve(collect_curves(curves, cells), cells))

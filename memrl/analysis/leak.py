@@ -18,11 +18,10 @@ from collections.abc import Iterator
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 from scipy import stats
 
-from memrl.analysis.cells import measured_cells, number_groups
-from memrl.analysis.curves import Curves, carry_forward_sums, collect_curves
+from memrl.analysis.cells import number_groups
+from memrl.analysis.curves import Curves, carry_forward_sums
 
 LEAK_CONFIDENCE = 0.99
 EVIDENCE_LIMIT_BITS = float(np.log2(1.0 / (1.0 - LEAK_CONFIDENCE)))
@@ -34,15 +33,11 @@ _BETS = ((1.0, 0.5), (0.5, 0.1), (0.25, 0.1), (0.125, 0.1), (0.0625, 0.1), (0.03
 """Stakes b and their weights; the evidence is the weighted mean of the bets."""
 
 
-def leak_report(
-    curves: pa.Table | pd.DataFrame, episodes_to_memorize: pd.DataFrame, agent: str = "lora"
-) -> pd.DataFrame:
+def judge_leaks(curve: pd.DataFrame) -> pd.DataFrame:
     """Says for every (channel, N) whether its policies absorbed more than their observers knew.
 
     Args:
-        curves: the curves table (columns of curves.CURVE_COLUMNS).
-        episodes_to_memorize: the cells (columns of cells.CELL_COLUMNS).
-        agent: whose cells.
+        curve: the rows of `leak_curve`.
 
     Returns:
         One row per (channel, N): channel, N, num_secrets, num_cells; `update`, the one at which the mean rises farthest
@@ -50,13 +45,6 @@ def leak_report(
         evidence_limit_bits; verdict: `leak` (at some update the mean exceeds its half-width, or the evidence its
         limit), `no leak`, `no leak seen (few secrets)` below 64 secrets, or `not observed`.
     """
-    cells = measured_cells(episodes_to_memorize)
-    cells = cells[cells["agent"] == agent].reset_index(drop=True)
-    return judge_leaks(leak_curve(collect_curves(curves, cells), cells))
-
-
-def judge_leaks(curve: pd.DataFrame) -> pd.DataFrame:
-    """The verdicts of `leak_report` on the rows of `leak_curve`."""
     if curve.empty:
         return curve
     return pd.DataFrame([_judge(rows) for _, rows in curve.groupby(["channel", "N"], sort=True)])

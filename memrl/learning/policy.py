@@ -109,7 +109,7 @@ class PackPolicy:
         """Asks these keys of every cell from now on; see `Roots.choose`."""
         self.roots = Roots.choose(self.keys, chosen, self.group_sizes)
         self.forest = _grow_forest(self.forest.states, self.tasks, self.roots)
-        self.network.plant(self.roots.prompts, self.roots.cell)
+        self.network.plant(self.roots.prompts, self.roots.cell, len(self.keys))
 
     @property
     def weighs_nodes(self) -> Bool[np.ndarray, "cell"]:
@@ -129,7 +129,7 @@ class PackPolicy:
 
     def keep(self, cells: Int[np.ndarray, "kept"]) -> None:
         """Shrinks to the given cells, one at least; the adapters shrink with the state."""
-        for part in (self.network, self.channels, self.objectives):
+        for part in (self.channels, self.objectives):
             part.keep(cells)
         chosen = [self.roots.key[self.roots.cell == cell] for cell in cells]
         self.tasks, self.keys = ([part[cell] for cell in cells.tolist()] for part in (self.tasks, self.keys))
@@ -154,5 +154,4 @@ def _lay_out_groups(configs: Sequence[TrainConfig]) -> Int[np.ndarray, "cell gro
 
 def _grow_forest(states: StateTable, tasks: Sequence[EncodedTask], roots: Roots) -> Forest:
     own = [roots.secrets[roots.cell == cell, : task.num_env_steps] for cell, task in enumerate(tasks)]
-    trees = [(task.automaton, secrets) for task, secrets in zip(tasks, own, strict=True)]
-    return Forest.plant(states, trees, len(tasks))
+    return Forest(states, [(task.automaton, secrets) for task, secrets in zip(tasks, own, strict=True)])

@@ -16,7 +16,11 @@ from memrl.learning.policy import PackPolicy
 from memrl.learning.progress import Progress
 from memrl.policy.adapter_pack import AdapterPack
 from memrl.rollout.in_process import start_generators
+from memrl.task.reach import Reach
 from memrl.theory.observer import PackObserver
+
+Part = np.ndarray | list | Progress | AdapterPack | PackObserver | Reach
+"""What the fields of a state are."""
 
 _ARRAYS, _PLAIN = "state.safetensors", "state.json"
 
@@ -83,7 +87,7 @@ def read_configs(folder: Path) -> list[TrainConfig]:
     return [TrainConfig(**config) for config in plain["configs"]]
 
 
-def _keep_fields(value: Any, cells: Int[np.ndarray, "kept"]) -> None:
+def _keep_fields(value: PackState | Progress, cells: Int[np.ndarray, "kept"]) -> None:
     """Shrinks every field of a dataclass over cells, whatever it is."""
     for field in fields(value):
         part = getattr(value, field.name)
@@ -97,7 +101,7 @@ def _keep_fields(value: Any, cells: Int[np.ndarray, "kept"]) -> None:
             part.keep(cells)
 
 
-def _flatten(name: str, value: Any, arrays: dict[str, np.ndarray], plain: dict[str, object]) -> None:
+def _flatten(name: str, value: Part, arrays: dict[str, np.ndarray], plain: dict[str, object]) -> None:
     """Files a field under its name: arrays by themselves, everything else as JSON."""
     if isinstance(value, np.ndarray):
         arrays[name] = value
@@ -110,7 +114,7 @@ def _flatten(name: str, value: Any, arrays: dict[str, np.ndarray], plain: dict[s
         arrays.update({f"{name}.{part}": array for part, array in value.arrays().items()})
 
 
-def _restore(name: str, value: Any, arrays: Mapping[str, np.ndarray], plain: Mapping[str, list]) -> Any:
+def _restore(name: str, value: Part, arrays: Mapping[str, np.ndarray], plain: Mapping[str, list]) -> Any:
     """The inverse of `_flatten`; `value` is the field of a state that has just started."""
     if isinstance(value, np.ndarray):
         return arrays[name].copy()

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,16 +19,15 @@ _MOST_OF_FREE_MEMORY = 0.5
 """The share of the free memory that activations may take; logits, caches and what the estimate omits need some too."""
 
 
-class Activations(Protocol):
-    """How a walk gets from the gradient of its states to that of the adapters."""
+class Activations:
+    """How a walk gets from the gradient of its states to that of the adapters: every level's graph stays till then."""
 
     def start(self) -> None:
         """Begins a walk."""
-        ...
 
     def feed(self, compute: Callable[[], Tensor]) -> Tensor:
         """Runs the forward pass of one level; returns its states, for which a loss gives a gradient."""
-        ...
+        return compute()
 
     def backpropagate(self, loss: Tensor, compute_all: Callable[[], Tensor]) -> None:
         """Adds the gradient of a loss on the walk's states to the adapters'.
@@ -38,25 +37,10 @@ class Activations(Protocol):
             compute_all: runs one forward pass of the walk's whole tree; gives the states of all levels, one after
                 another.
         """
-        ...
-
-
-class KeptActivations:
-    """Every level's graph stays until the update."""
-
-    def start(self) -> None:
-        """See Activations.start."""
-
-    def feed(self, compute: Callable[[], Tensor]) -> Tensor:
-        """See Activations.feed."""
-        return compute()
-
-    def backpropagate(self, loss: Tensor, compute_all: Callable[[], Tensor]) -> None:
-        """See Activations.backpropagate."""
         loss.backward()
 
 
-class RecomputedActivations:
+class RecomputedActivations(Activations):
     """Memory for one layer's activations, for one more forward pass.
 
     The walk runs without a graph, and its states are leaves. For the update the whole tree goes through the model once

@@ -11,9 +11,8 @@ from transformers import DynamicCache, PreTrainedModel
 from memrl.policy.activations import Activations, replace_modules
 from memrl.policy.adapter_pack import AdapterPack
 from memrl.policy.experts import PackedExperts
-from memrl.policy.next_tokens import NextTokens, NextTokensReader
+from memrl.policy.network import PackedNetwork
 from memrl.policy.output_head import build_head, find_body
-from memrl.policy.token_tree import TokenTree
 
 
 class _Adapted(torch.autograd.Function):
@@ -78,7 +77,7 @@ class PackedLinear(nn.Module):
         return out.reshape(*x.shape[:-1], -1)
 
 
-class AutogradNetwork:
+class AutogradNetwork(PackedNetwork):
     """A causal language model with its linear layers and experts packed; its attention must take a 4D mask.
 
     While a walk is under way the model's layers carry the adapters; between walks it is the plain model.
@@ -99,32 +98,17 @@ class AutogradNetwork:
         adapters: AdapterPack,
         activations: Activations,
     ) -> None:
-        self._model = model
-        self._adapters, self._activations = adapters, activations
-        self._tree = TokenTree(prompts, root_cell)
         self._body = find_body(model)
-        self._reader = NextTokensReader(build_head(model, self._body))
+        super().__init__(prompts, root_cell, adapters, build_head(model, self._body))
+        self._model, self._activations = model, activations
         self._layers = pack_layers(model, adapters)
         self._keys_values = DynamicCache()
 
-    def plant(self, prompts: Sequence[Sequence[int] | np.ndarray], root_cell: np.ndarray) -> None:
-        """See PackedNetwork.plant."""
-        self._tree.plant(prompts, root_cell)
-
-    def prefill(self) -> NextTokens:
-        """See PackedNetwork.prefill."""
+    def _start(self) -> None:
         for layer in self._layers.values():
             layer.attach(self._adapters)
-        self._tree.start()
-        self._reader.start()
         self._activations.start()
         self._keys_values = DynamicCache()
-        return self._feed(0)
-
-    def extend(self, tokens: np.ndarray, parents: np.ndarray, cell: np.ndarray) -> NextTokens:
-        """See PackedNetwork.extend."""
-        self._tree.add(tokens, parents, cell)
-        return self._feed(self._tree.num_chunks - 1)
 
     def backpropagate(self, loss: Tensor) -> None:
         """See PackedNetwork.backpropagate."""
@@ -132,13 +116,8 @@ class AutogradNetwork:
         with replace_modules(self._model, self._layers):
             self._activations.backpropagate(loss, lambda: self._compute(0, None))
 
-    def keep(self, cells: np.ndarray) -> None:
-        """See PackedNetwork.keep."""
-        self._tree.keep(cells)
-
-    def _feed(self, first_chunk: int) -> NextTokens:
-        states = self._activations.feed(lambda: self._compute(first_chunk, self._keys_values))
-        return self._reader.read(states)
+    def _feed(self, first_chunk: int) -> Tensor:
+        return self._activations.feed(lambda: self._compute(first_chunk, self._keys_values))
 
     def _compute(self, first_chunk: int, keys_values: DynamicCache | None) -> Tensor:
         """Feeds the chunks from the first on; returns the last states of those of their rows that are read."""

@@ -225,15 +225,6 @@ def drop_sampling_settings(model: PreTrainedModel) -> None:
     model.generation_config = GenerationConfig(**{name: getattr(old, name, None) for name in names})
 
 
-def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
-    """Loads the tokenizer of `model` alone.
-
-    Raises:
-        ValueError: the tokenizer can't be read.
-    """
-    return _load_checked_tokenizer(model, bring_model(model))
-
-
 def _load_checked_tokenizer(model: str, address: str) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(address, trust_remote_code=False)

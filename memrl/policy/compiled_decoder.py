@@ -15,8 +15,8 @@ from transformers import PreTrainedModel
 
 from memrl.policy import kernels, llama
 from memrl.policy.adapter_pack import AdapterPack
-from memrl.policy.next_tokens import Head, NextTokens, NextTokensReader
-from memrl.policy.token_tree import TokenTree
+from memrl.policy.network import PackedNetwork
+from memrl.policy.next_tokens import Head
 
 
 class _Buffers:
@@ -130,7 +130,7 @@ class _Layer:
         return kernels.Layer(*self._described, *norms, *self.kept.addresses(kernels.ACTIVATIONS))
 
 
-class CompiledDecoderNetwork:
+class CompiledDecoderNetwork(PackedNetwork):
     """A Llama or Qwen3 decoder as the network of a pack, on a CPU.
 
     Args:
@@ -149,44 +149,27 @@ class CompiledDecoderNetwork:
         adapters: AdapterPack,
         library: ctypes.CDLL,
     ) -> None:
+        head: Any = model.get_output_embeddings()
+        weight = head.weight.detach()
+        scored = Head(lambda states: torch.matmul(states, weight.T), len(weight), weight)
+        super().__init__(prompts, root_cell, adapters, scored)
         siblings = llama.list_siblings(model)
         body: Any = model.get_submodule("model")
-        self._adapters, self._library = adapters, library
+        self._library = library
         self._layers = [_Layer(layer, siblings[4 * i : 4 * i + 4], library) for i, layer in enumerate(body.layers)]
         self._norm = _Norm.read(body.norm)
         self._embedding = body.embed_tokens.weight.detach()
-        head: Any = model.get_output_embeddings()
-        weight = head.weight.detach()
-        self._reader = NextTokensReader(Head(lambda states: torch.matmul(states, weight.T), len(weight), weight))
         positions = torch.arange(model.config.max_position_embeddings)[None]
         self._turns = [t[0].contiguous() for t in body.rotary_emb(self._embedding, positions)]
-        self._tree = TokenTree(prompts, root_cell)
         self._kept = _Buffers(self._embedding.dtype, {})
         self._attached: Tensor | None = None
         self._leaves: list[Tensor] = []
 
-    def keep(self, cells: np.ndarray) -> None:
-        """See PackedNetwork.keep."""
-        self._tree.keep(cells)
-
-    def plant(self, prompts: Sequence[Sequence[int] | np.ndarray], root_cell: np.ndarray) -> None:
-        """See PackedNetwork.plant."""
-        self._tree.plant(prompts, root_cell)
-
-    def prefill(self) -> NextTokens:
-        """See PackedNetwork.prefill."""
+    def _start(self) -> None:
         if self._attached is not self._adapters.parameters:
             # The pack has shrunk, or it is the first walk.
             self._attach()
         self._leaves = []
-        self._tree.start()
-        self._reader.start()
-        return self._forward(first_chunk=0, num_unread=1)
-
-    def extend(self, tokens: np.ndarray, parents: np.ndarray, cell: np.ndarray) -> NextTokens:
-        """See PackedNetwork.extend."""
-        self._tree.add(tokens, parents, cell)
-        return self._forward(self._tree.num_chunks - 1, num_unread=0)
 
     def _attach(self) -> None:
         """Takes the addresses of the pack's current tensors, and makes buffers of their rank."""
@@ -212,8 +195,8 @@ class CompiledDecoderNetwork:
         addresses = (*(t.data_ptr() for t in self._turns), None, None, *self._kept.addresses(kernels.OUTPUTS))
         return kernels.Decoder(*shape, self._structures, ctypes.pointer(self._pack), self._norm.describe(), *addresses)
 
-    def _forward(self, first_chunk: int, num_unread: int) -> NextTokens:
-        """Feeds the chunks from the first on; returns what may follow their rows, but for the unread chunks'."""
+    def _feed(self, first_chunk: int) -> Tensor:
+        num_unread = 0 if first_chunk else 1
         ids, bounds, kept = self._tree.tokens(first_chunk), self._tree.bounds(first_chunk), self._kept
         start, first_read, end = int(bounds[0, 0]), int(bounds[num_unread, 0]), int(bounds[-1, -1])
         grown = [buffers.reserve(end, used=start) for buffers in (kept, *(layer.kept for layer in self._layers))]
@@ -224,7 +207,7 @@ class CompiledDecoderNetwork:
         self._library.forward(self._decoder, len(bounds), num_unread, bounds)
         leaf = kept["final"][first_read:end].requires_grad_()
         self._leaves.append(leaf)
-        return self._reader.read(leaf)
+        return leaf
 
     def _point(self) -> None:
         """Shows the rows that there are now to kernels.c."""

@@ -62,57 +62,25 @@ class Forest:
     """The roots of a pack: prompts whose answers are walked, each with its secret and its cell.
 
     Args:
-        automata: the answers of each root.
-        secrets: the digits of each root's secret.
-        root_cell: the cell of each root, ascending, no cell without a root; unset: one root per cell.
+        states: a table with the answers of every cell.
+        trees: the automaton of each cell, and the digits of the secret of each of its roots, (roots, env_steps).
 
     Attributes:
         states: the automata.
         num_cells: cells of the pack.
-        root_cell: int64 (roots,).
+        root_cell: the cell of each root, ascending, int64 (roots,).
         root_state: the state in which each root's answers begin; int64 (roots,).
         secret_letters: places in the alphabet of the tokens of each secret, padded with -1; int64 (roots, depth).
     """
 
-    def __init__(
-        self,
-        automata: Sequence[AnswerAutomaton],
-        secrets: Sequence[np.ndarray],
-        root_cell: np.ndarray | None = None,
-    ) -> None:
-        self.states = StateTable(automata)
-        self.root_cell = np.arange(len(automata)) if root_cell is None else np.asarray(root_cell)
-        self.num_cells = int(self.root_cell[-1]) + 1
-        self.root_state = np.array([self.states.start(automaton) for automaton in automata])
-        own = [self.states.write(automaton, digits[None]) for automaton, digits in zip(automata, secrets, strict=True)]
-        self.secret_letters = np.concatenate(own)
-
-    @classmethod
-    def plant(cls, states: StateTable, trees: Sequence[tuple[AnswerAutomaton, np.ndarray]], num_cells: int) -> "Forest":
-        """Some roots of every cell, all of whose answers are in a table of states.
-
-        Args:
-            states: the automata of the pack.
-            trees: the automaton of each cell, and the digits of the secret of each of its roots, (roots, env_steps).
-            num_cells: cells of the pack.
-        """
-        forest = cls.__new__(cls)
-        forest.states, forest.num_cells = states, num_cells
+    def __init__(self, states: StateTable, trees: Sequence[tuple[AnswerAutomaton, np.ndarray]]) -> None:
+        self.states, self.num_cells = states, len(trees)
         counts = [len(secrets) for _, secrets in trees]
-        forest.root_cell = np.repeat(np.arange(num_cells), counts)
-        forest.root_state = np.repeat([states.start(automaton) for automaton, _ in trees], counts)
-        forest.secret_letters = np.concatenate([states.write(*tree) for tree in trees])
-        return forest
+        self.root_cell = np.repeat(np.arange(len(trees)), counts)
+        self.root_state = np.repeat([states.start(automaton) for automaton, _ in trees], counts)
+        self.secret_letters = np.concatenate([states.write(*tree) for tree in trees])
 
     @property
     def num_roots(self) -> int:
         """Roots of all cells."""
         return len(self.root_cell)
-
-    def keep(self, cells: np.ndarray) -> None:
-        """Shrinks the forest to the roots of the given cells, in their order."""
-        roots = [np.flatnonzero(self.root_cell == cell) for cell in cells]
-        kept = np.concatenate(roots)
-        self.num_cells = len(cells)
-        self.root_cell = np.repeat(np.arange(len(cells)), [len(of_cell) for of_cell in roots])
-        self.root_state, self.secret_letters = self.root_state[kept], self.secret_letters[kept]

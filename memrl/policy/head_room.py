@@ -63,12 +63,6 @@ def find_digits(tasks: Sequence[EncodedTask]) -> Tensor:
     return torch.tensor(sorted(tokens))
 
 
-def measure_room(model: PreTrainedModel, digits: Tensor) -> float:
-    """The smallest log-odds, nats, that some digit can come to have over another at most."""
-    rows = find_head(model).weight.detach()[digits] * _final_scale(model)
-    return float(torch.pdist(rows).min())
-
-
 def _final_scale(model: PreTrainedModel) -> Tensor:
     decoder: Any = model.get_decoder()
     weight: Tensor = decoder.norm.weight.detach()

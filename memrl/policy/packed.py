@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from memrl.config import TrainConfig
 from memrl.policy import llama
-from memrl.policy.activations import KeptActivations, RecomputedActivations, is_memory_short
+from memrl.policy.activations import Activations, RecomputedActivations, is_memory_short
 from memrl.policy.adapter_pack import AdapterPack, ExpertProjection, find_linears
 from memrl.policy.autograd_network import AutogradNetwork
 from memrl.policy.compiled_decoder import CompiledDecoderNetwork
@@ -51,7 +51,7 @@ def build_network(
     adapters = AdapterPack(siblings, configs, dtype=dtype, device=device)
     layers = [layer for named in siblings for layer in named.values()]
     is_short = is_memory_short(layers, prompts, configs)
-    activations = RecomputedActivations(model) if is_short else KeptActivations()
+    activations = RecomputedActivations(model) if is_short else Activations()
     return AutogradNetwork(model, prompts, roots, adapters, activations), adapters
 
 

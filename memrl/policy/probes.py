@@ -8,7 +8,6 @@ keeps the states that made them right.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +17,7 @@ from transformers import PreTrainedModel
 
 from memrl.limits import MOST_KEYS
 from memrl.policy.base_model import EncodedTask
+from memrl.policy.head import find_head
 from memrl.policy.tree_pass import TreeBatch
 
 _DEPTHS = 256
@@ -35,7 +35,7 @@ class Probes(nn.Module):
 
     def __init__(self, model: PreTrainedModel, seed: int) -> None:
         super().__init__()
-        head: Any = model.get_output_embeddings()
+        head = find_head(model)
         vocabulary, width = head.weight.shape
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -52,8 +52,8 @@ class Probes(nn.Module):
         """Stops watching the model."""
         self._watch.remove()
 
-    def compute_losses(self, tasks: Sequence[EncodedTask], batch: TreeBatch) -> dict[str, Tensor]:
-        """The readers' cross-entropies on the batch that the model has just been given, nats, each averaged over nodes.
+    def compute_loss(self, tasks: Sequence[EncodedTask], batch: TreeBatch) -> Tensor:
+        """The sum of the readers' cross-entropies on what the model has just been given, nats, each a mean over nodes.
 
         Args:
             tasks: prompts.
@@ -64,18 +64,14 @@ class Probes(nn.Module):
         pairs = list(zip(tasks, batch.nodes, strict=True))
         depth = np.concatenate([task.tree.depth[nodes] for task, nodes in pairs])
         row = np.repeat(np.arange(len(pairs)), [len(nodes) for _, nodes in pairs])
-        losses = {"depth": _read(self.depth, states, np.minimum(depth, _DEPTHS - 1), row, depth >= 0)}
+        losses = [_read(self.depth, states, np.minimum(depth, _DEPTHS - 1), row, depth >= 0)]
         for lag, reader in enumerate(self.lags):
             tokens = np.concatenate([_find_tokens(task, nodes, lag) for task, nodes in pairs])
-            losses[f"lag {lag}"] = _read(reader, states, tokens, row, tokens >= 0)
+            losses.append(_read(reader, states, tokens, row, tokens >= 0))
         written = np.array([_find_key(task) for task in tasks])[row]
         for place, reader in enumerate(self.digits):
-            losses[f"digit {place}"] = _read(reader, states, written[:, place], row, written[:, place] >= 0)
-        return losses
-
-    def compute_loss(self, tasks: Sequence[EncodedTask], batch: TreeBatch) -> Tensor:
-        """The sum of all readers' cross-entropies; see `compute_losses`."""
-        return torch.stack(list(self.compute_losses(tasks, batch).values())).sum()
+            losses.append(_read(reader, states, written[:, place], row, written[:, place] >= 0))
+        return torch.stack(losses).sum()
 
 
 def _read(reader: nn.Module, states: Tensor, targets: np.ndarray, row: np.ndarray, counts: np.ndarray) -> Tensor:

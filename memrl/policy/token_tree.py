@@ -70,50 +70,38 @@ class TokenTree:
 
     Args:
         prompts: token ids of each root's prompt.
-        root_cell: the cell of each root, ascending, no cell without a root; int64 (roots,).
+        root_cell: the cell of each root, ascending; a cell may be without; int64 (roots,).
+        num_cells: cells that may have roots here.
 
     Attributes:
-        num_cells: cells that may have roots here.
         parent: the row that each row follows, -1 at a prompt's first token; int64 (rows,).
         position: tokens before each row; int64 (rows,).
         num_unread: rows whose output nobody reads, the first ones: the prompts' tokens but the last.
     """
 
-    def __init__(self, prompts: Sequence[Sequence[int] | np.ndarray], root_cell: np.ndarray) -> None:
-        self.num_cells = int(root_cell[-1]) + 1
-        self.plant(prompts, root_cell)
+    def __init__(self, prompts: Sequence[Sequence[int] | np.ndarray], root_cell: np.ndarray, num_cells: int) -> None:
+        self.plant(prompts, root_cell, num_cells)
 
-    def plant(self, prompts: Sequence[Sequence[int] | np.ndarray], root_cell: np.ndarray) -> None:
-        """Puts other roots in the place of those there are; a cell may be without."""
-        self._prompts = [np.asarray(prompt, dtype=np.int64) for prompt in prompts]
-        self._root_cell = np.asarray(root_cell, dtype=np.int64)
-        self._lay_prompts()
+    def plant(self, prompts: Sequence[Sequence[int] | np.ndarray], root_cell: np.ndarray, num_cells: int) -> None:
+        """Puts other roots in the place of those there are; see `PackedNetwork.plant`."""
+        self._num_cells = num_cells
+        unread = np.array([len(prompt) - 1 for prompt in prompts])
+        starts = np.cumsum([0, *unread])
+        self.num_unread = int(starts[-1])
+        given = [np.asarray(prompt, dtype=np.int64) for prompt in prompts]
+        tokens = [np.concatenate([p[:-1] for p in given]), np.concatenate([p[-1:] for p in given])]
+        position = np.concatenate([*map(np.arange, unread), unread])
+        parent = np.arange(-1, len(position) - 1)
+        parent[self.num_unread :] = starts[1:] - 1
+        parent[position == 0] = -1
+        first_root = np.searchsorted(root_cell, np.arange(num_cells + 1))
+        self._of_prompts = tokens, parent, position, [starts[first_root], self.num_unread + first_root]
+        self.start()
 
     @property
     def num_chunks(self) -> int:
         """Chunks so far: two of the prompts, and one per level."""
         return len(self._bounds)
-
-    def keep(self, cells: np.ndarray) -> None:
-        """Shrinks to the roots of the given cells (indices, ascending)."""
-        stays = np.isin(self._root_cell, cells)
-        self._prompts = [self._prompts[root] for root in np.nonzero(stays)[0]]
-        self._root_cell, self.num_cells = np.searchsorted(cells, self._root_cell[stays]), len(cells)
-        self._lay_prompts()
-
-    def _lay_prompts(self) -> None:
-        unread = np.array([len(prompt) - 1 for prompt in self._prompts])
-        starts = np.cumsum([0, *unread])
-        self.num_unread = int(starts[-1])
-        before = [prompt[:-1] for prompt in self._prompts], [prompt[-1:] for prompt in self._prompts]
-        position = np.concatenate([*map(np.arange, unread), unread])
-        parent = np.arange(-1, len(position) - 1)
-        parent[self.num_unread :] = starts[1:] - 1
-        parent[position == 0] = -1
-        first_root = np.searchsorted(self._root_cell, np.arange(self.num_cells + 1))
-        bounds = [starts[first_root], self.num_unread + first_root]
-        self._of_prompts = [*map(np.concatenate, before)], parent, position, bounds
-        self.start()
 
     def start(self) -> None:
         """Forgets all but the prompts."""
@@ -124,7 +112,7 @@ class TokenTree:
         """Adds a level; the arguments are those of `PackedNetwork.extend`."""
         parent, count = self._bounds[-1][0] + parents, len(self.parent)
         self._tokens.append(tokens)
-        self._bounds.append(count + np.searchsorted(cell, np.arange(self.num_cells + 1)))
+        self._bounds.append(count + np.searchsorted(cell, np.arange(self._num_cells + 1)))
         self.parent = np.concatenate([self.parent, parent])
         self.position = np.concatenate([self.position, self.position[parent] + 1])
 

@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 from memrl.policy.base_model import EncodedTask
 from memrl.policy.calibration import Prior, compute_answer_log2, summarize_prior
 from memrl.policy.decorrelation import Decorrelation
+from memrl.policy.head import find_head
 from memrl.policy.head_room import widen_head
 from memrl.policy.keys import draw_keys
 from memrl.policy.probes import Probes
@@ -260,10 +261,9 @@ def warm_up(
     Returns:
         The loss of each step, nats.
     """
-    head: Any = model.get_output_embeddings()
     if recipe.frozen_head:
         widen_head(model, tasks, recipe.seed)
-        head.requires_grad_(False)
+        find_head(model).requires_grad_(False)
     sides = _Sides(model, recipe)
     parameters = [p for p in (*model.parameters(), *sides.parameters()) if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=recipe.learning_rate, betas=(0.9, 0.99), weight_decay=0.0)
@@ -292,7 +292,7 @@ def warm_up(
             break
     sides.close()
     if recipe.frozen_head:
-        head.requires_grad_(True)
+        find_head(model).requires_grad_(True)
     return losses
 
 

@@ -138,27 +138,22 @@ class VLLMRollout:
 
     def sample(self, requests: Sequence[SampleRequest]) -> list[SampledEpisodes]:
         """Samples every request, in order; blocks until all are done. Requests are split over the engines by cell."""
-        return self.submit(requests).result()
-
-    def submit(self, requests: Sequence[SampleRequest]) -> "PendingEpisodes":
-        """Hands the requests to the engines and returns at once; requests handed in later wait behind these."""
         shares = split_by_cell(requests, len(self.actors))
         parts = [
             (share, actor.sample.remote([requests[position] for position in share]))
             for share, actor in zip(shares, self.actors, strict=True)
             if share
         ]
-        return PendingEpisodes(parts, len(requests))
+        done: dict[int, SampledEpisodes] = {}
+        for share, reference in parts:
+            done.update(zip(share, ray.get(reference), strict=True))
+        return [done[position] for position in range(len(requests))]
 
     def stats(self) -> PoolStats:
         """What the pool has done, and this backend's actors."""
         records = ray.get(self._roster.records.remote())
         actors = ray.get([actor.stats.remote() for actor in self.actors])
         return {"engines_started": len(records), "engines": records, "actors": actors}
-
-    def close(self) -> None:
-        """Lets go of the engines, which go on for the other trials."""
-        self.actors = []
 
     def shut_down(self) -> None:
         """Ends the engines; the launcher's business, when no trial samples any more."""
@@ -167,21 +162,6 @@ class VLLMRollout:
         for actor in (*self.actors, self._roster):
             ray.kill(actor)
         self.actors = []
-
-
-class PendingEpisodes:
-    """Episodes that engines are sampling."""
-
-    def __init__(self, parts: list[tuple[list[int], ray.ObjectRef]], num_requests: int) -> None:
-        self._parts = parts
-        self._num_requests = num_requests
-
-    def result(self) -> list[SampledEpisodes]:
-        """Waits for all episodes; in the order of the requests."""
-        done: dict[int, SampledEpisodes] = {}
-        for share, reference in self._parts:
-            done.update(zip(share, ray.get(reference), strict=True))
-        return [done[position] for position in range(self._num_requests)]
 
 
 def split_by_cell(requests: Sequence[SampleRequest], num_actors: int) -> list[list[int]]:

@@ -59,7 +59,3 @@ class RolloutBackend(Protocol):
     def sample(self, requests: Sequence[SampleRequest]) -> list[SampledEpisodes]:
         """Samples every request, in order; blocks until all are done."""
         ...
-
-    def close(self) -> None:
-        """Frees what the backend holds."""
-        ...

@@ -60,7 +60,6 @@ class EngineOptions:
         max_num_seqs: most episodes in flight.
         tensor_parallel_size: GPUs of one engine.
         gpu_memory_utilization: share of a GPU's memory that the engine takes; unset: 0.9, or 0.45 when colocated.
-        temperature: 1 everywhere but in experiments; the logprobs are those of the tempered distribution.
         colocated: whether the engine shares its GPU with a learner: it then sleeps, its memory freed, unless it
         samples.
 
@@ -76,7 +75,6 @@ class EngineOptions:
     max_num_seqs: int = 256
     tensor_parallel_size: int = 1
     gpu_memory_utilization: float | None = None
-    temperature: float = 1.0
     colocated: bool = False
 
     def __post_init__(self) -> None:
@@ -86,8 +84,6 @@ class EngineOptions:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.gpu_memory_utilization is not None and not 0 < self.gpu_memory_utilization <= 1:
             raise ValueError(f"gpu_memory_utilization must lie in (0, 1], got {self.gpu_memory_utilization}")
-        if self.temperature <= 0:
-            raise ValueError(f"temperature must be positive, got {self.temperature}")
         if self.dtype == "float64":
             raise ValueError("dtype must be float32 or bfloat16 for rollout=vllm, got float64")
 
@@ -278,7 +274,7 @@ class VLLMEngine:
     def _sampling_params(self, request: SampleRequest) -> "SamplingParams":
         return self._params_class(
             n=request.num_episodes,
-            temperature=self._options.temperature,
+            temperature=1.0,
             max_tokens=request.max_tokens,
             stop_token_ids=list(request.stop_token_ids),
             ignore_eos=True,  # the request alone says what ends an answer
@@ -328,7 +324,7 @@ def describe_engine(options: EngineOptions, device: str) -> dict[str, object]:
         "max_loras": options.max_loras,
         "max_cpu_loras": options.max_loras,
         "max_lora_rank": round_up_rank(options.max_lora_rank),
-        "logprobs_mode": "raw_logprobs" if options.temperature == 1 else "processed_logprobs",
+        "logprobs_mode": "raw_logprobs",
         "enforce_eager": device == "cpu",
     }
     if has_experts:

@@ -5,7 +5,6 @@ import time
 import traceback
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import Protocol
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -25,40 +24,8 @@ _TRAINER, _ROWS, _CURVES, _UPDATES = "trainer", "rows.parquet", "curves.parquet"
 """The parts of a saved run."""
 
 
-class Trainer(Protocol):
-    """Cells that train together: a pack, or two halves of one that alternate."""
-
-    @property
-    def live(self) -> int:
-        """Cells still training."""
-        ...
-
-    @property
-    def finished(self) -> bool:
-        """Whether every cell has ended."""
-        ...
-
-    @property
-    def episodes(self) -> int:
-        """Episodes so far, over all cells."""
-        ...
-
-    def update(self) -> object:
-        """Updates every live cell once; cells that have ended leave."""
-        ...
-
-    def fail(self, error: str) -> None:
-        """Ends every live cell as failed."""
-        ...
-
-    def drain(self) -> tuple[list[Row], pa.Table]:
-        """Takes what was recorded since the last call: rows of the cells that ended, and curves of all cells."""
-        ...
-
-    def save(self, folder: Path) -> None:
-        """Writes all that it takes to go on into a folder, which must exist; after a drain."""
-        ...
-
+Trainer = Pack | HalfPacks
+"""Cells that train together: a pack, or two halves of one that alternate."""
 
 StartTrainer = Callable[[Sequence[TrainConfig]], Trainer]
 

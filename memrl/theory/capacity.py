@@ -20,9 +20,6 @@ from memrl.task.reward import FEEDBACK_DECIMALS, Channel, SymbolAverage, row_blo
 from memrl.theory.information import row_entropies_bits
 from memrl.theory.sequences import episode_bits, is_listed, signal_bits
 
-_EQUAL_BITS = 1e-12
-"""Entropies that differ by less are equal: they are sums of the same terms in another order."""
-
 
 @dataclass(frozen=True)
 class Capacity:
@@ -32,7 +29,6 @@ class Capacity:
         nominal_bits: by the usual count (log2 B, 1, k, ...); inf where the reward is continuous.
         uniform_guess_bits: I(S; R | guess) for a uniform secret and a uniform guess: the mean of H(R | guess).
         best_guess_bits: the same at the best single guess: the most that an episode tells of a uniform secret.
-        best_guess: the smallest guess that reaches it.
         max_feedback_bits: the most over guesses and over distributions of the secret: log2 of the largest number of
             distinct feedbacks of one guess. No episode of an adaptive learner tells more on average.
         identifiable: whether maximizing the reward means saying the secret, for every secret.
@@ -42,7 +38,6 @@ class Capacity:
     nominal_bits: float
     uniform_guess_bits: float
     best_guess_bits: float
-    best_guess: int
     max_feedback_bits: float
     identifiable: bool
     is_bound: bool = False
@@ -75,12 +70,10 @@ def channel_capacity(channel: Channel) -> Capacity:
     if not is_listed(channel):
         return _sequence_capacity(channel)
     found = _enumerate(channel)
-    best = float(found.information_bits.max())
     return Capacity(
         nominal_bits=channel.nominal_bits,
         uniform_guess_bits=float(found.information_bits.mean()),
-        best_guess_bits=best,
-        best_guess=int(np.argmax(found.information_bits >= best - _EQUAL_BITS)),
+        best_guess_bits=float(found.information_bits.max()),
         max_feedback_bits=math.log2(int(found.num_feedbacks.max())),
         identifiable=identifiability_warning(channel) is None,
     )
@@ -92,12 +85,7 @@ def _sequence_capacity(channel: Channel) -> Capacity:
     is_told = channel.function is sequence_itself
     most = signal_bits(channel) if is_told else min(channel.nominal_bits, signal_bits(channel))
     identifiable = identifiability_warning(channel) is None
-    return Capacity(channel.nominal_bits, bits, bits, 0, most, identifiable, not is_exact)
-
-
-def guess_information_bits(channel: Channel) -> Float[np.ndarray, "N"]:
-    """I(S; R | guess) of every guess for a uniform secret, in bits, from 0 to log2 N; read-only."""
-    return _enumerate(channel).information_bits
+    return Capacity(channel.nominal_bits, bits, bits, most, identifiable, not is_exact)
 
 
 def identifiability_warning(channel: Channel) -> str | None:

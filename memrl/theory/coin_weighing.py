@@ -6,31 +6,6 @@ lie there. So after one guess of zeros, each guess weighs a set of coins.
 
 from functools import lru_cache
 
-import numpy as np
-from jaxtyping import Int
-
-
-def weigh_block(order: int) -> Int[np.ndarray, "weighing coin"]:
-    """The sets of coins whose weights tell each of order 2^(order - 1) coins, by 2^order - 1 weighings.
-
-    Weighings and coins belong to the sets Y and X of `order` things that are not empty; X has |X| coins, worth 1, 2,
-    4, …. Coin j of X lies in weighing Y where Y ∩ X is one of 2^j subsets of X of odd size. Then the sum of the weights
-    of all subsets of X of odd size, less those of even size, is the worth of X's coins plus what coins of larger
-    sets add, which are known before: every X' that lacks one of X's things adds as much as it takes away.
-
-    Args:
-        order: at least 1.
-
-    Source: Lindström 1965, Canadian Mathematical Bulletin 8(4) (the number of weighings, and the Möbius inversion).
-    """
-    sets = np.arange(1, 1 << order)
-    columns = []
-    for x in sets:
-        within = sets[(sets & x) == sets]
-        odd = within[np.bitwise_count(within) % 2 == 1]
-        columns += [np.isin(sets & x, odd[: 1 << worth]) for worth in range(int(x).bit_count())]
-    return np.stack(columns, axis=1).astype(np.int64)
-
 
 @lru_cache(maxsize=64)
 def split_coins(num_coins: int) -> tuple[int, ...]:
@@ -55,10 +30,13 @@ def coins_of(order: int) -> int:
 def episodes_by_weighing(length: int) -> tuple[int, int]:
     """Episodes until half of a sequence of bits is known, and all of it: a guess of zeros, and blocks one by one.
 
-    About 2 L / log2 L for L bits. What a block tells before its last weighing is not counted.
+    About 2 L / log2 L for L bits: a block of `order` tells order 2^(order - 1) coins by 2^order - 1 weighings. What it
+    tells before its last weighing is not counted.
 
     >>> [episodes_by_weighing(length) for length in (4, 16, 64, 256)]
     [(4, 4), (8, 11), (16, 31), (64, 94)]
+
+    Source: Lindström 1965, Canadian Mathematical Bulletin 8(4) (the number of weighings).
     """
     episodes, known, half = 1, 0, 0
     for order in split_coins(length):

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from naive_policy import plant_forest
 from test_base_model_architectures import COMMON, TOKENIZER, build_model
 
 from memrl.config import TrainConfig
 from memrl.policy import packed
 from memrl.policy.activations import (
     Activations,
-    KeptActivations,
     RecomputedActivations,
     estimate_activation_bytes,
     is_memory_short,
@@ -21,7 +21,6 @@ from memrl.policy.activations import (
 from memrl.policy.adapter_pack import AdapterPack, describe_adapter, find_linears
 from memrl.policy.autograd_network import AutogradNetwork
 from memrl.policy.base_model import encode_task
-from memrl.policy.forest import Forest
 from memrl.policy.packed import build_network, list_layers
 from memrl.policy.trie_walk import walk_tries
 from memrl.rollout.in_process import InProcessSampler, start_generators
@@ -45,7 +44,7 @@ def compute_gradient(name: str, keep_activations: Callable[[torch.nn.Module], Ac
     network = AutogradNetwork(
         model, [task.prompt_ids for task in tasks], np.arange(len(CELLS)), adapters, keep_activations(model)
     )
-    forest = Forest([t.automaton for t in tasks], [t.answer_format.digits(5 + i) for i, t in enumerate(tasks)])
+    forest = plant_forest([t.automaton for t in tasks], [t.answer_format.digits(5 + i) for i, t in enumerate(tasks)])
     counts = np.array([[c.group_size] for c in CELLS])
     kept: dict[int, int] = {}
 
@@ -63,7 +62,7 @@ def compute_gradient(name: str, keep_activations: Callable[[torch.nn.Module], Ac
 @pytest.mark.filterwarnings("ignore:the routers of:UserWarning")
 @pytest.mark.parametrize("name", ["gemma3, local and global layers", "phi3, fused projections", "mixtral, experts"])
 def test_checkpointed_layers_give_the_same_gradient_for_less_memory(name):
-    expected, kept_by_all = compute_gradient(name, lambda model: KeptActivations())
+    expected, kept_by_all = compute_gradient(name, lambda model: Activations())
     got, kept = compute_gradient(name, RecomputedActivations)
     assert expected.abs().max() > 1e-3
     tolerance = 1e-4 if "experts" in name else 1e-10
@@ -80,7 +79,7 @@ def test_memory_decides_whether_layers_are_checkpointed(monkeypatch):
     # The wider tree is that of N=64: 33 answers of at most 13 tokens.
     wanted = per_token * 2 * (5 + 33 * 13)
     assert estimate_activation_bytes(linears, prompts, CELLS) == wanted
-    for free, kind in ((2 * wanted, KeptActivations), (2 * wanted - 1, RecomputedActivations)):
+    for free, kind in ((2 * wanted, Activations), (2 * wanted - 1, RecomputedActivations)):
         monkeypatch.setattr("memrl.policy.activations.measure_free_bytes", lambda device, free=free: float(free))
         assert is_memory_short(linears, prompts, CELLS) == (kind is RecomputedActivations)
         network, _ = build_network(model, prompts, CELLS)
@@ -133,7 +132,7 @@ def test_a_bfloat16_model_learns_a_secret_by_float32_adapters(name):
     network, adapters = build_network(model, [task.prompt_ids], [cell])
     assert isinstance(network, AutogradNetwork)
     assert adapters.parameters.dtype == torch.float32
-    forest, counts = Forest([task.automaton], [task.answer_format.digits(11)]), np.array([[1]])
+    forest, counts = plant_forest([task.automaton], [task.answer_format.digits(11)]), np.array([[1]])
     sampler = InProcessSampler([cell], start_generators([cell]), forest)
     absorbed = []
     for _ in range(40):

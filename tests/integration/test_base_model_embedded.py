@@ -15,7 +15,6 @@ from memrl.policy.base_model import encode_task, load_base_model
 from memrl.policy.calibration import compute_answer_log2, measure_prior
 from memrl.policy.calibrator import RECORD, measure_worst_key, read_questions
 from memrl.policy.embedded import build_embedded_model, build_embedded_tokenizer, list_embedded_questions
-from memrl.policy.head_room import measure_room
 from memrl.policy.interference import measure_interference
 from memrl.policy.keys import draw_keys, held_out_keys
 from memrl.policy.model_folder import embedded_model_folder
@@ -135,7 +134,6 @@ def test_its_head_has_room_for_certainty(shipped):
     rows = model.lm_head.weight[digits] * model.model.norm.weight * 96**0.5
     odds = torch.cdist(rows, rows)[~torch.eye(10, dtype=torch.bool)].detach()
     assert odds.min() >= 7
-    assert measure_room(model, torch.tensor(digits)) == pytest.approx(float(odds.min()), rel=1e-3)
 
 
 def test_it_is_a_stock_model_that_plain_transformers_reads(shipped):

@@ -25,7 +25,7 @@ from transformers import (
 
 from memrl.config import TrainConfig
 from memrl.policy import llama
-from memrl.policy.activations import KeptActivations, RecomputedActivations
+from memrl.policy.activations import Activations, RecomputedActivations
 from memrl.policy.adapter_pack import AdapterPack, find_linears
 from memrl.policy.autograd_network import AutogradNetwork
 from memrl.policy.compiled_decoder import CompiledDecoderNetwork
@@ -83,7 +83,7 @@ def pack_compiled(model, cells=CELLS, prompts=PROMPTS, root_cell=ROOT_CELL):
 def pack_by_autograd(model, cells=CELLS, prompts=PROMPTS, root_cell=ROOT_CELL, activations=None):
     groups = [{name: linear} for name, linear in find_linears(model).items()]
     adapters = AdapterPack(groups, cells, dtype=torch.float64 if model.dtype == torch.float64 else torch.float32)
-    kept = activations or KeptActivations()
+    kept = activations or Activations()
     return AutogradNetwork(model, prompts, root_cell, move_adapters(adapters), kept), adapters
 
 
@@ -354,8 +354,8 @@ def test_a_cell_that_stays_keeps_all_of_its_roots(monkeypatch, build):
     model = build_model(LlamaForCausalLM, LlamaConfig)
     network, adapters = build(model, CELLS[:2], ROOTS, OF_ROOTS)
     before = read_logprobs(network.prefill(), 40).detach()
-    for part in (network, adapters):
-        part.keep(np.array([0]))
+    adapters.keep(np.array([0]))
+    network.plant(ROOTS[:3], OF_ROOTS[:3], 1)
     torch.testing.assert_close(read_logprobs(network.prefill(), 40).detach(), before[:3], rtol=0, atol=1e-12)
 
 
@@ -398,8 +398,8 @@ def test_cells_that_stay_are_not_touched_by_those_that_leave(monkeypatch, build)
     network, adapters = build(model)
     before = read_logprobs(network.prefill(), 40).detach()
     # Without the longest prompt and the largest rank, padding goes too.
-    for part in (network, adapters):
-        part.keep(np.array([1]))
+    adapters.keep(np.array([1]))
+    network.plant(PROMPTS[1:2], np.zeros(1, dtype=np.int64), 1)
     assert adapters.rank == 4
     torch.testing.assert_close(read_logprobs(network.prefill(), 40).detach(), before[[1]], rtol=0, atol=1e-12)
 

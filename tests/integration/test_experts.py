@@ -8,7 +8,7 @@ import peft
 import pytest
 import torch
 import transformers
-from naive_policy import compare_adapters, list_episodes, read_logprobs
+from naive_policy import compare_adapters, list_episodes, plant_forest, read_logprobs
 from one_cell import score_tokens
 from test_base_model_architectures import COMMON, TOKENIZER, build_model
 from torch import nn
@@ -17,12 +17,11 @@ from transformers.models.mixtral import modeling_mixtral as mixtral
 from transformers.models.qwen3_moe import modeling_qwen3_moe as qwen3_moe
 
 from memrl.config import TrainConfig
-from memrl.policy.activations import KeptActivations, estimate_activation_bytes
+from memrl.policy.activations import Activations, estimate_activation_bytes
 from memrl.policy.adapter_pack import AdapterPack, describe_adapter
 from memrl.policy.autograd_network import AutogradNetwork
 from memrl.policy.base_model import encode_task
 from memrl.policy.experts import PackedExperts, describe_projections, find_experts
-from memrl.policy.forest import Forest
 from memrl.policy.packed import list_layers
 from memrl.policy.trie_walk import walk_tries
 from memrl.rollout.adapter_files import publish_adapter
@@ -77,10 +76,13 @@ class PackedCells:
     def __init__(self, model, cells, groups=None):
         self.cells, self.tasks = list(cells), [TASKS[CELLS.index(c)] for c in cells]
         self.adapters = AdapterPack(groups or list_layers(model), self.cells, dtype=model.dtype)
-        prompts, cells = [task.prompt_ids for task in self.tasks], np.arange(len(self.tasks))
-        self.network = AutogradNetwork(model, prompts, cells, self.adapters, KeptActivations())
-        self.forest = Forest([t.automaton for t in self.tasks], [t.answer_format.digits(5) for t in self.tasks])
+        self.network = AutogradNetwork(model, *self.plant(), self.adapters, Activations())
         self.generators = start_generators(self.cells)
+
+    def plant(self):
+        """Prompts and roots of the cells there are."""
+        self.forest = plant_forest([t.automaton for t in self.tasks], [t.answer_format.digits(5) for t in self.tasks])
+        return [task.prompt_ids for task in self.tasks], np.arange(len(self.tasks))
 
     def learn(self):
         """One walk and its gradient; returns each cell's episodes."""
@@ -96,9 +98,10 @@ class PackedCells:
         return [list_episodes(walk, cell, 1)[0] for cell in range(len(self.cells))]
 
     def keep(self, cells):
-        for part in (self.network, self.forest, self.adapters):
-            part.keep(np.array(cells))
-        self.cells, self.generators = ([part[cell] for cell in cells] for part in (self.cells, self.generators))
+        self.adapters.keep(np.array(cells))
+        parts = (self.cells, self.tasks, self.generators)
+        self.cells, self.tasks, self.generators = ([part[cell] for cell in cells] for part in parts)
+        self.network.plant(*self.plant(), len(cells))
 
 
 def judge(tokens):
@@ -319,7 +322,7 @@ def test_peft_computes_the_logits_of_other_mixtures(name):
         tensors = adapters.export_peft(cell)
         adapters.import_peft(cell, {n: 0.1 * torch.randn(t.shape, generator=generator) for n, t in tensors.items()})
     prompts = [task.prompt_ids for task in TASKS[:2]]
-    network = AutogradNetwork(model, prompts, np.arange(2), adapters, KeptActivations())
+    network = AutogradNetwork(model, prompts, np.arange(2), adapters, Activations())
     got = read_logprobs(network.prefill(), model.config.vocab_size)
     for cell in range(2):
         loaded = PlainCell(model, CELLS[cell], adapters, adapters.export_peft(cell))
@@ -338,8 +341,8 @@ def test_a_cell_learns_its_secret_by_experts_alone(name):
     cell = TrainConfig(N=16, algorithm="sft", lora_rank=8, learning_rate=3e-3)
     task = encode_task(TOKENIZER, cell.N, cell.env_type)
     adapters = AdapterPack(groups, [cell], dtype=torch.float32)
-    network = AutogradNetwork(model, [task.prompt_ids], np.arange(1), adapters, KeptActivations())
-    forest = Forest([task.automaton], [task.answer_format.digits(11)])
+    network = AutogradNetwork(model, [task.prompt_ids], np.arange(1), adapters, Activations())
+    forest = plant_forest([task.automaton], [task.answer_format.digits(11)])
     sampler = InProcessSampler([cell], start_generators([cell]), forest)
     absorbed = []
     for _ in range(30):

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from memrl.config import TrainConfig
 from memrl.learning.pack import Pack
-from memrl.policy.base_model import encode_task, load_tokenizer
+from memrl.policy.base_model import encode_task, load_base_model
 
 CELLS = [
     TrainConfig(N=16, algorithm="sft", learning_rate=1e-2, n_steps=6, lora_rank=2),
@@ -25,7 +25,7 @@ def test_each_cell_that_ends_leaves_what_peft_loads_and_its_row(tmp_path):
         pack.update()
     rows, _ = pack.drain()
     assert sorted(path.name for path in folder.iterdir()) == sorted(cell.cell_id for cell in CELLS)
-    tokenizer = load_tokenizer("embedded")
+    tokenizer = load_base_model("embedded")[1]
     for row in rows:
         told = json.loads((folder / row["cell_id"] / "cell.json").read_text("utf-8"))
         assert told["absorbed_bits"] == row["absorbed_bits"]

@@ -1,7 +1,7 @@
 """Cells of many keys: one policy, exact bits over all keys, the same alone, packed and resumed."""
 
 from contextlib import suppress
-from typing import Any
+from typing import Any, get_args
 
 import chz
 import numpy as np
@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from memrl.config import TrainConfig, literal_choices
+from memrl.config import Advantage, TrainConfig
 from memrl.learning import pack as packs
 from memrl.learning.pack import Pack
 from memrl.learning.roots import draw_keys
@@ -195,7 +195,7 @@ def list_cells():
     for channel in CHANNELS:
         fields: dict[str, Any] = KEYED | {"dtype": "float32", "n_steps": 2} | channel
         yield TrainConfig(**fields, algorithm="sft", batch_size=4)
-        for advantage in literal_choices("advantage"):
+        for advantage in get_args(Advantage):
             with suppress(ValueError):  # rejection and maxrl are for rewards of 0 or 1
                 objective: dict[str, Any] = {"advantage": advantage, "entropy_bonus": 0.1 * (advantage == "maxrl")}
                 yield TrainConfig(**fields, **GROUPS, **objective)

@@ -7,8 +7,8 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 from scipy import stats
+from table_rows import leak_report
 
-from memrl.analysis.leak import leak_report
 from memrl.config import TrainConfig
 from memrl.learning.pack import Pack
 from memrl.task.secret import cell_secret

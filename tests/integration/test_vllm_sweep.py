@@ -9,9 +9,9 @@ import pandas as pd
 import psutil
 import pytest
 from launching import DEADLINE_S, finish, read, start
+from spans import measure_overlap, read_chrome_trace
 
 from memrl.analysis.estimate import estimate_groups
-from memrl.learning.timeline import measure_overlap, read_chrome_trace
 from memrl.tables.store import TableStore
 
 pytestmark = pytest.mark.vllm

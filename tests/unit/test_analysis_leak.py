@@ -3,10 +3,11 @@
 import numpy as np
 import pandas as pd
 import pytest
+from table_rows import leak_report
 
 from memrl.analysis.cells import CELL_COLUMNS
 from memrl.analysis.curves import collect_curves
-from memrl.analysis.leak import EVIDENCE_LIMIT_BITS, leak_curve, leak_report
+from memrl.analysis.leak import EVIDENCE_LIMIT_BITS, leak_curve
 
 N, GROUP, UPDATES = 1024, 4, 60
 SIGNAL = np.log2(N)

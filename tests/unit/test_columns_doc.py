@@ -3,7 +3,8 @@
 import re
 from pathlib import Path
 
-from memrl.tables.columns import describe_columns
+from columns import describe_columns
+
 from memrl.tables.schema import SCHEMAS
 
 PAGE = Path(__file__).parents[2] / "docs" / "columns.md"
@@ -11,7 +12,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "columns.md"
 
 def test_the_page_is_made_from_the_schemas():
     page = PAGE.read_text("utf-8")
-    assert page == describe_columns(), "uv run python -m memrl.tables.columns > docs/columns.md"
+    assert page == describe_columns(), "uv run python docs/columns.py > docs/columns.md"
 
 
 def test_every_column_has_type_meaning_and_example():

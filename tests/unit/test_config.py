@@ -1,7 +1,7 @@
 """The description of a cell: what it refuses, and which cells are the same."""
 
 import re
-from typing import Any
+from typing import Any, get_args
 
 import chz
 import numpy as np
@@ -17,11 +17,12 @@ from memrl.config import (
     RL_ROLES,
     ROLES,
     SHARED_ROLES,
+    Advantage,
+    EnvType,
     TrainConfig,
     describe_equal_losses,
     fields_of,
     hash_fields,
-    literal_choices,
 )
 from memrl.suggest import did_you_mean
 
@@ -395,8 +396,8 @@ def test_episode_counts(fields, per_update, groups, budget):
     group=st.integers(-2, 9),
     batch=st.none() | st.integers(-2, 40),
     reward_type=st.sampled_from(REWARD_TYPES),
-    env_type=st.sampled_from(literal_choices("env_type")),
-    advantage=st.sampled_from(literal_choices("advantage")),
+    env_type=st.sampled_from(get_args(EnvType)),
+    advantage=st.sampled_from(get_args(Advantage)),
     length=st.none() | st.integers(-1, 5) | st.just(1025),
 )
 def test_refuses_or_takes_by_the_rules(N, bins, group, batch, reward_type, env_type, advantage, length):
@@ -422,12 +423,6 @@ def test_refuses_or_takes_by_the_rules(N, bins, group, batch, reward_type, env_t
 def test_did_you_mean():
     assert did_you_mean("grup_size", ["group_size", "seed"]) == "; did you mean 'group_size'?"
     assert did_you_mean("qqq", ["group_size", "seed"]) == "; choose from group_size, seed"
-
-
-def test_literal_choices():
-    assert literal_choices("credit") == ("per_step", "return_to_go", "episode")
-    assert literal_choices("env_type") == ("single_step", "multi_step")
-    assert literal_choices("N") == ()
 
 
 def test_numpy_is_no_part_of_an_identity():

@@ -2,8 +2,9 @@
 
 import re
 from pathlib import Path
+from typing import get_args
 
-from memrl.config import literal_choices
+from memrl.config import Credit
 from memrl.policy.calibration import KL_LIMIT_BITS, MASS_LIMIT
 from memrl.tables.schema import CURVES_SCHEMA, EPISODES_TO_MEMORIZE_SCHEMA
 from memrl.task.reward import FEEDBACK_DECIMALS
@@ -31,4 +32,4 @@ def test_every_column_in_bits_is_explained_in_bits():
 def test_limits_and_choices_are_true():
     assert f"within {KL_LIMIT_BITS} bit of uniform, and at least {MASS_LIMIT} of it" in TEXT
     assert f"(to {FEEDBACK_DECIMALS} decimals)" in TEXT
-    assert ", ".join(f"`{choice}`" for choice in literal_choices("credit")) in TEXT
+    assert ", ".join(f"`{choice}`" for choice in get_args(Credit)) in TEXT

@@ -71,7 +71,6 @@ def test_ranks_that_no_engine_takes_are_refused(rank: int) -> None:
         ({"max_loras": 0}, "max_loras must be at least 1, got 0"),
         ({"tensor_parallel_size": 0}, "tensor_parallel_size must be at least 1, got 0"),
         ({"gpu_memory_utilization": 1.5}, r"gpu_memory_utilization must lie in \(0, 1\], got 1.5"),
-        ({"temperature": 0.0}, "temperature must be positive, got 0.0"),
         ({"dtype": "float64"}, "dtype must be float32 or bfloat16 for rollout=vllm, got float64"),
     ],
 )

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from information import guess_information_bits
 from outcomes import make_outcomes
 
 from memrl.config import TrainConfig
@@ -17,7 +18,7 @@ from memrl.task.reward import build_channel
 from memrl.task.secret import cell_secret
 from memrl.theory.bound_observer import BoundObserver
 from memrl.theory.candidate_observer import CandidateObserver
-from memrl.theory.capacity import channel_capacity, guess_information_bits, identifiability_warning
+from memrl.theory.capacity import channel_capacity, identifiability_warning
 from memrl.theory.observer import PackObserver, observes_exactly
 from memrl.theory.sequences import episode_bits
 from memrl.theory.symbol_observer import SymbolObserver

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from information import distinct_guess_gain_bits
+from information import distinct_guess_gain_bits, guess_information_bits
 from outcomes import make_outcomes
 
 from memrl.config import TrainConfig
 from memrl.task.answer_format import integer_format
 from memrl.task.env import Outcomes, step_rewards
 from memrl.task.reward import Channel, build_channel
-from memrl.theory.capacity import channel_capacity, guess_information_bits
+from memrl.theory.capacity import channel_capacity
 from memrl.theory.observer import PackObserver
 
 FIELDS = {

@@ -16,7 +16,7 @@ from memrl.task.reward import build_channel
 from memrl.task.secret import cell_secret
 from memrl.theory.agents import SYMBOL_LEARNING_RATES, play_agents, symbol_episodes
 from memrl.theory.bayes_agent import play_greedy
-from memrl.theory.coin_weighing import coins_of, episodes_by_weighing, split_coins, weigh_block
+from memrl.theory.coin_weighing import coins_of, episodes_by_weighing, split_coins
 from memrl.theory.dynamic_programming import plan_optimal
 from memrl.theory.symbol_logits import SymbolLogits
 from memrl.theory.tabular import train_tabular
@@ -49,6 +49,25 @@ def test_a_long_sequence_is_known_after_one_example_and_after_so_many_rewards_as
     assert symbol_episodes(sequence(256)).tolist() == [1, 1, 1]
     assert symbol_episodes(sequence(128, 16, algorithm="sft")).tolist() == [1, 1, 1]
     assert symbol_episodes(sequence(128, 16))[MILESTONES.index("e90")] == 15
+
+
+def weigh_block(order):
+    """The sets of coins whose weights tell each of order 2^(order - 1) coins, by 2^order - 1 weighings.
+
+    Weighings and coins belong to the sets Y and X of `order` things that are not empty; X has |X| coins, worth 1, 2,
+    4, …. Coin j of X lies in weighing Y where Y ∩ X is one of 2^j subsets of X of odd size. Then the sum of the weights
+    of all subsets of X of odd size, less those of even size, is the worth of X's coins plus what coins of larger
+    sets add, which are known before: every X' that lacks one of X's things adds as much as it takes away.
+
+    Source: Lindström 1965, Canadian Mathematical Bulletin 8(4) (the number of weighings, and the Möbius inversion).
+    """
+    sets = np.arange(1, 1 << order)
+    columns = []
+    for x in sets:
+        within = sets[(sets & x) == sets]
+        odd = within[np.bitwise_count(within) % 2 == 1]
+        columns += [np.isin(sets & x, odd[: 1 << worth]) for worth in range(int(x).bit_count())]
+    return np.stack(columns, axis=1).astype(np.int64)
 
 
 @pytest.mark.parametrize("order", [1, 2, 3])

@@ -9,7 +9,7 @@ import numpy as np
 import peft
 import pytest
 import torch
-from naive_policy import cell_loss, keep_norms_in_dtype, list_episodes, regularize, supervised_loss
+from naive_policy import cell_loss, keep_norms_in_dtype, list_episodes, plant_forest, regularize, supervised_loss
 from one_cell import add_adapter, score_tokens
 from scipy import stats
 
@@ -20,7 +20,7 @@ from memrl.learning.update import update
 from memrl.policy.base_model import encode_cell, load_base_model
 from memrl.policy.calibration import compute_answer_log2
 from memrl.policy.embedded import build_embedded_model, build_embedded_tokenizer
-from memrl.policy.forest import Forest
+from memrl.policy.network import PackedNetwork
 from memrl.policy.next_tokens import KeptDistributions
 from memrl.policy.trie_walk import walk_tries
 from memrl.rollout.in_process import InProcessSampler, start_generators
@@ -261,14 +261,11 @@ def test_fewer_cells_are_walked_as_before(calibrated_model):
         np.testing.assert_array_equal(after.outcome_counts[mine], before.outcome_counts[theirs])
 
 
-class TablePolicies:
+class TablePolicies(PackedNetwork):
     """Policies without a network: the next token depends on the root and the last token, by a table."""
 
     def __init__(self, tables):
         self.logprobs = torch.log_softmax(tables, dim=-1)
-
-    def plant(self, prompts, root_cell):
-        raise AssertionError("tables have no prompts")
 
     def prefill(self):
         self.root = np.arange(len(self.logprobs))
@@ -281,8 +278,11 @@ class TablePolicies:
     def backpropagate(self, loss):
         raise AssertionError("tables do not learn")
 
-    def keep(self, cells):
-        raise AssertionError("tables stay")
+    def _start(self):
+        raise AssertionError("tables have no adapters")
+
+    def _feed(self, first_chunk):
+        raise AssertionError("tables have no states")
 
 
 class EvenSplitter:
@@ -314,7 +314,7 @@ def build_forest(root_cell=None):
         automata.append(build_automaton(answer_format, spans, later if answer_format.num_env_steps > 1 else [], stop))
     roots = [automata[i] for i in (0, 0, 1, 2)]
     secrets = [np.array([2, 0, 1, 1]), np.array([0, 0, 2, 1]), np.array([1, 0, 1]), np.array([10])]
-    return Forest(roots, secrets, root_cell), roots, secrets
+    return plant_forest(roots, secrets, root_cell), roots, secrets
 
 
 def walk_tables(root_cell=None):
@@ -356,15 +356,10 @@ def test_a_walk_scores_the_secret_of_every_root_and_reads_answers_off_their_path
 
 
 def test_roots_of_one_cell_are_walked_as_those_of_cells_of_their_own():
-    alone, (shared, forest, roots, *_) = walk_tables()[0], walk_tables(np.array([0, 0, 1, 2]))
+    alone, shared = walk_tables()[0], walk_tables(np.array([0, 0, 1, 2]))[0]
     np.testing.assert_array_equal(shared.secret_log2, alone.secret_log2)
     np.testing.assert_array_equal(shared.outcome_root, alone.outcome_root)
     np.testing.assert_array_equal(shared.outcome_cell, np.array([0, 0, 1, 2])[alone.outcome_root])
     np.testing.assert_array_equal(shared.outcome_counts, alone.outcome_counts)
     np.testing.assert_array_equal(shared.outcome_tokens, alone.outcome_tokens)
     assert sorted(set(shared.edge_cell)) == [0, 1, 2]
-    before = forest.secret_letters
-    forest.keep(np.array([2, 0]))
-    assert forest.root_cell.tolist() == [0, 1, 1]
-    np.testing.assert_array_equal(forest.root_state, [forest.states.start(roots[i]) for i in (3, 0, 1)])
-    np.testing.assert_array_equal(forest.secret_letters, before[[3, 0, 1]])

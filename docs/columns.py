@@ -1,6 +1,6 @@
 """docs/columns.md: every column of every table with type, unit, meaning and an example, made from the schemas.
 
-`python -m memrl.tables.columns > docs/columns.md` writes it; a test holds it.
+`uv run python docs/columns.py > docs/columns.md` writes it; a test holds it.
 """
 
 import pyarrow as pa
@@ -96,7 +96,7 @@ _EXAMPLES = {
 _HEAD = """\
 # Columns
 
-Made from the schemas by `uv run python -m memrl.tables.columns > docs/columns.md`; a test holds it. Each table is a
+Made from the schemas by `uv run python docs/columns.py > docs/columns.md`; a test holds it. Each table is a
 folder of parquet files; `memrl.load("bitrate")` gives all three as data frames, and `pd.read_parquet` reads each. What
 the words mean: [glossary](glossary.md).
 
@@ -143,7 +143,7 @@ def example_of(name: str) -> str:
         return _EXAMPLES[name]
     default = find_default(TrainConfig, name)
     if default is None:
-        raise KeyError(f"the column {name} needs an example in memrl.tables.columns")
+        raise KeyError(f"the column {name} needs an example in docs/columns.py")
     return str(default)
 
 
