@@ -16,18 +16,18 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from memrl.config import TrainConfig
 from memrl.policy.adapter_pack import find_linears
-from memrl.policy.base_model import Question, encode_task, load_base_model
+from memrl.policy.base_model import encode_task, load_base_model
 from memrl.policy.calibrator import (
     CalibratedPrompt,
     Calibration,
     calibrate_model,
     ensure_calibrated,
-    read_questions,
     save_calibration,
 )
 from memrl.policy.embedded import build_embedded_model, build_embedded_tokenizer, list_embedded_questions
 from memrl.policy.head import HeadRecipe
 from memrl.policy.model_folder import check_model_folder
+from memrl.policy.questions import Question, read_questions
 from memrl.policy.warmup import BODY_RECIPE, EMBEDDED_STAGES, WarmupRecipe
 from memrl.warmup_config import WarmupConfig
 

@@ -12,11 +12,13 @@ from memrl.config import TrainConfig, describe_equal_losses
 from memrl.fields import field
 from memrl.policy.model_folder import check_model_folder
 from memrl.suggest import did_you_mean
+from memrl.sweep.calibrated import check_prompts
 from memrl.sweep.console import SteadyConsole
+from memrl.sweep.cost import describe_cost
 from memrl.sweep.environment import set_environment
 from memrl.sweep.execution import Execution
 from memrl.sweep.grid import list_grids, load_grid, read_seeds
-from memrl.sweep.plan import check_device, describe_plan
+from memrl.sweep.plan import check_device, describe_addresses, find_left
 from memrl.sweep.rollouts import check_engines
 from memrl.tables.places import find_grids, own_address
 from memrl.tables.store import TableStore
@@ -52,8 +54,10 @@ def main(argv: Sequence[str]) -> int:
             check_device(execution)
             check_engines(list(cells.values()), execution)
             store = TableStore(execution.results or own_address(selection.grid))
+            left = list(find_left(store, cells).values())
+            check_prompts(left, execution)
             if execution.dry_run:
-                SteadyConsole().say(f"{selection.grid}: {describe_plan(cells, store, execution)}")
+                say_cost(selection.grid, len(cells), left, store, execution)
                 return 0
             stack.enter_context(store.open_for_writing())
         set_environment(execution)
@@ -69,6 +73,15 @@ def main(argv: Sequence[str]) -> int:
             sweep.run()
         all_sound = sweep.finish()
         return sweep.stop.exit_code or (0 if all_sound else FAILED)
+
+
+def say_cost(grid: str, num_cells: int, left: Sequence[TrainConfig], store: TableStore, execution: Execution) -> None:
+    """Says what the command would run without dry_run, and what that would take; writes nothing."""
+    console = SteadyConsole()
+    console.say(f"{grid}: {num_cells:,} cells, {num_cells - len(left):,} of them finished")
+    for line in describe_cost(grid, left, store, execution) if left else []:
+        console.say(line)
+    console.say(describe_addresses(store))
 
 
 def select_cells(selection: Selection, words: Mapping[str, str]) -> dict[str, TrainConfig]:

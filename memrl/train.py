@@ -21,9 +21,9 @@ from memrl.sweep.progress import ProgressLine
 from memrl.sweep.recorder import Recorder
 from memrl.sweep.stopping import StopRequest, catch_signals
 from memrl.sweep.stretch import Stretch
+from memrl.tables.open_log import open_log
 from memrl.tables.schema import CURVES, EPISODES_TO_MEMORIZE, Row
 from memrl.tables.store import TableStore
-from memrl.tables.wandb_log import WandbLog
 
 _STRETCH_SECONDS = 0.25
 """How often the progress line moves, if an update takes no longer."""
@@ -52,7 +52,7 @@ def train_cell(cell: TrainConfig, options: RunOptions) -> int:
                 console.say("This cell has finished before; overwrite=True trains it again.")
                 return conclude(earlier, options, console)
             with console.status("loading the model"):
-                log = WandbLog(options.wandb_project, options.results) if options.wandb_project else None
+                log = open_log(options.log_to, options.wandb_project, options.results)
                 checkpoints = Checkpoints(options.results)
                 run = start_run(cell, options, checkpoints, stack)
         if log is not None and log.notice:

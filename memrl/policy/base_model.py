@@ -33,11 +33,6 @@ from memrl.task.prompt import prompt_text
 
 _HUB_SECONDS = 3.0
 
-Question = tuple[int, EnvType, PromptFormat, str, str, int | None, bool]
-"""What `encode_task` takes beside the tokenizer."""
-
-QUESTION_FIELDS = ("N", "env_type", "prompt_format", "bit_separator", "prompt", "secret_length", "keyed")
-
 
 @dataclass(frozen=True, eq=False)
 class EncodedTask:

@@ -10,13 +10,10 @@ import torch
 from transformers import PreTrainedModel
 
 from memrl.policy.base_model import EncodedTask
+from memrl.policy.questions import KL_LIMIT_BITS, MASS_LIMIT
 from memrl.policy.tree_pass import TreeBatch, plant_trees, score_nodes
 from memrl.policy.walk_check import check_walk
 
-KL_LIMIT_BITS = 0.1
-"""Above it log2 N is the wrong count of what is to be learned."""
-
-MASS_LIMIT = 0.98
 _ANSWERS_PER_PASS = 256
 _NODES_PER_PASS = 4096
 _FEWEST_KEYS = 8

@@ -7,7 +7,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
@@ -18,9 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from memrl.config import Dtype, TrainConfig
 from memrl.limits import MOST_KEYS, MOST_LISTED
 from memrl.policy.base_model import (
-    QUESTION_FIELDS,
     EncodedTask,
-    Question,
     encode_task,
     identify_files,
     load_base_model,
@@ -31,11 +29,9 @@ from memrl.policy.head import HeadRecipe, fit_head, read_states
 from memrl.policy.interference import measure_interference
 from memrl.policy.keys import MEASURED, draw_keys, held_out_keys
 from memrl.policy.model_folder import calibrated_folder, check_model_folder
+from memrl.policy.questions import QUESTION_FIELDS, RECORD, Question, ask, read_questions
 from memrl.policy.walk_check import check_walk
 from memrl.policy.warmup import BODY_RECIPE, WarmupProgress, WarmupRecipe, attach_lora, merge_lora, warm_up
-
-RECORD = "warmup.json"
-"""The file beside the weights that says what they are calibrated for, and how they were made."""
 
 FULL_LIMIT = 5_000_000
 """Parameters up to which every weight is trained by default; beyond it the head, and the body only where it must."""
@@ -258,17 +254,6 @@ def _describe_prompt(prompt: CalibratedPrompt) -> dict[str, object]:
     }
 
 
-def read_questions(folder: Path) -> list[Question]:
-    """The prompts that a model's own record lists as calibrated; none where it has no record."""
-    record = folder / RECORD
-    if not record.is_file():
-        return []
-    rows = json.loads(record.read_text("utf-8"))["prompts"]
-    blank = {"prompt": "", "secret_length": None, "keyed": False}
-    sound = [row for row in rows if Prior(*(row[each.name] for each in fields(Prior))).is_calibrated]
-    return [tuple((blank | row)[name] for name in QUESTION_FIELDS) for row in sound]
-
-
 def ensure_calibrated(
     model: str,
     cells: Iterable[TrainConfig],
@@ -301,13 +286,6 @@ def ensure_calibrated(
     if not dry_run and not calibrated_folder(key).is_dir():
         _calibrate_into(calibrated_folder(key), model, questions, dtype, report)
     return f"{model}@{key}"
-
-
-def ask(cell: TrainConfig) -> Question:
-    """What a cell asks of its base model."""
-    separator = cell.bit_separator if cell.env_type == "multi_step" else ""
-    keyed = cell.num_keys is not None
-    return (cell.N, cell.env_type, cell.prompt_format, separator, cell.prompt, cell.secret_length, keyed)
 
 
 def _name_calibration(model: str, questions: Sequence[Question], dtype: Dtype) -> str:

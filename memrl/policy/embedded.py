@@ -8,7 +8,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from memrl.config import EnvType
 from memrl.limits import MOST_KEYS
-from memrl.policy.base_model import Question
+from memrl.policy.questions import Question
 
 SPECIAL_TOKENS = ("<pad>", "<eos>", "<unk>")
 CHARACTERS = " -:,.=?_/0123456789abcdefghijklmnopqrstuvwxyz\n!\"%&'()*+;<>|"

@@ -39,6 +39,12 @@ def calibrated_folder(key: str) -> Path:
     return find_cache_folder() / "calibrated" / key
 
 
+def awaits_calibration(model: str) -> bool:
+    """Whether a model's address says that a sweep has calibrated it, and none has on this machine."""
+    calibrated = _CALIBRATED.fullmatch(model)
+    return calibrated is not None and not calibrated_folder(calibrated[2]).is_dir()
+
+
 def check_model_folder(model: str) -> str:
     """Resolves `model` to where it is read from: a folder, a GGUF file, or a name on the Hugging Face hub.
 

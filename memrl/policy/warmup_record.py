@@ -5,9 +5,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from memrl.policy.base_model import QUESTION_FIELDS, EncodedTask
-from memrl.policy.calibrator import RECORD
+from memrl.policy.base_model import EncodedTask
 from memrl.policy.model_folder import check_model_folder
+from memrl.policy.questions import QUESTION_FIELDS, RECORD
 
 _BLANK = {"prompt": "", "secret_length": None, "keyed": False}
 """What an older record leaves out."""

@@ -15,7 +15,7 @@ from memrl.channels import REWARDS, label_channel
 from memrl.config import TrainConfig
 from memrl.tables.rows import agent_id, agent_row
 from memrl.tables.schema import Row
-from memrl.theory.agents import exact_fields, play_agents, tabular_fields, tabular_rates
+from memrl.theory.agents import exact_fields, is_played, play_agents, tabular_fields, tabular_rates
 
 _SPAWN = multiprocessing.get_context("spawn")
 
@@ -96,7 +96,7 @@ class AgentPlay:
 
 
 def find_unplayed(cells: Iterable[TrainConfig], played: set[str]) -> list[TrainConfig]:
-    """The cells whose agents have left no rows, keyed ones excepted, which nobody plays.
+    """The cells that the agents are to play for and have left no rows for.
 
     All rows of a play are written at once, and tabular_pg plays every channel but those of distilled cells, so that
     the rows of these agents tell.
@@ -105,7 +105,7 @@ def find_unplayed(cells: Iterable[TrainConfig], played: set[str]) -> list[TrainC
         cells: of the sweep.
         played: the cell_id of every agent's row.
     """
-    return [cell for cell in cells if cell.num_keys is None and played.isdisjoint(_telling_ids(cell))]
+    return [cell for cell in cells if is_played(cell) and played.isdisjoint(_telling_ids(cell))]
 
 
 def _telling_ids(cell: TrainConfig) -> list[str]:

@@ -1,48 +1,21 @@
-"""What a sweep ends with: its table, wandb runs, the report, and the reference beside it."""
+"""What a sweep ends with: its table, its cells in a log, the report, and the reference beside it."""
 
 from collections.abc import Collection
 from pathlib import Path
-
-import pyarrow.compute as pc
 
 from memrl.analysis import page, reference
 from memrl.sweep.console import SteadyConsole
 from memrl.sweep.grid import read_question
 from memrl.sweep.plan import describe_addresses
-from memrl.sweep.progress import ProgressLine
 from memrl.sweep.summary import summarize
 from memrl.tables.places import find_grids, has_tables, reference_address
-from memrl.tables.rows import LORA
-from memrl.tables.schema import CURVES, EPISODES_TO_MEMORIZE
 from memrl.tables.store import TableStore
-from memrl.tables.wandb_log import WandbLog
 
 
 def print_table(store: TableStore, cell_ids: Collection[str], console: SteadyConsole) -> None:
     """Prints what it took to memorize, by N and channel, and where the tables lie."""
     console.print(summarize(store, cell_ids))
     console.say(describe_addresses(store))
-
-
-def log_to_wandb(log: WandbLog, store: TableStore, cell_ids: Collection[str], console: SteadyConsole) -> bool:
-    """Makes a wandb run of each of these cells that has ended and has none yet; returns whether that went well."""
-    if log.notice:
-        console.say(log.notice)
-    rows = store.read(EPISODES_TO_MEMORIZE).filter(pc.field("agent") == LORA).to_pylist()
-    told = "wandb"
-    with ProgressLine(lambda: told, console) as line:
-
-        def show(done: int, missing: int) -> None:
-            nonlocal told
-            told = f"wandb  {done:,}/{missing:,} runs"
-            line.tick()
-
-        try:
-            log.log_cells([row for row in rows if row["cell_id"] in cell_ids], store.read(CURVES), show)
-        except Exception as error:  # a server that fails must not hide that the cells are measured
-            console.say(f"not all wandb runs: {type(error).__name__}: {error}; the same command makes the others")
-            return False
-    return True
 
 
 def write_report(store: TableStore, grid: str, num_planned: int, command: str, console: SteadyConsole) -> bool:

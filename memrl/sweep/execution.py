@@ -5,10 +5,11 @@ from typing import Literal
 import chz
 
 from memrl.fields import field
+from memrl.tables.open_log import check_project
 from memrl.tables.places import own_address
-from memrl.tables.wandb_log import check_project
 
 Device = Literal["auto", "cpu", "cuda"]
+LogTo = Literal["wandb", "tensorboard"]
 
 
 @chz.chz
@@ -20,7 +21,7 @@ class Execution:
     """
 
     results: str | None = field(default=None, doc="address of the tables (folder, s3://, gs://); unset: results/<grid>")
-    dry_run: bool = field(default=False, doc="print what would run, and where its tables would lie; run nothing")
+    dry_run: bool = field(default=False, doc="say what would run, how long, in how much memory; run nothing")
     pack_size: int | None = field(
         default=None, doc="most cells of a pack; 1: one cell per trial; unset: fills the trials, up to 128"
     )
@@ -29,7 +30,13 @@ class Execution:
     device: Device = field(default="auto", doc="what trials train on; auto: GPUs that Ray sees, or the CPU")
     address: str | None = field(default=None, doc="Ray cluster to run on, or auto; unset: Ray starts here")
     save_adapters: str = field(default="", doc="folder for the adapter of each cell, in PEFT's layout; unset: none")
-    wandb_project: str | None = field(default=None, doc="logs one run a cell there; unset: no wandb")
+    log_to: LogTo | None = field(
+        default=None, doc="where the sweep is shown while it runs, with a curve a condition; unset: live.html alone"
+    )
+    log_cells: bool = field(default=False, doc="one run for each cell too, once the sweep has ended")
+    wandb_project: str | None = field(
+        default=None, doc="project in wandb, which alone means log_to=wandb; unset: memrl"
+    )
     serve: bool = field(default=False, doc="serve live.html on 127.0.0.1 while the sweep runs")
     timeline: bool = field(default=False, doc="write a Chrome trace of who did what when, beside the tables")
     num_rollout_actors: int = field(default=1, doc="engines that sample, with rollout=vllm")
@@ -72,7 +79,10 @@ class RunOptions:
         default=None, doc="CPU threads; unset: 1 for the embedded model, else as many as torch takes"
     )
     save_adapters: str = field(default="", doc="folder for the cell's adapter, in PEFT's layout; unset: none")
-    wandb_project: str | None = field(default=None, doc="logs the run there; unset: no wandb")
+    log_to: LogTo | None = field(default=None, doc="where the run is shown; unset: nowhere")
+    wandb_project: str | None = field(
+        default=None, doc="project in wandb, which alone means log_to=wandb; unset: memrl"
+    )
 
     @chz.validate
     def _check(self) -> None:
@@ -85,3 +95,5 @@ def _check_addresses(options: Execution | RunOptions) -> None:
     if options.results == "":
         raise ValueError("results must name a folder or an address, got nothing")
     check_project(options.wandb_project)
+    if options.wandb_project is not None and options.log_to == "tensorboard":
+        raise ValueError(f"wandb_project must be unset with log_to=tensorboard, got {options.wandb_project}")

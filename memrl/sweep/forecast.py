@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from memrl.config import TrainConfig
+from memrl.config import TrainConfig, shared_fields
 from memrl.sweep.packing import estimate_updates
 
 _PRIOR_RUNS = 2.0
@@ -38,7 +38,16 @@ class Forecast:
     def __init__(self) -> None:
         self._packs: list[_PackProgress] = []
         self._num_trials = 1
-        self._lengths = _Pool()
+        self._lengths, self._costs = _Pool(), _Pool()
+
+    def learn_length(self, cell: TrainConfig, batches: int) -> None:
+        """Takes note of the batches that a run has used to its end."""
+        # A budget that was spent is no event: it says that the run would have gone on.
+        self._lengths.add(_list_length_keys(cell), batches / _guess_updates(cell), float(batches < _most_updates(cell)))
+
+    def learn_cost(self, cell: TrainConfig, num_cells: int, updates: int, seconds: float) -> None:
+        """Takes note of the time that updates of a pack have taken, of so many cells like this one."""
+        self._costs.add(_list_cost_keys(cell), seconds, (num_cells + _OVERHEAD) * updates)
 
     def begin(self, packs: Sequence[Sequence[TrainConfig]], num_trials: int) -> None:
         """Takes note of packs that will train, so many at once; they are known by their numbers, in this order."""
@@ -55,26 +64,38 @@ class Forecast:
 
     def end(self, pack: int, cell_id: str, updates: int | None) -> None:
         """Takes note that a cell has ended, after so many updates; None where it made none."""
-        cell = self._packs[pack].end(cell_id, updates or 0)
+        cell = self._packs[pack].find(cell_id)
         if cell is not None:
-            # A budget that was spent is no event: it says that the run would have gone on.
-            is_event = updates is not None and updates < _most_updates(cell)
-            self._lengths.add(_list_length_keys(cell), (updates or 0) / _guess_updates(cell), float(is_event))
+            # A batch that is used again makes more updates of one of its pack.
+            batches = (updates or 0) // cell.updates_per_batch
+            self._packs[pack].end(cell, batches)
+            if updates is not None:
+                self.learn_length(cell, batches)
 
     def seconds_left(self) -> float | None:
         """The time left; None before there is anything to go by."""
-        lengths, costs = self._lengths.copy(), _Pool()
+        lengths, costs = self._know_lengths(), self._costs.copy()
         for pack in self._packs:
-            for cell in pack.left:
-                lengths.add(_list_length_keys(cell), pack.updates / _guess_updates(cell), 0.0)
             costs.add(pack.cost_keys, pack.seconds, pack.exposure)
         if not costs.total:
             return None
-        left = [
-            _expect_passes(pack, lengths) * costs.estimate(pack.cost_keys, _PRIOR_UPDATES) if pack.left else 0.0
-            for pack in self._packs
-        ]
+        left = [0.0]
+        for pack in self._packs:
+            updates, passes = _expect_updates(pack, lengths)
+            left.append((updates + _OVERHEAD * passes) * costs.estimate(pack.cost_keys, _PRIOR_UPDATES))
         return max(sum(left) / self._num_trials, max(left))
+
+    def expect_updates(self) -> float:
+        """The updates that cells still make, over all of them."""
+        lengths = self._know_lengths()
+        return sum(_expect_updates(pack, lengths)[0] for pack in self._packs)
+
+    def _know_lengths(self) -> "_Pool":
+        lengths = self._lengths.copy()
+        for pack in self._packs:
+            for cell in pack.left:
+                lengths.add(_list_length_keys(cell), pack.updates / _guess_updates(cell), 0.0)
+        return lengths
 
 
 class _PackProgress:
@@ -99,13 +120,14 @@ class _PackProgress:
             self._begun, self._first = now, updates
         self.updates, self.seconds = max(self.updates, updates), now - self._begun
 
-    def end(self, cell_id: str, updates: int) -> TrainConfig | None:
-        """One of its cells has ended; returns which, None where that was known."""
-        cell = next((cell for cell in self.left if cell.cell_id == cell_id), None)
-        if cell is not None:
-            self.left.remove(cell)
-            self._spent += max(0, updates - self._first)
-        return cell
+    def find(self, cell_id: str) -> TrainConfig | None:
+        """One of its cells that has not ended; None where it has."""
+        return next((cell for cell in self.left if cell.cell_id == cell_id), None)
+
+    def end(self, cell: TrainConfig, updates: int) -> None:
+        """One of its cells has ended."""
+        self.left.remove(cell)
+        self._spent += max(0, updates - self._first)
 
 
 class _Pool:
@@ -146,11 +168,14 @@ def _list_length_keys(cell: TrainConfig) -> list[_Key]:
 
 
 def _list_cost_keys(cell: TrainConfig) -> list[_Key]:
-    return [(), (cell.lora_rank,), (cell.lora_rank, cell.channel_name), (cell.lora_rank, cell.channel_name, cell.N)]
+    shared, rank, channel = shared_fields(cell), cell.lora_rank, cell.channel_name
+    return [(), (shared,), (shared, rank), (shared, rank, channel), (shared, rank, channel, cell.N)]
 
 
-def _expect_passes(pack: _PackProgress, lengths: _Pool) -> float:
-    """What a pack still takes, in updates of a cell: exponential waiting times, cut off by the cells' budgets."""
+def _expect_updates(pack: _PackProgress, lengths: _Pool) -> tuple[float, float]:
+    """The updates that cells of a pack still make in all, and its passes: waiting times, cut off by budgets."""
+    if not pack.left:
+        return 0.0, 0.0
     means = np.array(
         [
             max(1.0, lengths.estimate(_list_length_keys(cell), _PRIOR_RUNS, 1.0) * _guess_updates(cell))
@@ -163,7 +188,7 @@ def _expect_passes(pack: _PackProgress, lengths: _Pool) -> float:
     at = np.linspace(0, most.max(), _STEPS + 1)[:-1, None]
     ended = np.where(at < most, -np.expm1(-at / means), 1.0)
     longest = (1 - ended.prod(axis=1)).sum() * most.max() / _STEPS
-    return float(cells.sum() + _OVERHEAD * longest)
+    return float(cells.sum()), float(longest)
 
 
 def _guess_updates(cell: TrainConfig) -> float:

@@ -10,17 +10,14 @@ from pathlib import Path
 from threading import Thread
 
 import numpy as np
-import pyarrow as pa
 
 from memrl.channels import label_channel
+from memrl.sweep.run_curves import PLACES, split_runs, take_at_places
 from memrl.sweep.stretch import Stretch
 from memrl.tables.schema import Row
 
 _SECONDS = 3.0
 """The page is written, and loads itself anew, this often."""
-
-_PLACES = np.unique([0, *np.round(np.geomspace(1, 4096, 40)).astype(np.int64)])
-"""Episodes at which curves are drawn."""
 
 _LOWEST_BITS = -2.0
 _MOST_FAILURES = 5
@@ -79,13 +76,13 @@ class LivePage:
         """Takes what a stretch of a pack brought."""
         if self._folder is None or not stretch.rows:
             return
-        runs = _split_runs(stretch.curves)
+        runs = split_runs(stretch.curves)
         for row in stretch.rows:
             if row["status"] == "failed":
                 self.fail(f"{_label(row)}, N = {row['N']}: {row['error']}")
             elif row["cell_id"] in runs:
                 group = self._curves.setdefault((_label(row), row["N"]), _Curves(row["signal_bits"]))
-                group.absorbed.append(_at_places(*runs[row["cell_id"]]))
+                group.absorbed.append(take_at_places(*runs[row["cell_id"]]))
 
     def fail(self, error: str) -> None:
         """Takes note of a failure, by its first line."""
@@ -184,20 +181,6 @@ def _label(row: Row) -> str:
     return label_channel(row) + (f", distilled ({row['explore']})" if row["algorithm"] == "distill" else "")
 
 
-def _split_runs(curves: pa.Table) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Episodes and absorbed bits of each run, in the order of its rows."""
-    frame = curves.select(["cell_id", "episodes", "absorbed_bits"]).to_pandas()
-    return {
-        str(cell_id): (rows["episodes"].to_numpy(), rows["absorbed_bits"].to_numpy(dtype=float))
-        for cell_id, rows in frame.groupby("cell_id", observed=True)
-    }
-
-
-def _at_places(episodes: np.ndarray, absorbed: np.ndarray) -> np.ndarray:
-    """What a run had absorbed at each place; after its end it keeps its last value."""
-    return absorbed[np.maximum(np.searchsorted(episodes, _PLACES, side="right") - 1, 0)]
-
-
 def _draw_panel(channel: str, N: int, curves: _Curves) -> str:
     median = np.median(curves.absorbed, axis=0)
     top = curves.signal_bits * 1.05
@@ -206,7 +189,7 @@ def _draw_panel(channel: str, N: int, curves: _Curves) -> str:
         return _HEIGHT * (1 - (max(bits, _LOWEST_BITS) - _LOWEST_BITS) / (top - _LOWEST_BITS))
 
     points = " ".join(
-        f"{_WIDTH * i / (len(_PLACES) - 1):.1f},{height(bits):.1f}" for i, bits in enumerate(median.tolist())
+        f"{_WIDTH * i / (len(PLACES) - 1):.1f},{height(bits):.1f}" for i, bits in enumerate(median.tolist())
     )
     full = height(curves.signal_bits)
     said = f"{channel}, N = {N}: {len(curves.absorbed):,} runs, {median[-1]:.2f} of {curves.signal_bits:.2f} bits"

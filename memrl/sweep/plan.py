@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from memrl.config import TrainConfig
 from memrl.sweep.execution import Execution
-from memrl.sweep.machine import count_local_cpus, count_local_gpus
-from memrl.sweep.packing import choose_pack_size, estimate_pack_updates, pack_cells
+from memrl.sweep.machine import count_local_gpus
+from memrl.sweep.packing import choose_pack_size, pack_cells
 from memrl.tables.places import AGENTS, CURVES, EPISODES_TO_MEMORIZE
 from memrl.tables.store import TableStore
 
@@ -52,13 +52,12 @@ class Plan:
         return {"CPU": float(self.num_threads), **gpus}
 
     def describe(self) -> str:
-        """Packs, trials and expected updates, in one line."""
+        """Packs and trials, in one line."""
         cells = sum(len(pack) for pack in self.packs)
-        updates = sum(estimate_pack_updates(pack) for pack in self.packs)
         largest = max((len(pack) for pack in self.packs), default=0)
         return (
             f"{cells:,} cells in {len(self.packs):,} packs of up to {largest:,}, on {self.num_trials:,} {self.device}"
-            f" trials at once; about {updates:,} cell updates"
+            " trials at once"
         )
 
 
@@ -89,16 +88,6 @@ def plan_packs(cells: Sequence[TrainConfig], execution: Execution, num_cpus: flo
 def choose_device(execution: Execution, num_gpus: float) -> str:
     """What trials train on: cpu or cuda."""
     return execution.device if execution.device != "auto" else ("cuda" if num_gpus else "cpu")
-
-
-def describe_plan(cells: Mapping[str, TrainConfig], store: TableStore, execution: Execution) -> str:
-    """What a launch would run, and where its tables would lie, in lines; looks, and writes nothing."""
-    left = find_left(store, cells)
-    lines = [f"{len(cells):,} cells, {len(cells) - len(left):,} of them finished"]
-    if left:
-        plan = plan_packs(list(left.values()), execution, count_local_cpus(), count_local_gpus())
-        lines.append(f"to run: {plan.describe()}")
-    return "\n".join([*lines, describe_addresses(store)])
 
 
 def describe_addresses(store: TableStore) -> str:

@@ -72,6 +72,11 @@ class Recorder:
         return self.num_finished + self.statuses.total()
 
     @property
+    def has_measured(self) -> bool:
+        """Whether a cell has ended otherwise than by failing, now or in an earlier launch."""
+        return self.num_done > self.statuses["failed"]
+
+    @property
     def episodes(self) -> int:
         """Episodes of this run, of all cells."""
         return sum(self._episodes)
@@ -87,6 +92,11 @@ class Recorder:
             return 0.0
         (start, before), (end, now) = self._recent[0], self._recent[-1]
         return (now - before) / (end - start) if end - start >= _LEAST_SECONDS else 0.0
+
+    def tell_progress(self) -> dict[str, float]:
+        """How far the sweep is: cells that have ended, by how, and episodes."""
+        by_status = {name: self.statuses[name] for name in ("memorized", "budget_spent", "failed")}
+        return {"cells": self.num_done, **by_status, "episodes": self.episodes, "episodes_per_s": self.episodes_per_s()}
 
     def seconds_left(self) -> float | None:
         """The time that the packs still take (`memrl.sweep.forecast`); None before there is anything to go by."""

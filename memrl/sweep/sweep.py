@@ -9,6 +9,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from memrl.config import TrainConfig
 from memrl.errors import WriteError
 from memrl.rollout.actor_pool import EngineRecord
@@ -16,6 +19,7 @@ from memrl.sweep.actor_logs import collect_logs
 from memrl.sweep.agent_play import AgentPlay, find_unplayed
 from memrl.sweep.checkpoints import Checkpoints
 from memrl.sweep.console import SteadyConsole
+from memrl.sweep.curve_reporter import CurveReporter, log_cells
 from memrl.sweep.engines import place_trials, start_engines
 from memrl.sweep.execution import Execution
 from memrl.sweep.live_page import LivePage, serve_folder
@@ -28,10 +32,10 @@ from memrl.sweep.stopping import StopRequest, catch_signals
 from memrl.sweep.stretch import Stretch
 from memrl.sweep.watchdog import watch_daemons
 from memrl.tables.launches import LaunchNote
+from memrl.tables.open_log import open_log
 from memrl.tables.places import absolute_address, local_folder
-from memrl.tables.schema import AGENTS, EPISODES_TO_MEMORIZE
+from memrl.tables.schema import AGENTS, CURVES, EPISODES_TO_MEMORIZE
 from memrl.tables.store import TableStore
-from memrl.tables.wandb_log import WandbLog
 
 _MOST_SPLITS = 200
 """A sweep whose trials die more often than this for want of one guilty cell has another fault."""
@@ -80,8 +84,10 @@ class Sweep:
         self._checkpoints = Checkpoints(store.address)
         self._recorder = Recorder(store, len(cells), cells.keys() - self.left.keys(), traces=execution.timeline)
         self._agents = AgentPlay(self.unplayed)
-        project = execution.wandb_project
-        self._wandb = WandbLog(project, store.address) if project is not None else None
+        self._log = open_log(execution.log_to, execution.wandb_project, store.address)
+        if self._log is not None and self._log.notice:
+            console.say(self._log.notice)
+        self._reporter: CurveReporter | None = None
         self._unwritable = self._agents_problem = ""
         self._phase, self._phase_begun = "", time.monotonic()
         self._packs_left: set[int] = set()
@@ -141,13 +147,14 @@ class Sweep:
         self._store.drop_cells(self.left)
         if self._execution.serve and self._folder is not None:
             self._console.say(f"live: {serve_folder(self._folder)}")
+        self._start_log()
         with self._line, catch_signals(self.stop):
             try:
                 if self.left:
                     self._train()
                 with self._writing():
                     self._recorder.flush()
-                if self.unplayed and not self.should_stop():
+                if self._wants_agents() and not self.should_stop():
                     self._add_agents()
             finally:
                 self._agents.stop()
@@ -157,6 +164,12 @@ class Sweep:
                     note.end()
                 self._show(has_ended=True)
         self._seconds = time.monotonic() - start
+
+    def _start_log(self) -> None:
+        if self._log is not None and self.left:
+            finished = pa.array(self._cells.keys() - self.left.keys(), pa.string())
+            earlier = self._store.read(CURVES).filter(pc.field("cell_id").isin(finished))
+            self._reporter = CurveReporter(self._log, self._cells, earlier)
 
     def _train(self) -> None:
         self._wait_for("starting Ray")
@@ -229,6 +242,8 @@ class Sweep:
         with self._writing():
             self._recorder.take(pack, stretch)
         self._live.take(stretch)
+        if self._reporter is not None:
+            self._reporter.take(stretch)
         self._phase = ""
         if stretch.too_large:
             self._split(pack)
@@ -279,8 +294,12 @@ class Sweep:
     def _end(self, pack: int) -> None:
         self._packs_left.discard(pack)
         # Not earlier: until no pack is left for a trial's place, its core has better things to do.
-        if len(self._packs_left) < self._num_trials and self.unplayed:
+        if len(self._packs_left) < self._num_trials and self._wants_agents():
             self._agents.start()
+
+    def _wants_agents(self) -> bool:
+        """Whether the baseline agents are to play: where nothing trained, there is nothing to compare them with."""
+        return bool(self.unplayed) and self._recorder.has_measured
 
     def _show(self, *, has_ended: bool = False) -> None:
         """Brings the live page up to date, now and then."""
@@ -290,6 +309,9 @@ class Sweep:
             self._live.write(*numbers, has_ended=True)
         else:
             self._live.tick(*numbers)
+        if self._reporter is not None:
+            show = self._reporter.end if has_ended else self._reporter.tick
+            show(recorder.tell_progress())
 
     def _wait_for(self, phase: str) -> None:
         self._phase, self._phase_begun = phase, time.monotonic()
@@ -302,7 +324,7 @@ class Sweep:
 
     def finish(self) -> bool:
         """Prints the table of all cells and writes the report; returns whether all of it is sound."""
-        from memrl.sweep.closing import compare_with_reference, log_to_wandb, print_table, write_report
+        from memrl.sweep.closing import compare_with_reference, print_table, write_report
 
         if not self.left:
             self._console.say(f"{self._name}: all {len(self._cells):,} cells were finished already")
@@ -311,15 +333,27 @@ class Sweep:
             self._say_counts()
         for problem in filter(None, (self._unwritable, self._agents_problem)):
             self._console.say(f"error: {problem}")
+        logged = self._end_log()
         if self.stop or self._unwritable:
             self._console.say(f"Stopped; what has finished is kept. To go on: {self._command}")
             return False
-        logged = self._wandb is None or log_to_wandb(self._wandb, self._store, self._cells, self._console)
         report_written = write_report(self._store, self._name, len(self._cells), self._command, self._console)
         compare_with_reference(self._store, self._name, self._console)
         self._checkpoints.clear()
         failed = self._recorder.statuses["failed"] or self._agents_problem or self._store.damaged
         return report_written and logged and not failed
+
+    def _end_log(self) -> bool:
+        """Logs each cell where that was asked for, and closes the log; returns whether all is logged."""
+        if self._log is None:
+            return True
+        wants_cells = self._execution.log_cells and not self.stop
+        logged = not wants_cells or log_cells(self._log, self._store, self._cells, self._console)
+        self._log.close()
+        problem = self._reporter.problem if self._reporter is not None else ""
+        if problem:
+            self._console.say(problem)
+        return logged and not problem
 
     def _say_counts(self) -> None:
         recorder, took = self._recorder, format_seconds(self._seconds)

@@ -1,18 +1,21 @@
-"""wandb: one run a finished cell, its curves in bits against episodes, and its row as the summary.
+"""wandb: a run for a sweep, with its progress and a curve a condition; a run for a cell, with its row as the summary.
 
-wandb itself is imported only where a project is given.
+This module is imported only where a log is asked for.
 """
 
 import math
 import shlex
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+import wandb
+
 from memrl.config import TrainConfig
 from memrl.errors import StartError
+from memrl.tables.curve_log import Values, group_curves
 from memrl.tables.places import local_folder
 
 if TYPE_CHECKING:
@@ -20,30 +23,15 @@ if TYPE_CHECKING:
 
     from memrl.tables.schema import Row
 
-_FORBIDDEN = r"/\#?%:"
-"""Characters that wandb allows in no project's name."""
-
 _LONGEST = {"job_type": 64, "group": 64, "name": 128}
 """Characters that wandb's server takes; offline runs with more could not be sent."""
 
 _REACH_SECONDS = 3.0
-_STEP_METRIC = "episodes"
-
-
-def check_project(project: str | None) -> None:
-    """Refuses a name that wandb would refuse.
-
-    Raises:
-        ValueError: the name is empty, too long, or has a forbidden character.
-    """
-    if project is None:
-        return
-    if not 0 < len(project) <= 128 or set(project) & set(_FORBIDDEN):
-        raise ValueError(f"wandb_project must be 1 to 128 characters without any of {_FORBIDDEN}, got {project!r}")
+_STEP_METRIC, _CLOCK_METRIC = "episodes", "seconds"
 
 
 class WandbLog:
-    """Logs finished cells to a project: online where wandb has a key and a network, else to files.
+    """Logs a sweep, or finished cells, to a project: online where wandb has a key and a network, else to files.
 
     The user's own settings (WANDB_MODE, WANDB_BASE_URL, ...) come first.
 
@@ -61,13 +49,10 @@ class WandbLog:
     """
 
     def __init__(self, project: str, results: str) -> None:
-        import wandb
-
-        check_project(project)
-        self._wandb = wandb
         self._project = project
         self._folder = local_folder(results)
         self._folder.mkdir(parents=True, exist_ok=True)
+        self._sweep: Any = None
         self._logged = self._folder / "wandb" / f"{project}.logged"
         self.group = self._folder.absolute().name[: _LONGEST["group"]]
         try:
@@ -99,30 +84,55 @@ class WandbLog:
             return
         logged = set(self._logged.read_text("utf-8").split()) if self._logged.exists() else set()
         missing = [row for row in rows if _name_run(row) not in logged]
-        points = _group_points(curves, {row["cell_id"] for row in missing})
+        points = group_curves(curves, {row["cell_id"] for row in missing})
         self._logged.parent.mkdir(exist_ok=True)
         for number, row in enumerate(missing):
             on_progress(number, len(missing))
-            self._log_cell(row, points.get(row["cell_id"], []))
+            self._log_cell(row, points[row["cell_id"]])
             with self._logged.open("a", encoding="utf-8") as file:
                 file.write(f"{_name_run(row)}\n")
 
+    def log_progress(self, seconds: float, values: Values) -> None:
+        """See CurveLog.log_progress."""
+        if self._mode != "disabled":
+            told = {f"progress/{name}": value for name, value in values.items()}
+            self._open_sweep().log({_CLOCK_METRIC: seconds, **told})
+
+    def log_condition(self, condition: str, episodes: Sequence[int], curves: Mapping[str, Sequence[float]]) -> None:
+        """See CurveLog.log_condition."""
+        if self._mode == "disabled":
+            return
+        run = self._open_sweep()
+        for at, *values in zip(episodes, *curves.values(), strict=True):
+            run.log({_STEP_METRIC: at, **{f"{name}/{condition}": v for name, v in zip(curves, values, strict=True)}})
+
     def close(self) -> None:
         """Waits until all is written or sent, and ends wandb's own process."""
-        self._wandb.teardown()
+        if self._sweep is not None:
+            self._sweep.finish()
+            self._sweep = None
+        wandb.teardown()
 
-    def _log_cell(self, row: "Row", points: "Sequence[Row]") -> None:
-        name = f"{row['channel']} N={row['N']} rank={row['lora_rank']} lr={row['learning_rate']} seed={row['seed']}"
-        run = self._wandb.init(
+    def _open_sweep(self) -> Any:
+        """The run of the sweep itself, which starts when there is something to log."""
+        if self._sweep is None:
+            self._sweep = self._start_run(self.group, "sweep", {})
+            self._sweep.define_metric("progress/*", step_metric=_CLOCK_METRIC)
+            for name in ("absorbed_bits/*", "absorbed_bits_lower/*", "absorbed_bits_upper/*", "observed_bits/*"):
+                self._sweep.define_metric(name, step_metric=_STEP_METRIC)
+        return self._sweep
+
+    def _start_run(self, name: str, job_type: str, config: dict[str, object]) -> Any:
+        return wandb.init(
             project=self._project,
             group=self.group,
-            job_type=row["channel"][: _LONGEST["job_type"]],
+            job_type=job_type[: _LONGEST["job_type"]],
             name=name[: _LONGEST["name"]],
-            config={field: row[field] for field in ("cell_id", *TrainConfig.__annotations__) if field in row},
+            config=config,
             dir=str(self._folder),
             mode=self._mode,
             reinit="create_new",
-            settings=self._wandb.Settings(
+            settings=wandb.Settings(
                 silent=True,
                 console="off",
                 disable_code=True,
@@ -132,6 +142,11 @@ class WandbLog:
                 x_save_requirements=False,
             ),
         )
+
+    def _log_cell(self, row: "Row", points: "Sequence[Row]") -> None:
+        name = f"{row['channel']} N={row['N']} rank={row['lora_rank']} lr={row['learning_rate']} seed={row['seed']}"
+        config = {field: row[field] for field in ("cell_id", *TrainConfig.__annotations__) if field in row}
+        run = self._start_run(name, row["channel"], config)
         # The row is the summary, so curves leave it alone.
         run.define_metric(_STEP_METRIC, summary="none")
         run.define_metric("*", step_metric=_STEP_METRIC, summary="none")
@@ -142,9 +157,9 @@ class WandbLog:
 
     def _find_what_is_missing(self) -> str:
         """Why runs can't go online: no key, or no network; empty where they can."""
-        if not self._wandb.login(prompt=False, verify=False):
+        if not wandb.login(prompt=False, verify=False):
             return "no key (wandb login)"
-        server = self._wandb.setup().settings.base_url
+        server = wandb.setup().settings.base_url
         try:
             urllib.request.urlopen(server, timeout=_REACH_SECONDS).close()
         except urllib.error.HTTPError:
@@ -157,17 +172,6 @@ class WandbLog:
         runs = self._folder / "wandb"
         send = f"wandb sync {shlex.quote(str(runs))}/offline-run-*"
         return f"wandb: {missing}, so runs are logged offline in {runs}; send them by: {send}"
-
-
-def _group_points(curves: "pa.Table", cell_ids: set[str]) -> "dict[str, list[Row]]":
-    """The curve rows of some cells, by cell, in the order of their updates."""
-    points: dict[str, list[Row]] = {cell_id: [] for cell_id in cell_ids}
-    for point in curves.to_pylist():
-        if point["cell_id"] in points:
-            points[point.pop("cell_id")].append(point)
-    for mine in points.values():
-        mine.sort(key=lambda point: point["update"])
-    return points
 
 
 def _name_run(row: "Row") -> str:

@@ -30,6 +30,9 @@ from memrl.theory.tabular import train_tabular
 AGENTS = ("optimal", "greedy", "weighing", "uniform", "tabular_pg")
 """The agents that this module lets play."""
 
+LARGEST_PLAYED_N = 8192
+"""Up to it a channel's play takes seconds, beyond it minutes: all pairs of guess and secret are gone through."""
+
 TABULAR_LEARNING_RATES = (1.0, 4.0, 16.0, 64.0, 256.0)
 """Learning rates of tabular_pg, in logits: a row each, chosen by whoever reads the table as for trained policies."""
 
@@ -96,8 +99,13 @@ def uniform_episodes(N: int, seed: int) -> int:
     return int(generator.geometric(1.0 / N))
 
 
+def is_played(config: TrainConfig) -> bool:
+    """Whether the agents play for a cell: not for many keyed secrets, nor at an N where that takes minutes."""
+    return config.num_keys is None and config.N <= LARGEST_PLAYED_N
+
+
 def play_agents(configs: Iterable[TrainConfig], learning_rates: Sequence[float] | None = None) -> list[AgentRun]:
-    """Lets every agent play the channels and secrets of some cells; many keyed secrets are nobody's to play.
+    """Lets every agent play the channels and secrets of those cells that are played for (`is_played`).
 
     A table that is distilled from the posterior is the posterior, so tabular_pg has no run for distilled cells.
 
@@ -111,7 +119,7 @@ def play_agents(configs: Iterable[TrainConfig], learning_rates: Sequence[float] 
     Returns:
         One run per agent, channel, N and secret (tabular_pg: and setting).
     """
-    configs = [config for config in configs if config.num_keys is None]
+    configs = [config for config in configs if is_played(config)]
     runs: list[AgentRun] = []
     for cells in _group(configs, _UNUSED["exact"]):
         for play in (_play_optimal, _play_greedy, _play_weighing, _play_uniform):

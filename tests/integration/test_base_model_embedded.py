@@ -13,11 +13,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from memrl.calibrate import calibrate
 from memrl.policy.base_model import encode_task, load_base_model
 from memrl.policy.calibration import compute_answer_log2, measure_prior
-from memrl.policy.calibrator import RECORD, measure_worst_key, read_questions
+from memrl.policy.calibrator import measure_worst_key
 from memrl.policy.embedded import build_embedded_model, build_embedded_tokenizer, list_embedded_questions
 from memrl.policy.interference import measure_interference
 from memrl.policy.keys import draw_keys, held_out_keys
 from memrl.policy.model_folder import embedded_model_folder
+from memrl.policy.questions import RECORD, read_questions
 from memrl.policy.warmup import WarmupRecipe, warm_up
 from memrl.warmup_config import WarmupConfig
 

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 
 def launch(*words: str, folder: Path = ROOT) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(ROOT / "sweeps" / "launch.py"), *words]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=folder, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=folder, check=False)
 
 
 @pytest.mark.parametrize(
@@ -66,6 +66,16 @@ def test_a_reward_that_ends_its_process_or_pays_wrongly_is_one_line(tmp_path, bo
     assert result.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize("words", [[], ["dry_run=True"]])
+def test_a_prompt_that_is_not_calibrated_is_refused_before_ray_starts(tmp_path, words):
+    result = launch("grid=smoke", "N=16,48", "seeds=1", *words, folder=tmp_path)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith("error: model must be calibrated for N=48 env_type=single_step (prior ")
+    assert "run `python -m memrl.warmup_train model=embedded N=48" in result.stderr
+    assert result.stderr.endswith("then use model=FOLDER (and 1 prompts more)\n")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_dry_run_names_a_damaged_part_in_one_line_and_moves_nothing(tmp_path):
     part = tmp_path / "results" / "smoke" / "curves" / "part-0.parquet"
     part.parent.mkdir(parents=True)
@@ -106,5 +116,5 @@ except SystemExit:
     print("loaded", sorted({{"ray", "torch", "pandas", "transformers"}} & set(sys.modules)))
 """
     command = [sys.executable, "-c", program]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=tmp_path, check=True)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path, check=True)
     assert result.stdout.endswith("loaded []\n")

@@ -14,7 +14,10 @@ import pytest
 from memrl.config import TrainConfig
 from memrl.errors import StartError
 from memrl.learning.pack import Pack
+from memrl.sweep.execution import Execution, LogTo
+from memrl.tables.open_log import open_log
 from memrl.tables.places import local_folder
+from memrl.tables.tensorboard_log import TensorBoardLog
 from memrl.tables.wandb_log import WandbLog
 
 HEADER_BYTES, BLOCK_BYTES, CHUNK_HEADER_BYTES = 7, 32768, 7
@@ -123,6 +126,43 @@ def test_every_cell_is_a_run_of_its_sweep_with_its_curves_against_episodes_and_i
     statuses = {row["status"] for row in rows}
     assert statuses == {"memorized", "failed"}
     assert not (tmp_path / "wandb").exists()
+
+
+@pytest.mark.usefixtures("no_key")
+def test_a_sweep_is_one_run_with_its_progress_by_seconds_and_conditions_by_episodes(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    log = WandbLog("memory", f"{tmp_path}/results/bitrate")
+    log.log_progress(0.0, {"cells": 1, "memorized": 0})
+    log.log_condition("binary N=16", [0, 8], {"absorbed_bits": [0.0, 1.5], "observed_bits": [0.0, 2.0]})
+    log.log_progress(5.0, {"cells": 3, "memorized": 2})
+    log.close()
+    (path,) = (tmp_path / "results" / "bitrate" / "wandb").glob("offline-run-*/*.wandb")
+    run = OfflineRun(path)
+    assert (run.run.project, run.run.run_group, run.run.job_type, run.run.display_name) == (
+        *("memory", "bitrate", "sweep", "bitrate"),
+    )
+    assert run.metrics["absorbed_bits/*"].step_metric == "episodes"
+    assert run.metrics["progress/*"].step_metric == "seconds"
+    logged = [{k: v for k, v in items.items() if not k.startswith("_")} for items in run.history]
+    assert logged == [
+        {"seconds": 0.0, "progress/cells": 1, "progress/memorized": 0},
+        {"episodes": 0, "absorbed_bits/binary N=16": 0.0, "observed_bits/binary N=16": 0.0},
+        {"episodes": 8, "absorbed_bits/binary N=16": 1.5, "observed_bits/binary N=16": 2.0},
+        {"seconds": 5.0, "progress/cells": 3, "progress/memorized": 2},
+    ]
+
+
+def test_the_words_choose_the_log(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    assert open_log(None, None, str(tmp_path)) is None
+    assert isinstance(open_log("tensorboard", None, str(tmp_path)), TensorBoardLog)
+    choices: tuple[tuple[LogTo | None, str | None], ...] = ((None, "memory"), ("wandb", None), ("wandb", "memory"))
+    for log_to, project in choices:
+        log = open_log(log_to, project, str(tmp_path))
+        assert isinstance(log, WandbLog)
+        log.close()
+    with pytest.raises(ValueError, match="wandb_project must be unset with log_to=tensorboard, got memory"):
+        Execution(log_to="tensorboard", wandb_project="memory")
 
 
 @pytest.mark.usefixtures("no_key")

@@ -6,7 +6,7 @@ import pytest
 
 from memrl.config import TrainConfig
 from memrl.sweep.agent_play import AgentPlay, find_unplayed
-from memrl.theory.agents import tabular_rates
+from memrl.theory.agents import LARGEST_PLAYED_N, play_agents, tabular_rates
 
 CELLS = [TrainConfig(N=4, seed=seed, learning_rate=rate) for seed in range(2) for rate in (1e-3, 1e-2)]
 
@@ -55,6 +55,12 @@ def test_distilled_cells_are_played_by_those_that_know_the_posterior_and_keyed_o
     assert {row["agent"] for row in play.rows} == {"optimal", "greedy", "uniform"}
     assert find_unplayed([distilled, keyed], set()) == [distilled]
     assert find_unplayed([distilled, keyed], {row["cell_id"] for row in play.rows}) == []
+
+
+def test_nobody_waits_for_a_play_of_minutes():
+    large = TrainConfig(N=2 * LARGEST_PLAYED_N)
+    assert find_unplayed([large, TrainConfig(N=4, num_keys=2, group_size=8, batch_size=16), *CELLS], set()) == CELLS
+    assert play_agents([large]) == []
 
 
 @pytest.mark.parametrize(

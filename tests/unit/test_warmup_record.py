@@ -2,7 +2,8 @@
 
 import json
 
-from memrl.policy.base_model import QUESTION_FIELDS, encode_task, load_base_model, save_base_model
+from memrl.policy.base_model import encode_task, load_base_model, save_base_model
+from memrl.policy.questions import QUESTION_FIELDS
 from memrl.policy.warmup_record import read_interference
 
 

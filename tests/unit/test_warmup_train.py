@@ -10,8 +10,8 @@ import pytest
 from memrl.calibrate import calibrate, make_recipe
 from memrl.policy.base_model import encode_task, load_base_model, save_base_model
 from memrl.policy.calibration import measure_prior
-from memrl.policy.calibrator import RECORD
 from memrl.policy.embedded import build_embedded_model, build_embedded_tokenizer
+from memrl.policy.questions import RECORD
 from memrl.warmup_config import WarmupConfig
 
 
