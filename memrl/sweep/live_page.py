@@ -108,11 +108,11 @@ class LivePage:
         """
         if self._folder is None:
             return
-        self._has_ended = has_ended
+        self._has_ended, is_whole = has_ended, num_finished + statuses.total() == num_cells
         body = [
             f"<h1>{escape(self._name)}</h1><p>{escape(told)}</p>",
             _draw_bar(statuses, num_cells, num_finished),
-            *(["<p><a href='report.html'>The report</a></p>"] if has_ended else []),
+            *(["<p><a href='report.html'>The report</a></p>"] if has_ended and is_whole else []),
             self._list_failures(),
             self._draw_curves(),
             f"<h2>Command</h2><p><code>{escape(self._command)}</code></p>",

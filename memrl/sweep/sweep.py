@@ -319,8 +319,9 @@ class Sweep:
         self._show()
 
     def _describe(self) -> str:
-        waited = time.monotonic() - self._phase_begun
-        return describe_sweep(self._name, self._recorder, "stopping" if self.stop else self._phase, waited)
+        if self.stop:
+            return describe_sweep(self._name, self._recorder, "stopping")
+        return describe_sweep(self._name, self._recorder, self._phase, time.monotonic() - self._phase_begun)
 
     def finish(self) -> bool:
         """Prints the table of all cells and writes the report; returns whether all of it is sound."""

@@ -1,8 +1,13 @@
-"""The report in a browser and on paper: drawn whole, without an error, by keyboard, and not too wide for a phone."""
+"""The report and the live page in a browser, the report on paper too: whole, without an error, and by keyboard."""
 
+import os
+import re
 import shutil
+import signal
+import time
 
 import pytest
+from launching import DEADLINE_S, finish, start
 from simulated_sweep import SMALL_GRID, write_sweep
 
 from memrl.analysis.page import write_report
@@ -19,6 +24,13 @@ QUIET = (
     "--disable-sync",
 )
 FIGURES = ("rate", "ledger", "learning", "episodes", "agents", "maps")
+BROKEN_IN_TRIALS = """import sys
+
+def pay(guess, secret, N):
+    if "default_worker" in sys.argv[0]:
+        raise RuntimeError("no <b>reward</b>")
+    return (guess == secret).astype(float)
+"""
 MOST_TAB_STOPS = 40
 PATIENCE_MS = 120_000
 
@@ -198,3 +210,41 @@ def test_every_control_has_a_name_and_every_figure_words(open_page):
     assert page.eval_on_selector_all(".drawing", words)
     assert page.locator("h1").count() == 1
     assert page.locator("figcaption").count() == len(FIGURES)
+
+
+def test_the_live_page_of_a_sweep_that_runs(browser, tmp_path, monkeypatch):
+    """Cells by state, curves, failures and time left, brought up to date by itself, from this machine alone."""
+    (tmp_path / "broken.py").write_text(BROKEN_IN_TRIALS)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    words = ["N=4", "seeds=4", "reward_type=binary,broken:pay", "env_type=single_step", "learning_rate=3e-3,1e-9"]
+    sweep = start(tmp_path, *words, "n_steps=100000", "num_trials=1", "serve=True")
+    page, complaints, asked = browser.new_page(viewport={"width": 400, "height": 800}), [], []
+    page.on("console", lambda message: complaints.append(message.text))
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("request", lambda request: asked.append(request.url))
+    try:
+        found = next(
+            filter(None, (re.search(r"http://127\.0\.0\.1:\d+/live\.html", line) for line in sweep.stdout or ()))
+        )
+        page.goto(found[0])
+        # It loads itself anew until all is told: the policies that can learn have, and the others go on.
+        page.get_by_text("16 cells: 4 memorized, 8 failed, 4 to go").wait_for(timeout=2 * DEADLINE_S * 1000)
+        page.locator("h1 + p", has_text=re.compile(r"\d:\d\d (min|h) left")).wait_for(timeout=DEADLINE_S * 1000)
+        (failure,) = page.locator("li").all_inner_texts()
+        assert failure.startswith("8 × broken:pay, N = 4: ValueError: ")
+        assert "RuntimeError: no <b>reward</b>" in failure
+        assert page.locator("figcaption").inner_text().startswith("binary, N = 4: 4 runs, 1.")
+        assert page.locator("polyline:not(.full)").count() == 1
+        assert page.evaluate("document.documentElement.scrollWidth") <= 400
+        assert page.evaluate("document.querySelectorAll('a, button, input, [tabindex]').length") == 0
+        loads = len(asked)
+        deadline = time.monotonic() + DEADLINE_S
+        while len(asked) == loads and time.monotonic() < deadline:
+            page.wait_for_timeout(500)
+        assert len(asked) > loads
+    finally:
+        os.killpg(sweep.pid, signal.SIGINT)
+        finish(sweep)
+        page.close()
+    assert complaints == []
+    assert set(asked) == {found[0]}
