@@ -167,7 +167,7 @@ def _describe(cost: Cost, plan: Plan, num_measured: int) -> list[str]:
     lengths = f"run lengths of {cost.lengths}" if cost.lengths else "a rule of thumb for run lengths"
     unit, each = ("GPU", 1) if plan.device == "cuda" else ("core", plan.num_threads)
     hours = cost.at_once * each * cost.seconds / 3600
-    paid = f"{hours:.2g} {unit}-hours" if hours >= 0.1 else f"{60 * hours:.2g} {unit}-minutes"
+    paid = f"{hours:,.1f} {unit}-hours" if hours >= 0.1 else f"{60 * hours:.1f} {unit}-minutes"
     memory = (
         f"{_tell(cost.memory_bytes)} a trial, {_tell(cost.at_once * cost.memory_bytes)} for {cost.at_once:,} at once"
     )
@@ -184,7 +184,8 @@ def _describe(cost: Cost, plan: Plan, num_measured: int) -> list[str]:
 def _tell(num_bytes: float) -> str:
     """Bytes as MB or GB.
 
-    >>> _tell(3.2e6), _tell(4.56e9)
-    ('3.2 MB', '4.6 GB')
+    >>> _tell(3.2e6), _tell(163e6), _tell(4.56e9)
+    ('3.2 MB', '163 MB', '4.6 GB')
     """
-    return f"{num_bytes / 1e9:.2g} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.2g} MB"
+    number, unit = (num_bytes / 1e9, "GB") if num_bytes >= 1e9 else (num_bytes / 1e6, "MB")
+    return f"{number:,.{int(number < 10)}f} {unit}"
