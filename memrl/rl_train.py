@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from memrl.cli import exit_on_bad_input, read_cell, run_command
-from memrl.task.own_reward import check_own_reward
+from memrl.cli import run_command
+from memrl.train_command import train_as_told
 
 USAGE = """\
 Trains one policy by reinforcement learning until it has memorized its secret, or its budget is spent.
@@ -18,12 +18,7 @@ Its tables go to results/runs; a run that has finished is not repeated. One that
 
 def main(argv: Sequence[str]) -> int:
     """Trains as the command line says; returns the exit code."""
-    cell, options = read_cell(argv, "rl", USAGE)
-    with exit_on_bad_input():
-        check_own_reward(cell)
-    from memrl.train import train_cell
-
-    return train_cell(cell, options)
+    return train_as_told(argv, "rl", USAGE)
 
 
 if __name__ == "__main__":

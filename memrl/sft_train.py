@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from memrl.cli import read_cell, run_command
+from memrl.cli import run_command
+from memrl.train_command import train_as_told
 
 USAGE = """\
 Trains one policy on its secret by cross-entropy until it has memorized it, or its budget is spent.
@@ -15,10 +16,7 @@ Its tables go to results/runs; a run that has finished is not repeated. One that
 
 def main(argv: Sequence[str]) -> int:
     """Trains as the command line says; returns the exit code."""
-    cell, options = read_cell(argv, "sft", USAGE)
-    from memrl.train import train_cell
-
-    return train_cell(cell, options)
+    return train_as_told(argv, "sft", USAGE)
 
 
 if __name__ == "__main__":

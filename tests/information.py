@@ -31,6 +31,7 @@ def blahut_arimoto(
 ) -> tuple[float, Float[np.ndarray, "x"]]:
     """Capacity of a discrete memoryless channel: the maximum of I(X; Y) over distributions of X, in bits.
 
+    >>> from memrl.theory.information import binary_entropy_bits
     >>> flips = np.array([[0.9, 0.1], [0.1, 0.9]])
     >>> round(blahut_arimoto(flips)[0], 6) == round(1 - float(binary_entropy_bits(0.1)), 6)
     True

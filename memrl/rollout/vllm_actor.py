@@ -181,16 +181,15 @@ class VLLMEngine:
         device = find_engine_device()
         for name, value in _ENVIRONMENT.items():
             os.environ.setdefault(name, value)
-        from vllm import LLM, SamplingParams  # pyright: ignore[reportMissingImports]
-        from vllm.lora.request import LoRARequest  # pyright: ignore[reportMissingImports]
+        import vllm.lora.request  # pyright: ignore[reportMissingImports]
 
-        self._params_class, self._lora_class = SamplingParams, LoRARequest
+        self._params_class, self._lora_class = vllm.SamplingParams, vllm.lora.request.LoRARequest
         self._options = options
         self._engine_rank = round_up_rank(options.max_lora_rank)
         self._has_experts = _has_experts(options.model)
         self._model_type = _read_config(options.model).model_type
         self._sleeps = options.colocated and device == "cuda"
-        self._llm = LLM(**describe_engine(options, device))
+        self._llm = vllm.LLM(**describe_engine(options, device))
         self._serial = itertools.count(1)
         self._folder = make_adapter_folder()
         self._stats = EngineStats(build_s=time.perf_counter() - begun)
