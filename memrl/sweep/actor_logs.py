@@ -20,7 +20,7 @@ _MARK = re.compile(r"^:(?:job_id|(?P<who>(?:actor|task)_name)):(?P<name>.*)\n?",
 _MOST_BYTES = 4 * 1024**2
 """Of what a process has printed, the end is kept."""
 
-_PATIENCE_S = 10.0
+_PATIENCE_S = 30.0
 """Seconds to wait for the nodes of a cluster."""
 
 
