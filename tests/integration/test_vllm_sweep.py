@@ -1,5 +1,6 @@
 """Whole sweeps whose episodes vLLM samples: the same result as the learner's own, few engines, and a clean end."""
 
+import json
 import os
 import signal
 import time
@@ -106,6 +107,10 @@ def test_a_model_that_vllm_cannot_serve_is_refused_in_one_line(tmp_path: Path) -
     )
     transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
+    # Its record calls it calibrated, so that it is the engine that refuses it.
+    common = {"N": 16, "prompt_format": "plain", "bit_separator": "", "kl_bits": 0.0, "well_formed_mass": 1.0}
+    prompts = [{"env_type": env_type, **common} for env_type in ("single_step", "multi_step")]
+    (tmp_path / "model" / "warmup.json").write_text(json.dumps({"prompts": prompts}))
     process = start(tmp_path, "N=16", "seeds=1", "rollout=vllm", f"model={tmp_path / 'model'}")
     output = finish(process)
     assert process.returncode == 2, output
