@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 from memrl.config import EnvType, PromptFormat, TrainConfig
 
@@ -29,10 +30,16 @@ def ask(cell: TrainConfig) -> Question:
 
 def read_questions(folder: Path) -> list[Question]:
     """The prompts that a model's own record lists as calibrated; none where it has no record."""
+    sound = [
+        row for row in read_prompts(folder) if row["kl_bits"] <= KL_LIMIT_BITS and row["well_formed_mass"] >= MASS_LIMIT
+    ]
+    return [tuple(row[name] for name in QUESTION_FIELDS) for row in sound]
+
+
+def read_prompts(folder: Path) -> list[dict[str, Any]]:
+    """The rows of a model's own record, one a prompt, with `QUESTION_FIELDS` and what was measured."""
     record = folder / RECORD
-    if not record.is_file():
-        return []
-    rows = json.loads(record.read_text("utf-8"))["prompts"]
+    rows = json.loads(record.read_text("utf-8"))["prompts"] if record.is_file() else []
+    # An older record leaves these out.
     blank = {"prompt": "", "secret_length": None, "keyed": False}
-    sound = [row for row in rows if row["kl_bits"] <= KL_LIMIT_BITS and row["well_formed_mass"] >= MASS_LIMIT]
-    return [tuple((blank | row)[name] for name in QUESTION_FIELDS) for row in sound]
+    return [blank | row for row in rows]

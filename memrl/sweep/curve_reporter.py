@@ -23,17 +23,8 @@ _SECONDS = 5.0
 
 _SHOWN = ("absorbed_bits", "observed_bits")
 
-_TOLD_BY_CHANNEL = (
-    "algorithm",
-    "env_type",
-    "reward_type",
-    "reward_bins",
-    "binning",
-    "credit",
-    "reward_code",
-    "model_files",
-)
-"""Fields that a channel's name tells, or that nobody reads."""
+_UNNAMED = (*fields_of("draw", "channel"), "algorithm", "env_type", "credit", "model_files")
+"""Fields that no condition's name has: the draw's, those that the channel's own name tells, and hashes."""
 
 
 class CurveReporter:
@@ -130,8 +121,9 @@ def log_cells(log: CurveLog, store: TableStore, cell_ids: Collection[str], conso
 
 def name_conditions(cells: Mapping[str, TrainConfig]) -> dict[str, str]:
     """The condition of each cell, by cell_id: its channel, and the fields in which the sweep's conditions differ."""
-    told = (*fields_of("draw"), *_TOLD_BY_CHANNEL)
-    settings = {cell_id: {k: v for k, v in cell.identity().items() if k not in told} for cell_id, cell in cells.items()}
+    settings = {
+        cell_id: {k: v for k, v in cell.identity().items() if k not in _UNNAMED} for cell_id, cell in cells.items()
+    }
     values: dict[str, set[object]] = defaultdict(set)
     for fields in settings.values():
         for name, value in fields.items():

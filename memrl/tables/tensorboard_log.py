@@ -5,9 +5,7 @@ This module is imported only where a log is asked for.
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from tensorboardX import SummaryWriter
@@ -44,13 +42,14 @@ class TensorBoardLog:
 
     def log_progress(self, seconds: float, values: Values) -> None:
         """See CurveLog.log_progress."""
-        writer = self._sweep = self._sweep or _open_writer(self._folder / "sweep")
+        writer = self._sweep = self._sweep or SummaryWriter(str(self._folder / "sweep"))
         for name, value in values.items():
             writer.add_scalar(f"progress/{name}", value, round(seconds))
 
     def log_condition(self, condition: str, episodes: Sequence[int], curves: Mapping[str, Sequence[float]]) -> None:
         """See CurveLog.log_condition."""
-        with _writing(self._folder / "conditions" / re.sub(r"[^\w.=+-]+", "_", condition)) as writer:
+        folder = self._folder / "conditions" / re.sub(r"[^\w.=+-]+", "_", condition)
+        with SummaryWriter(str(folder)) as writer:
             for name, values in curves.items():
                 _add_curve(writer, name, episodes, values)
 
@@ -60,13 +59,7 @@ class TensorBoardLog:
         curves: "pa.Table",
         on_progress: Callable[[int, int], None] = lambda done, missing: None,
     ) -> None:
-        """Writes a run for each cell that has none yet.
-
-        Args:
-            rows: of episodes_to_memorize.
-            curves: of the same cells, and of others perhaps.
-            on_progress: told before each run how many of the missing ones are made, and how many there are.
-        """
+        """See CurveLog.log_cells."""
         # A cell that is trained again makes another run.
         names = {row["cell_id"]: f"{row['cell_id']}-{row['created']:%Y%m%dT%H%M%S}" for row in rows}
         folders = {cell_id: self._folder / "cells" / name for cell_id, name in names.items()}
@@ -75,7 +68,7 @@ class TensorBoardLog:
         for number, (cell_id, folder) in enumerate(missing.items()):
             on_progress(number, len(missing))
             mine = points[cell_id]
-            with _writing(folder) as writer:
+            with SummaryWriter(str(folder)) as writer:
                 for name in _CELL_CURVES:
                     _add_curve(writer, name, [point["episodes"] for point in mine], [point[name] for point in mine])
 
@@ -84,19 +77,6 @@ class TensorBoardLog:
         if self._sweep is not None:
             self._sweep.close()
             self._sweep = None
-
-
-@contextmanager
-def _writing(folder: Path) -> Iterator[SummaryWriter]:
-    writer = _open_writer(folder)
-    try:
-        yield writer
-    finally:
-        writer.close()
-
-
-def _open_writer(folder: Path) -> SummaryWriter:
-    return SummaryWriter(str(folder))
 
 
 def _add_curve(writer: SummaryWriter, name: str, episodes: Sequence[int], values: Sequence[float | None]) -> None:
