@@ -31,7 +31,7 @@ def check_prompts(cells: Iterable[TrainConfig], execution: Execution) -> None:
     except BrokenProcessPool:  # more than this machine holds, perhaps; trials say what is wrong
         return
     if problems:
-        raise ValueError(problems[0] + (f" (and {len(problems) - 1} prompts more)" if len(problems) > 1 else ""))
+        raise ValueError(problems[0] + (f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""))
 
 
 def find_unlisted(cells: Iterable[TrainConfig]) -> list[TrainConfig]:

@@ -72,7 +72,7 @@ def test_a_prompt_that_is_not_calibrated_is_refused_before_ray_starts(tmp_path, 
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr.startswith("error: model must be calibrated for N=48 env_type=single_step (prior ")
     assert "run `python -m memrl.warmup_train model=embedded N=48" in result.stderr
-    assert result.stderr.endswith("then use model=FOLDER (and 1 prompts more)\n")
+    assert result.stderr.endswith("then use model=FOLDER (and 1 more)\n")
     assert list(tmp_path.iterdir()) == []
 
 

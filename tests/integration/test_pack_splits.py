@@ -3,6 +3,8 @@
 A cell whose reward ends the process fails alone; where memory ends, none does.
 """
 
+from pathlib import Path
+
 import pandas as pd
 import pytest
 from launching import finish, read, start
@@ -65,30 +67,32 @@ def check_sound_cells(cells: pd.DataFrame, curves: pd.DataFrame, undisturbed: pd
     assert not curves.duplicated(["cell_id", "update"]).any()
 
 
-@pytest.mark.chaos
-def test_a_reward_that_ends_its_process_fails_its_cell_alone(tmp_path, monkeypatch, undisturbed):
-    (tmp_path / "fragile.py").write_text(FRAGILE)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    process = start(tmp_path, *WORDS, "reward_type=binary,distance,fragile:end_process")
+def sweep_beside(folder: Path, monkeypatch: pytest.MonkeyPatch, source: str, function: str) -> tuple[int | None, str]:
+    """Sweeps the sound channels and one more, a function in a module of its own; returns exit code and output."""
+    (folder / "own.py").write_text(source)
+    monkeypatch.setenv("PYTHONPATH", str(folder))
+    process = start(folder, *WORDS, f"reward_type=binary,distance,own:{function}")
     output = finish(process)
-    assert process.returncode == 1, output
     assert "Traceback" not in output
-    assert "the baseline agents can't play: fragile:end_process@" in output
+    return process.returncode, output
+
+
+@pytest.mark.slow
+def test_a_reward_that_ends_its_process_fails_its_cell_alone(tmp_path, monkeypatch, undisturbed):
+    exit_code, output = sweep_beside(tmp_path, monkeypatch, FRAGILE, "end_process")
+    assert exit_code == 1, output
+    assert "the baseline agents can't play: own:end_process: " in output
     cells, curves = read(tmp_path)
     check_sound_cells(cells, curves, undisturbed)
     (failed,) = cells[cells["status"] == "failed"].to_dict("records")
-    assert failed["reward_type"] == "fragile:end_process"
+    assert failed["reward_type"] == "own:end_process"
     assert failed["error"].startswith("the trial died: its process was killed, or ended by itself")
 
 
-@pytest.mark.chaos
+@pytest.mark.slow
 def test_where_memory_ends_a_pack_goes_on_in_halves_and_no_cell_fails(tmp_path, monkeypatch, undisturbed):
-    (tmp_path / "scarce.py").write_text(SCARCE)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    process = start(tmp_path, *WORDS, "reward_type=binary,distance,scarce:exact")
-    output = finish(process)
-    assert process.returncode == 0, output
-    assert "Traceback" not in output
+    exit_code, output = sweep_beside(tmp_path, monkeypatch, SCARCE, "exact")
+    assert exit_code == 0, output
     check_sound_cells(*read(tmp_path), undisturbed)
     logs = [path.read_text() for path in (tmp_path / "results" / "smoke" / "logs").glob("*.log")]
     assert sum(log.count("no memory for 3 cells") for log in logs) == 1, "it is not tried again as it was"
