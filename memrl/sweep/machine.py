@@ -1,8 +1,12 @@
 """What this machine lets this process use, counted without loading a driver or starting anything."""
 
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
+
+Names = tuple[str, ...]
+"""Of files."""
 
 
 def count_local_cpus(root: Path = Path("/")) -> int:
@@ -15,26 +19,49 @@ def count_local_cpus(root: Path = Path("/")) -> int:
     return max(1, min([allowed, *(int(quota) for quota in _read_quotas(root))]))
 
 
+def count_local_memory(root: Path = Path("/")) -> float:
+    """Bytes of memory that this process may use: those of the machine, and no more than its control groups allow.
+
+    Infinite where the system does not say.
+
+    Args:
+        root: of the file system.
+    """
+    lines = [line.split() for line in _read(root / "proc/meminfo").splitlines() if line.startswith("MemTotal:")]
+    limits = _read_groups(root, "memory", ("memory.max",), ("memory.limit_in_bytes",))
+    return min([math.inf, *(1024.0 * int(line[1]) for line in lines), *(float(words[0]) for words in limits)])
+
+
 def _read_quotas(root: Path) -> Iterator[float]:
     """CPUs that each control group above this process may use at most."""
-    try:
-        lines = (root / "proc/self/cgroup").read_text("utf-8").splitlines()
-    except OSError:
-        return
+    for words in _read_groups(root, "cpu", ("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):
+        if len(words) == 2:
+            yield int(words[0]) / int(words[1])
+
+
+def _read_groups(root: Path, controller: str, names: Names, names_of_old: Names) -> Iterator[list[str]]:
+    """The words of a controller's files in each control group above this process that has a limit.
+
+    Args:
+        root: of the file system.
+        controller: cpu or memory.
+        names: the files.
+        names_of_old: those of the first version of control groups.
+    """
     mount = root / "sys/fs/cgroup"
-    for _, controllers, path in (line.split(":", 2) for line in lines):
+    for _, controllers, path in (line.split(":", 2) for line in _read(root / "proc/self/cgroup").splitlines()):
         if controllers == "":
-            names, base = ("cpu.max",), mount
-        elif "cpu" in controllers.split(","):
-            names, base = ("cpu.cfs_quota_us", "cpu.cfs_period_us"), mount / controllers
+            files, base = names, mount
+        elif controller in controllers.split(","):
+            files, base = names_of_old, mount / controllers
         else:
             continue
         # In a container the group's own path may lie outside of what is mounted, which then starts at the group itself.
         own = Path(path.lstrip("/"))
         for group in dict.fromkeys((base, *(base / above for above in (own, *own.parents)))):
-            words = " ".join(_read(group / name) for name in names).split()
-            if len(words) == 2 and words[0] not in ("max", "-1"):
-                yield int(words[0]) / int(words[1])
+            words = " ".join(_read(group / name) for name in files).split()
+            if words and words[0] not in ("max", "-1"):
+                yield words
 
 
 def _read(path: Path) -> str:

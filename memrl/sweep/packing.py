@@ -1,10 +1,12 @@
 """Packing: which cells train together, and which packs go first."""
 
 import math
+from bisect import bisect_right
 from collections.abc import Sequence
-from itertools import groupby, pairwise
+from itertools import accumulate, groupby, pairwise
 
 from memrl.config import TrainConfig, shared_fields
+from memrl.sweep.pack_memory import estimate_cell_bytes
 
 MOST_CELLS = 128
 """The largest pack that is made unless `pack_size` asks for more: beyond it, a pass costs as much a cell as before."""
@@ -39,7 +41,7 @@ def choose_pack_size(num_cells: int, num_trials: int) -> int:
     return max(1, min(MOST_CELLS, math.ceil(num_cells / num_trials)))
 
 
-def pack_cells(cells: Sequence[TrainConfig], pack_size: int) -> list[list[TrainConfig]]:
+def pack_cells(cells: Sequence[TrainConfig], pack_size: int, most_bytes: float = math.inf) -> list[list[TrainConfig]]:
     """Cuts cells into packs of at most `pack_size`, in the order in which they go: see `order_packs`.
 
     Cells of one pack share what a base model's pass must share. Within that, cells of one rank that will end at about
@@ -49,17 +51,24 @@ def pack_cells(cells: Sequence[TrainConfig], pack_size: int) -> list[list[TrainC
     Args:
         cells: the cells, in any order.
         pack_size: most cells of a pack, at least 1.
+        most_bytes: about the most memory that the cells of a pack may take; one cell may take more.
 
     Returns:
         The packs, each cell in one of them.
     """
     packs = []
     for _, sharing in groupby(sorted(cells, key=shared_fields), key=shared_fields):
-        like = sorted(sharing, key=_likeness)
-        num_packs = math.ceil(len(like) / pack_size)
-        cuts = [len(like) * i // num_packs for i in range(num_packs + 1)]
-        packs += [like[start:end] for start, end in pairwise(cuts)]
+        packs += _cut(sorted(sharing, key=_likeness), pack_size, most_bytes)
     return order_packs(packs)
+
+
+def _cut(cells: list[TrainConfig], pack_size: int, most_bytes: float) -> list[list[TrainConfig]]:
+    # A cell that takes more than its share of the memory counts as several.
+    share = most_bytes / pack_size
+    ends = list(accumulate(max(1, math.ceil(estimate_cell_bytes(cell) / share)) for cell in cells))
+    num_packs = math.ceil(ends[-1] / pack_size)
+    cuts = [bisect_right(ends, ends[-1] * i // num_packs) for i in range(num_packs + 1)]
+    return [cells[start:end] for start, end in pairwise(cuts) if start < end]
 
 
 def order_packs(packs: Sequence[list[TrainConfig]]) -> list[list[TrainConfig]]:

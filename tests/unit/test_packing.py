@@ -1,4 +1,5 @@
 import itertools
+import math
 import random
 
 import pytest
@@ -6,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memrl.config import TrainConfig, shared_fields
+from memrl.sweep.pack_memory import estimate_cell_bytes
 from memrl.sweep.packing import choose_pack_size, estimate_updates, pack_cells
 
 cells = st.builds(
@@ -85,3 +87,25 @@ def test_an_estimate_never_exceeds_the_budget():
 
 def test_every_trial_gets_a_pack():
     assert [choose_pack_size(n, 4) for n in (1, 4, 5, 10_000)] == [1, 1, 2, 128]
+
+
+def test_cells_that_take_much_memory_are_of_smaller_packs():
+    light, heavy = ([TrainConfig(N=N, seed=seed, group_size=8) for seed in range(64)] for N in (4, 1 << 16))
+    room = 64 * estimate_cell_bytes(heavy[0]) / 4
+    packs = pack_cells([*light, *heavy], 128, room)
+    assert sum(map(len, packs)) == 128
+    assert max(sum(map(estimate_cell_bytes, pack)) for pack in packs) < 1.1 * room
+    assert len(packs) <= 6, "those that take little go together"
+
+
+def test_packs_are_as_ever_where_memory_is_plenty():
+    cells = [TrainConfig(N=N, seed=seed) for N in (4, 64, 1024) for seed in range(77)]
+    assert pack_cells(cells, 32, 1e12) == pack_cells(cells, 32, math.inf)
+
+
+def test_a_cell_too_large_for_all_memory_is_a_pack_alone():
+    assert [len(pack) for pack in pack_cells([TrainConfig(seed=seed) for seed in range(3)], 128, 1.0)] == [1, 1, 1]
+
+
+def test_the_memory_of_a_model_that_is_not_here_is_not_guessed():
+    assert estimate_cell_bytes(TrainConfig(model="Qwen/Qwen3-8B")) == 0

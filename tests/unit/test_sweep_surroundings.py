@@ -1,6 +1,7 @@
 """What a sweep needs of the machine around it: folders, signals, a console, and what its processes printed."""
 
 import io
+import math
 import os
 import queue
 import shlex
@@ -23,7 +24,7 @@ from memrl.sweep.actor_logs import read_logs
 from memrl.sweep.console import SteadyConsole
 from memrl.sweep.environment import set_environment
 from memrl.sweep.execution import Execution
-from memrl.sweep.machine import count_local_cpus, count_local_gpus
+from memrl.sweep.machine import count_local_cpus, count_local_gpus, count_local_memory
 from memrl.sweep.ray_session import silence_ray, start_ray
 from memrl.sweep.scratch import scratch_folder
 from memrl.sweep.stopping import StopRequest, catch_signals
@@ -149,6 +150,28 @@ def test_cpus_are_no_more_than_a_container_s_quota(tmp_path, monkeypatch, groups
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(f"{text}\n")
     assert count_local_cpus(tmp_path) == (expected or 64)
+
+
+@pytest.mark.parametrize(
+    ("groups", "files", "expected_kib"),
+    [
+        ("0::/", {}, 8000),
+        ("0::/job", {"job/memory.max": "max"}, 8000),
+        ("0::/user/job", {"user/memory.max": "2048000", "user/job/memory.max": "max"}, 2000),
+        ("0::/job", {"job/memory.max": "999999999999"}, 8000),
+        ("4:memory:/job", {"memory/job/memory.limit_in_bytes": "1024000"}, 1000),
+    ],
+)
+def test_memory_is_no_more_than_a_container_s(tmp_path, groups, files, expected_kib):
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/meminfo").write_text("MemTotal:        8000 kB\nMemFree:  10 kB\n")
+    (tmp_path / "proc/self/cgroup").write_text(f"{groups}\n")
+    for name, text in files.items():
+        path = tmp_path / "sys/fs/cgroup" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{text}\n")
+    assert count_local_memory(tmp_path) == 1024 * expected_kib
+    assert count_local_memory(tmp_path / "elsewhere") == math.inf
 
 
 @pytest.mark.parametrize(
