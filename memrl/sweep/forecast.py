@@ -2,8 +2,9 @@
 
 A cell that ends early says little of those that go on: the ones that spend their whole budget end last. So the length
 of a run is estimated as a waiting time with censoring, exposure over events, in which every live cell counts with the
-updates that it has made. What an update costs is seconds over updates. Both are estimated from the general to the
-particular, where what is known of all cells is the prior of a channel's, and so on down to a channel, rate and N.
+updates that it has made. What an update costs is the median over stretches (`memrl.sweep.pace`). Both are estimated
+from the general to the particular, where what is known of all cells is the prior of a channel's, and so on down to a
+channel, rate and N.
 """
 
 from collections import defaultdict
@@ -12,13 +13,14 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from memrl.config import TrainConfig, shared_fields
+from memrl.sweep.pace import Pace
 from memrl.sweep.packing import estimate_updates
 
 _PRIOR_RUNS = 2.0
 """What is known of more general cells counts as so many ended runs."""
 
-_PRIOR_UPDATES = 500.0
-"""Likewise, as so many updates of a cell, for what an update costs."""
+_PRIOR_UPDATES = 5000.0
+"""Likewise, as so many updates of a cell, for what an update costs: about what a pack of grid=bitrate makes."""
 
 _OVERHEAD = 6
 """A pass of a pack costs as much as one of so many more cells: 4.6 ms beside 0.83 ms a cell in grid=bitrate."""
@@ -38,7 +40,7 @@ class Forecast:
     def __init__(self) -> None:
         self._packs: list[_PackProgress] = []
         self._num_trials = 1
-        self._lengths, self._costs = _Pool(), _Pool()
+        self._lengths, self._pace = _Pool(), Pace(_PRIOR_UPDATES)
 
     def learn_length(self, cell: TrainConfig, batches: int) -> None:
         """Takes note of the batches that a run has used to its end."""
@@ -47,7 +49,7 @@ class Forecast:
 
     def learn_cost(self, cell: TrainConfig, num_cells: int, updates: int, seconds: float) -> None:
         """Takes note of the time that updates of a pack have taken, of so many cells like this one."""
-        self._costs.add(_list_cost_keys(cell), seconds, (num_cells + _OVERHEAD) * updates)
+        self._pace.add(_list_cost_keys(cell), seconds, (num_cells + _OVERHEAD) * updates)
 
     def begin(self, packs: Sequence[Sequence[TrainConfig]], num_trials: int) -> None:
         """Takes note of packs that will train, so many at once; they are known by their numbers, in this order."""
@@ -60,6 +62,7 @@ class Forecast:
 
     def see(self, pack: int, updates: int, now: float) -> None:
         """Takes note that a pack has made so many updates by now."""
+        self._settle(self._packs[pack])
         self._packs[pack].see(updates, now)
 
     def end(self, pack: int, cell_id: str, updates: int | None) -> None:
@@ -74,21 +77,24 @@ class Forecast:
 
     def seconds_left(self) -> float | None:
         """The time left; None before there is anything to go by."""
-        lengths, costs = self._know_lengths(), self._costs.copy()
         for pack in self._packs:
-            costs.add(pack.cost_keys, pack.seconds, pack.exposure)
-        if not costs.total:
+            self._settle(pack)
+        if not self._pace:
             return None
-        left = [0.0]
+        lengths, left = self._know_lengths(), [0.0]
         for pack in self._packs:
             updates, passes = _expect_updates(pack, lengths)
-            left.append((updates + _OVERHEAD * passes) * costs.estimate(pack.cost_keys, _PRIOR_UPDATES))
+            left.append((updates + _OVERHEAD * passes) * self._pace.estimate(pack.cost_keys))
         return max(sum(left) / self._num_trials, max(left))
 
     def expect_updates(self) -> float:
         """The updates that cells still make, over all of them."""
         lengths = self._know_lengths()
         return sum(_expect_updates(pack, lengths)[0] for pack in self._packs)
+
+    def _settle(self, pack: "_PackProgress") -> None:
+        """Counts what a pack has done since it was last seen, now that the cells that ended meanwhile are known."""
+        self._pace.add(pack.cost_keys, *pack.settle())
 
     def _know_lengths(self) -> "_Pool":
         lengths = self._lengths.copy()
@@ -107,12 +113,21 @@ class _PackProgress:
         self.updates, self.seconds = 0, 0.0
         self._begun: float | None = None
         self._first, self._spent = 0, 0
+        self._settled = (0.0, 0)
 
     @property
-    def exposure(self) -> int:
+    def _work(self) -> int:
         """Updates of all its cells in this launch, and what their passes cost beside."""
         passes = self.updates - self._first
         return self._spent + (len(self.left) + _OVERHEAD) * passes
+
+    def settle(self) -> tuple[float, int]:
+        """Seconds and work since the last time that there was any work."""
+        now = self.seconds, self._work
+        seconds, work = now[0] - self._settled[0], now[1] - self._settled[1]
+        if work > 0:
+            self._settled = now
+        return seconds, work
 
     def see(self, updates: int, now: float) -> None:
         """It has made so many updates by now, some of them perhaps in a launch before."""
@@ -135,11 +150,6 @@ class _Pool:
 
     def __init__(self) -> None:
         self._sums: dict[_Key, tuple[float, float]] = defaultdict(lambda: (0.0, 0.0))
-
-    @property
-    def total(self) -> float:
-        """The denominator of the most general key."""
-        return self._sums[()][1]
 
     def copy(self) -> "_Pool":
         """One that can be added to without changing this one."""
