@@ -195,6 +195,8 @@ def describe_scaling(scaling: pd.DataFrame) -> list[str]:
     own = scaling[((scaling["agent"] == "lora") & scaling["conclusion"].notna()).to_numpy()]
     if own.empty:
         return []
+    if own["model"].nunique() > 1:
+        own = own.assign(channel=own["channel"] + " on " + own["model"])
     if tells_objectives(own):
         objectives = own["objective"].map(lambda name: f" ({name})" if name else "")
         own = own.assign(channel=own["channel"] + objectives)

@@ -62,9 +62,16 @@ def judge_number_of_bits(chosen: pd.DataFrame) -> Verdict | None:
     with np.errstate(divide="ignore"):
         logs = np.log(np.column_stack([point, resampled]))
     power = value_and_interval(pooled_slope(np.log(bits), logs, series))
-    listed = [f"{format_number(median)} at {k:g}" for k, median in zip(bits, point, strict=True)]
     sentence = (
-        f"E50 with one reward per bit is {', '.join(listed)} bits: it goes as their number to the power "
-        f"{format_estimate(*power)}."
+        f"E50 with one reward per bit is {_list_medians(keys['model'], bits, point)}: it goes as their number to the "
+        f"power {format_estimate(*power)}."
     )
     return settle(H10, power, sentence, np.bincount(condition))
+
+
+def _list_medians(model: pd.Series, bits: np.ndarray, medians: np.ndarray) -> str:
+    """E50 at each number of bits, by model where there are several."""
+    told = pd.Series([f"{format_number(median)} at {k:g}" for k, median in zip(bits, medians, strict=True)])
+    by_model = told.groupby(model.to_numpy()).agg(", ".join)
+    names = [""] if len(by_model) == 1 else [f" on {name}" for name in by_model.index]
+    return "; ".join(f"{words} bits{name}" for words, name in zip(by_model, names, strict=True))
