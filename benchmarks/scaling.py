@@ -37,6 +37,7 @@ cost of a cell.
 
   python benchmarks/scaling.py
   python benchmarks/scaling.py part=N rounds=3
+  python benchmarks/scaling.py part=memory model=smollm2-135m pack_size=8
 """
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -53,6 +54,7 @@ class Scaling:
     part: Literal["all", "pack", "group", "N", "model", "startup", "launcher", "memory"] = field(
         default="all", doc="which axis; memory: the peak memory of one pack, in this process"
     )
+    model: str = field(default="embedded", doc="the base model, as cells name it (memory)")
     pack_size: int = field(default=128, doc="cells of a pack, where it is not the axis")
     group_size: int = field(default=32, doc="episodes of an update and cell, where it is not the axis")
     N: int = field(default=64, doc="the secret is uniform on 0 .. N-1, where it is not the axis")
@@ -174,8 +176,10 @@ def _time_packs(scaling: Scaling, arms: dict[str, list[TrainConfig]]) -> list[Ro
 def measure_memory(scaling: Scaling) -> Row:
     """The most memory that this process holds while it runs one pack."""
     from memrl.learning.pack import Pack
+    from memrl.policy.calibrator import ensure_calibrated
 
-    pack = Pack(scaling.cells(scaling.pack_size))
+    model = ensure_calibrated(scaling.model, scaling.cells(1, model=scaling.model))
+    pack = Pack(scaling.cells(scaling.pack_size, model=model))
     before = peak_memory_gib()
     for _ in range(3):
         pack.update()

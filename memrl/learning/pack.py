@@ -22,6 +22,8 @@ from memrl.learning.update import update
 from memrl.policy.adapter_pack import describe_adapter
 from memrl.policy.base_model import EncodedTask, bring_model, encode_cell, encode_keys, identify_files, load_base_model
 from memrl.policy.calibration import Prior, check_calibrated, measure_key_priors, measure_prior
+from memrl.policy.packed import find_library
+from memrl.policy.panels import keep_panels
 from memrl.policy.trie_walk import Walk
 from memrl.rollout.adapter_files import keep_adapter, prepare_adapters
 from memrl.rollout.backend import RolloutBackend, SampledEpisodes, SampleRequest
@@ -38,6 +40,8 @@ def share_base_model(model: str, dtype: Dtype, device: str) -> tuple[PreTrainedM
     """The base model of this process, frozen; every pack of the process uses the same."""
     base, tokenizer = load_base_model(model, dtype, device)
     base.requires_grad_(False)
+    if (library := find_library(base)) is not None:
+        keep_panels(base, library)
     return base, tokenizer
 
 

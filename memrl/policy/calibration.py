@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from memrl.policy.base_model import EncodedTask
+from memrl.policy.panels import count_weights
 from memrl.policy.questions import KL_LIMIT_BITS, MASS_LIMIT
 from memrl.policy.tree_pass import TreeBatch, plant_trees, score_nodes
 from memrl.policy.walk_check import check_walk
@@ -102,7 +103,7 @@ def measure_key_priors(model: PreTrainedModel, task: EncodedTask, prompts: Seque
     tree = listed.tree
     nodes = tree.inner_nodes(np.arange(len(tree.paths)))
     width = len(prompts[-1]) + len(nodes)
-    most = max(_FEWEST_KEYS, int(_MOST_MULTIPLICATIONS / model.num_parameters() / width))
+    most = max(_FEWEST_KEYS, int(_MOST_MULTIPLICATIONS / count_weights(model) / width))
     chosen = np.unique(np.linspace(0, len(prompts) - 1, min(most, len(prompts))).round().astype(int)).tolist()
     alphabet = torch.from_numpy(task.automaton.alphabet).to(model.device)
     size, priors = max(1, _NODES_PER_PASS // width), []

@@ -17,6 +17,7 @@ from memrl.policy import kernels, llama
 from memrl.policy.adapter_pack import AdapterPack
 from memrl.policy.network import PackedNetwork
 from memrl.policy.next_tokens import Head
+from memrl.policy.panels import find_panels
 
 
 class _Buffers:
@@ -52,27 +53,19 @@ class _Buffers:
 
 
 class _Linear:
-    """Siblings, linear layers that read the same input: frozen weights, and where their adapters lie.
-
-    The forward pass reads the weights in panels, the backward pass the model's own.
-    """
+    """Siblings, linear layers that read the same input: frozen weights, and where their adapters lie."""
 
     def __init__(self, layers: dict[str, nn.Linear], library: ctypes.CDLL) -> None:
         self._names = list(layers)
-        self._weights = [m.weight.detach().contiguous() for m in layers.values()]
         self.widths = [m.out_features for m in layers.values()]
-        weight = torch.cat(self._weights)
-        self.d_out, self.d_in = weight.shape
-        self._panels = kernels.cut_panels(weight.T, library)
+        self._panels = find_panels(list(layers.values()), library)
+        self.d_in, self.d_out = self._panels.shape[1], sum(self.widths)
 
     def describe(self, adapters: AdapterPack) -> kernels.Linear:
         """The siblings with the pack's current adapters."""
         slots = [adapters.slots[name] for name in self._names]
-        places = ([getattr(slot, name) for slot in slots] for name in ("d_out", "start_A", "start_B"))
-        panels, weights = self._panels.data_ptr(), kernels.Addresses(*(weight.data_ptr() for weight in self._weights))
-        return kernels.Linear(
-            len(slots), self.d_in, self.d_out, *(kernels.PerLayer(*p) for p in places), panels, weights
-        )
+        places = (kernels.PerLayer(*(getattr(s, name) for s in slots)) for name in ("d_out", "start_A", "start_B"))
+        return kernels.Linear(len(slots), self.d_in, self.d_out, *places, self._panels.data_ptr())
 
 
 class _Norm:
@@ -117,9 +110,9 @@ class _Layer:
         self._described = [linear.describe(adapters) for linear in self._linears]
         low = (len(linear.widths) * adapters.rank for linear in self._linears)
         widths = dict(zip(("low_qkv", "low_o", "low_gate_up", "low_down"), low, strict=True))
-        widths |= dict.fromkeys(("x", "n1", "middle", "n2"), self.d) | dict.fromkeys(("inverse1", "inverse2"), 1)
+        widths |= dict.fromkeys(("x", "middle"), self.d) | dict.fromkeys(("inverse1", "inverse2"), 1)
         widths |= {"qkv_out": self.qkv.d_out, "mixed": self.o.d_in, "log_sum": self.heads}
-        widths |= {"gate_up_out": 2 * self.down.d_in, "gated": self.down.d_in}
+        widths |= {"gate_up_out": 2 * self.down.d_in}
         normed = self._norms[2].weight if len(self._norms) > 2 else torch.empty((0, 0))
         widths |= {"raw_qk": normed.numel(), "inverse_qk": len(normed)}
         self.kept.lay_out(widths)
@@ -181,8 +174,9 @@ class CompiledDecoderNetwork(PackedNetwork):
         self._pack = kernels.Adapters(*shape, *(t.data_ptr() for t in self._shared))
         for each in self._layers:
             each.attach(adapters)
-        widths = dict.fromkeys(("x", "final", "grad", "grad_normed"), layer.d) | {"inverse": 1}
-        widths |= {"grad_mixed": layer.o.d_in, "grad_gated": layer.down.d_in, "grad_qkv": layer.qkv.d_out}
+        widths = dict.fromkeys(("x", "final", "normed", "grad", "grad_normed"), layer.d) | {"inverse": 1}
+        widths |= dict.fromkeys(("gated", "grad_gated"), layer.down.d_in)
+        widths |= {"grad_mixed": layer.o.d_in, "grad_qkv": layer.qkv.d_out}
         self._kept.lay_out(widths | {"grad_low": 3 * adapters.rank})
         self._decoder = self._describe()
 

@@ -30,7 +30,6 @@ typedef struct {
     Int start_A[MOST_LAYERS];    /* (rank, d_in) */
     Int start_B[MOST_LAYERS];    /* transposed, (rank, d_out) */
     const REAL *panels;          /* (d_in, d_out), as multiply_base takes it */
-    const REAL *weights[MOST_LAYERS]; /* of each (d_out, d_in), as they are */
 } Linear;
 
 /* What all adapters of the pack share. */
@@ -49,12 +48,13 @@ typedef struct {
     const REAL *weight; /* (vectors, d) */
 } Norm;
 
-/* One decoder layer and its activations, a row per token. */
+/* One decoder layer and its activations, a row per token. What is one step from others, the output of its norms and of
+   its gate, is computed again on the way back. */
 typedef struct {
     Linear qkv, o, gate_up, down;
     Norm norm1, norm2, norm_qk; /* norm_qk.weight is null where there is none */
-    REAL *x, *n1, *inverse1, *low_qkv, *qkv_out, *raw_qk, *inverse_qk, *log_sum, *mixed, *low_o, *middle, *n2,
-        *inverse2, *low_gate_up, *gate_up_out, *gated, *low_down;
+    REAL *x, *inverse1, *low_qkv, *qkv_out, *raw_qk, *inverse_qk, *log_sum, *mixed, *low_o, *middle, *inverse2,
+        *low_gate_up, *gate_up_out, *low_down;
 } Layer;
 
 typedef struct {
@@ -67,6 +67,7 @@ typedef struct {
     const REAL *cosines, *sines;   /* (positions, d_head) */
     const Int *parent, *position;  /* of each row; parent is -1 at a prompt's first token */
     REAL *x, *final, *inverse;     /* after the last layer, before and after the norm */
+    REAL *normed, *gated;          /* of the layer that is computed */
     REAL *grad, *grad_normed, *grad_mixed, *grad_gated, *grad_qkv, *grad_low;
 } Decoder;
 
@@ -76,17 +77,21 @@ typedef struct {
     const Int *bounds;
 } Part;
 
+/* Some of them. */
+typedef struct {
+    Int count;
+    const Part *at;
+} Parts;
+
 ALWAYS Int first_row(Part part) { return part.bounds[part.first_cell]; }
 ALWAYS Int count_rows(Part part) { return part.bounds[part.last_cell] - first_row(part); }
 
 /* ---- linear layers ---- */
 
-/* out = base(x) + scale B A x; low = scale A x, (rows, layers · rank), is kept for the way back. */
-static void project(const Decoder *decoder, const Linear *linear, Part part, const REAL *x, REAL *low, REAL *out) {
+/* Adds scale B A x to out at a part's rows; low = scale A x, (rows, layers · rank), is kept for the way back. */
+static void adapt(const Decoder *decoder, const Linear *linear, Part part, const REAL *x, REAL *low, REAL *out) {
     const Adapters *pack = decoder->adapters;
     const Int d_in = linear->d_in, d_out = linear->d_out, low_row = linear->num_layers * pack->rank;
-    const Rows rows_of_part = {first_row(part), count_rows(part)};
-    multiply_base(&rows_of_part, 1, d_out, d_in, x, linear->panels, out);
     for (Int cell = part.first_cell; cell < part.last_cell; cell++) {
         const Int row = part.bounds[cell], rows = part.bounds[cell + 1] - row, rank = pack->ranks[cell];
         /* Without padding, the A's of all layers are one matrix. */
@@ -102,10 +107,18 @@ static void project(const Decoder *decoder, const Linear *linear, Part part, con
     }
 }
 
+/* out = base(x) + scale B A x; all parts go through the base weights together. */
+static void project(const Decoder *decoder, const Linear *linear, Parts parts, const REAL *x, REAL *low, REAL *out) {
+    Rows rows[parts.count];
+    for (Int i = 0; i < parts.count; i++) rows[i] = (Rows){first_row(parts.at[i]), count_rows(parts.at[i])};
+    multiply_base(rows, parts.count, linear->d_out, linear->d_in, x, linear->panels, out);
+    for (Int i = 0; i < parts.count; i++) adapt(decoder, linear, parts.at[i], x, low, out);
+}
+
 /* grad_x = the base weights' part of the gradient of x, at the rows of some chunks. */
 static void project_base_back(const Linear *linear, const Rows *rows, Int chunks, const REAL *grad_out, REAL *grad_x,
                               REAL *room) {
-    multiply_plain(rows, chunks, linear->d_in, linear->d_out, grad_out, linear->weights, linear->widths, grad_x, room);
+    multiply_base_transposed(rows, chunks, linear->d_in, linear->d_out, grad_out, linear->panels, grad_x, room);
 }
 
 /* Adds to the gradients of A and B; grad_x, unless it is null, has the base weights' part of the gradient of x, and
@@ -155,6 +168,21 @@ static void normalize(const Norm *norm, Part part, REAL *x, Int x_row, const REA
             for (Int i = 0; i < d; i++) to[i] = from[i] * factor * weight[i];
             inverse[row * norm->vectors + vector] = factor;
         }
+}
+
+/* The norms of queries and keys, in their place. */
+static void normalize_qk(const Layer *layer, Part part, Int qkv_row) {
+    const Int qk_row = layer->norm_qk.vectors * layer->norm_qk.d;
+    for (Int row = first_row(part); row < first_row(part) + count_rows(part); row++)
+        memcpy(layer->raw_qk + row * qk_row, layer->qkv_out + row * qkv_row, qk_row * sizeof(REAL));
+    normalize(&layer->norm_qk, part, layer->raw_qk, qk_row, NULL, layer->qkv_out, qkv_row, layer->inverse_qk);
+}
+
+/* The output of a norm of whole rows again. */
+static void normalize_again(const Norm *norm, Part part, const REAL *x, const REAL *inverse, REAL *out) {
+    const Int d = norm->d;
+    for (Int row = first_row(part); row < first_row(part) + count_rows(part); row++)
+        for (Int i = 0; i < d; i++) out[row * d + i] = x[row * d + i] * inverse[row] * norm->weight[i];
 }
 
 /* The gradient of x is added to grad, or put in place of grad_out where that is the same array. */
@@ -322,28 +350,31 @@ void gate_backward(Int rows, Int d, const REAL *grad_gated, REAL *gate_up) {
 
 /* ---- the passes ---- */
 
-/* x + residual through one layer: out is the output of its MLP, whose own residual is layer->middle. What nobody reads
-   stops at its keys and values. */
-static void forward_layer(const Decoder *decoder, const Layer *layer, Part part, int is_read, const REAL *residual,
+/* x + residual through one layer: out is the output of its MLP, whose own residual is layer->middle. The first `unread`
+   parts stop at their keys and values. */
+static void forward_layer(const Decoder *decoder, const Layer *layer, Parts parts, Int unread, const REAL *residual,
                           REAL *out) {
-    const Int d = decoder->d, qkv_row = layer->qkv.d_out, start = first_row(part), rows = count_rows(part);
-    normalize(&layer->norm1, part, layer->x, d, residual, layer->n1, d, layer->inverse1);
-    project(decoder, &layer->qkv, part, layer->n1, layer->low_qkv, layer->qkv_out);
-    if (layer->norm_qk.weight) {
-        const Int qk_row = layer->norm_qk.vectors * layer->norm_qk.d;
-        for (Int row = start; row < start + rows; row++)
-            memcpy(layer->raw_qk + row * qk_row, layer->qkv_out + row * qkv_row, qk_row * sizeof(REAL));
-        normalize(&layer->norm_qk, part, layer->raw_qk, qk_row, NULL, layer->qkv_out, qkv_row, layer->inverse_qk);
+    const Int d = decoder->d, qkv_row = layer->qkv.d_out, d_gated = layer->down.d_in;
+    REAL *normed = decoder->normed;
+    for (Int i = 0; i < parts.count; i++)
+        normalize(&layer->norm1, parts.at[i], layer->x, d, residual, normed, d, layer->inverse1);
+    project(decoder, &layer->qkv, parts, normed, layer->low_qkv, layer->qkv_out);
+    for (Int i = 0; i < parts.count; i++) {
+        if (layer->norm_qk.weight) normalize_qk(layer, parts.at[i], qkv_row);
+        rotate(decoder, parts.at[i], 1, layer->qkv_out);
     }
-    rotate(decoder, part, 1, layer->qkv_out);
-    if (!is_read) return;
-    attend(decoder, part, layer->qkv_out, layer->log_sum, layer->mixed);
-    project(decoder, &layer->o, part, layer->mixed, layer->low_o, layer->middle);
-    normalize(&layer->norm2, part, layer->middle, d, layer->x, layer->n2, d, layer->inverse2);
-    project(decoder, &layer->gate_up, part, layer->n2, layer->low_gate_up, layer->gate_up_out);
-    const Int d_gated = layer->down.d_in;
-    gate(rows, d_gated, layer->gate_up_out + start * 2 * d_gated, layer->gated + start * d_gated);
-    project(decoder, &layer->down, part, layer->gated, layer->low_down, out);
+    parts = (Parts){parts.count - unread, parts.at + unread};
+    if (!parts.count) return;
+    for (Int i = 0; i < parts.count; i++) attend(decoder, parts.at[i], layer->qkv_out, layer->log_sum, layer->mixed);
+    project(decoder, &layer->o, parts, layer->mixed, layer->low_o, layer->middle);
+    for (Int i = 0; i < parts.count; i++)
+        normalize(&layer->norm2, parts.at[i], layer->middle, d, layer->x, normed, d, layer->inverse2);
+    project(decoder, &layer->gate_up, parts, normed, layer->low_gate_up, layer->gate_up_out);
+    for (Int i = 0; i < parts.count; i++) {
+        const Int start = first_row(parts.at[i]), rows = count_rows(parts.at[i]);
+        gate(rows, d_gated, layer->gate_up_out + start * 2 * d_gated, decoder->gated + start * d_gated);
+    }
+    project(decoder, &layer->down, parts, decoder->gated, layer->low_down, out);
 }
 
 static Int count_weights(const Linear *linear) { return linear->d_in * linear->d_out; }
@@ -377,32 +408,28 @@ void forward(const Decoder *decoder, Int chunks, Int unread, const Int *bounds) 
     const Int cells = decoder->adapters->cells, last = decoder->num_layers - 1;
     const Int block = size_block(decoder, LEAST_ROWS, cells, bounds[(chunks - 1) * (cells + 1) + cells] - bounds[0]);
 #pragma omp parallel for schedule(dynamic)
-    for (Int cell = 0; cell < cells; cell += block)
-        for (Int chunk = 0; chunk < chunks; chunk++) {
-            const Part part = {cell, cell + block < cells ? cell + block : cells, bounds + chunk * (cells + 1)};
-            const REAL *residual = NULL;
-            for (Int l = 0; l <= last; l++) {
-                const Layer *layer = decoder->layers + l;
-                forward_layer(decoder, layer, part, l < last || chunk >= unread, residual,
-                              l < last ? layer[1].x : decoder->x);
-                residual = layer->middle;
-            }
-            if (chunk >= unread)
-                normalize(&decoder->norm, part, decoder->x, decoder->d, residual, decoder->final, decoder->d,
-                          decoder->inverse);
+    for (Int cell = 0; cell < cells; cell += block) {
+        Part parts[chunks];
+        for (Int chunk = 0; chunk < chunks; chunk++)
+            parts[chunk] = (Part){cell, cell + block < cells ? cell + block : cells, bounds + chunk * (cells + 1)};
+        const REAL *residual = NULL;
+        for (Int l = 0; l <= last; l++) {
+            const Layer *layer = decoder->layers + l;
+            forward_layer(decoder, layer, (Parts){chunks, parts}, l < last ? 0 : unread, residual,
+                          l < last ? layer[1].x : decoder->x);
+            residual = layer->middle;
         }
+        for (Int chunk = unread; chunk < chunks; chunk++)
+            normalize(&decoder->norm, parts[chunk], decoder->x, decoder->d, residual, decoder->final, decoder->d,
+                      decoder->inverse);
+    }
 }
 
-/* Cells that go back together, as runs of neighbors, which are parts of the first chunk. */
-typedef struct {
-    Int count;
-    const Part *parts;
-} Runs;
-
-/* The rows of the runs in some chunks, chunk by chunk. */
-static void list_rows(Runs runs, Int cells, Int first_chunk, Int chunks, Part *parts, Rows *rows) {
+/* The rows in some chunks, chunk by chunk, of cells that go back together: runs of neighbors, which are parts of the
+   first chunk. */
+static void list_rows(Parts runs, Int cells, Int first_chunk, Int chunks, Part *parts, Rows *rows) {
     for (Int i = 0; i < (chunks - first_chunk) * runs.count; i++) {
-        parts[i] = runs.parts[i % runs.count];
+        parts[i] = runs.at[i % runs.count];
         parts[i].bounds += (first_chunk + i / runs.count) * (cells + 1);
         rows[i] = (Rows){first_row(parts[i]), count_rows(parts[i])};
     }
@@ -410,7 +437,7 @@ static void list_rows(Runs runs, Int cells, Int first_chunk, Int chunks, Part *p
 
 /* Turns grad from the gradient of a layer's output into that of its input, over some cells' rows of all chunks; at
    chunks that nobody reads it comes in as zero. All of it goes through a layer's base weights together. */
-static void backward_layer(const Decoder *decoder, const Layer *layer, Int chunks, Int unread, Runs runs, int is_first,
+static void backward_layer(const Decoder *decoder, const Layer *layer, Int chunks, Int unread, Parts runs, int is_first,
                            REAL *room) {
     const Int d = decoder->d, d_gated = layer->down.d_in, qkv_row = layer->qkv.d_out;
     const Int all = chunks * runs.count, read = all - unread * runs.count;
@@ -420,13 +447,16 @@ static void backward_layer(const Decoder *decoder, const Layer *layer, Int chunk
     list_rows(runs, decoder->adapters->cells, unread, chunks, parts, rows);
     project_base_back(&layer->down, rows, read, grad, decoder->grad_gated, room);
     for (Int i = 0; i < read; i++) {
-        project_back(decoder, &layer->down, parts[i], layer->gated, layer->low_down, grad, low, decoder->grad_gated);
-        gate_backward(rows[i].count, d_gated, decoder->grad_gated + rows[i].start * d_gated,
-                      layer->gate_up_out + rows[i].start * 2 * d_gated);
+        REAL *gate_up = layer->gate_up_out + rows[i].start * 2 * d_gated, *grad_gated = decoder->grad_gated;
+        gate(rows[i].count, d_gated, gate_up, decoder->gated + rows[i].start * d_gated);
+        project_back(decoder, &layer->down, parts[i], decoder->gated, layer->low_down, grad, low, grad_gated);
+        gate_backward(rows[i].count, d_gated, grad_gated + rows[i].start * d_gated, gate_up);
     }
     project_base_back(&layer->gate_up, rows, read, layer->gate_up_out, normed, room);
     for (Int i = 0; i < read; i++) {
-        project_back(decoder, &layer->gate_up, parts[i], layer->n2, layer->low_gate_up, layer->gate_up_out, low, normed);
+        normalize_again(&layer->norm2, parts[i], layer->middle, layer->inverse2, decoder->normed);
+        project_back(decoder, &layer->gate_up, parts[i], decoder->normed, layer->low_gate_up, layer->gate_up_out, low,
+                     normed);
         normalize_back(&layer->norm2, parts[i], layer->middle, layer->inverse2, normed, grad, d);
     }
     project_base_back(&layer->o, rows, read, grad, decoder->grad_mixed, room);
@@ -445,13 +475,15 @@ static void backward_layer(const Decoder *decoder, const Layer *layer, Int chunk
     }
     if (!is_first) project_base_back(&layer->qkv, rows, all, grad_qkv, normed, room);
     for (Int i = all - 1; i >= 0; i--) {
-        project_back(decoder, &layer->qkv, parts[i], layer->n1, layer->low_qkv, grad_qkv, low, is_first ? NULL : normed);
+        normalize_again(&layer->norm1, parts[i], layer->x, layer->inverse1, decoder->normed);
+        project_back(decoder, &layer->qkv, parts[i], decoder->normed, layer->low_qkv, grad_qkv, low,
+                     is_first ? NULL : normed);
         if (!is_first) normalize_back(&layer->norm1, parts[i], layer->x, layer->inverse1, normed, grad, d);
     }
 }
 
 /* The backward pass of some cells. */
-static void backward_cells(const Decoder *decoder, Int chunks, Int unread, Runs runs, REAL *room) {
+static void backward_cells(const Decoder *decoder, Int chunks, Int unread, Parts runs, REAL *room) {
     const Int last = decoder->num_layers - 1, read = (chunks - unread) * runs.count;
     Part parts[read];
     Rows rows[read];
@@ -479,7 +511,7 @@ void backward(const Decoder *decoder, Int chunks, Int unread, const Int *bounds)
     Int *left = malloc(cells * sizeof(Int)), count = 0;
     for (Int cell = 0; cell < cells; cell++)
         if (!is_zero(decoder, chunks, unread, bounds, cell)) left[count++] = cell;
-    /* Weights are copied on the way back, which more rows share. */
+    /* Weights are transposed on the way back, which more rows share. */
     const Int block = size_block(decoder, 2 * LEAST_ROWS, count, bounds[(chunks - 1) * (cells + 1) + cells]);
 #pragma omp parallel for schedule(dynamic)
     for (Int start = 0; start < count; start += block) {
@@ -492,7 +524,7 @@ void backward(const Decoder *decoder, Int chunks, Int unread, const Int *bounds)
             else
                 parts[runs++] = (Part){left[i], left[i] + 1, bounds};
         REAL *room = make_room(decoder);
-        backward_cells(decoder, chunks, unread, (Runs){runs, parts}, room);
+        backward_cells(decoder, chunks, unread, (Parts){runs, parts}, room);
         free(room);
     }
     free(left);

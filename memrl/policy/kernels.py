@@ -29,16 +29,19 @@ _REAL = {torch.float32: "-DREAL=float", torch.float64: "-DREAL=double"}
 
 _Int, _Pointer = ctypes.c_int64, ctypes.c_void_p
 
-PerLayer, Addresses = _Int * 3, _Pointer * 3
-"""One number, or address, for each of the siblings that read one input: queries, keys and values at most."""
+PerLayer = _Int * 3
+"""One number for each of the siblings that read one input: queries, keys and values at most."""
 
 ACTIVATIONS = (
-    *("x", "n1", "inverse1", "low_qkv", "qkv_out", "raw_qk", "inverse_qk", "log_sum", "mixed", "low_o", "middle"),
-    *("n2", "inverse2", "low_gate_up", "gate_up_out", "gated", "low_down"),
+    *("x", "inverse1", "low_qkv", "qkv_out", "raw_qk", "inverse_qk", "log_sum", "mixed", "low_o", "middle"),
+    *("inverse2", "low_gate_up", "gate_up_out", "low_down"),
 )
 """What a layer keeps for its backward pass, as kernels.c has it."""
 
-OUTPUTS = ("x", "final", "inverse", "grad", "grad_normed", "grad_mixed", "grad_gated", "grad_qkv", "grad_low")
+OUTPUTS = (
+    *("x", "final", "inverse", "normed", "gated"),
+    *("grad", "grad_normed", "grad_mixed", "grad_gated", "grad_qkv", "grad_low"),
+)
 """What the decoder keeps beside its layers, as kernels.c has it."""
 
 
@@ -53,7 +56,6 @@ class Linear(ctypes.Structure):
         ("start_A", PerLayer),
         ("start_B", PerLayer),
         ("panels", _Pointer),
-        ("weights", Addresses),
     )
 
 
@@ -142,13 +144,6 @@ def load_kernels(dtype: torch.dtype) -> ctypes.CDLL | None:
         getattr(library, function).argtypes = arguments
         getattr(library, function).restype = _Int if function.startswith("panel_") else None
     return library
-
-
-def cut_panels(matrix: torch.Tensor, library: ctypes.CDLL) -> torch.Tensor:
-    """Base weights (k, n) as the library's multiply_base takes them; products.h describes the layout."""
-    columns = library.panel_columns()
-    filled = torch.nn.functional.pad(matrix, (0, -matrix.shape[1] % columns))
-    return filled.unflatten(1, (-1, columns)).transpose(0, 1).contiguous()
 
 
 def _compile_kernels(real: str, folder: Path) -> Path | None:

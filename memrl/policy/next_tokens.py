@@ -21,6 +21,9 @@ _MOST_KEPT = 2**26
 _MOST_NUMBERS = 2**24
 """Log-probabilities that are computed at once where they do not stay."""
 
+_COPIED_NUMBERS = 2**22
+"""Exponentials that are copied at once on the way back: 16 MiB of float32."""
+
 _WIDE = 1024
 """A vocabulary from which on a graph through the head costs more than it spares."""
 
@@ -133,15 +136,11 @@ class KeptDistributions:
 
 
 class LinearDistributions:
-    """Distributions behind a head that is one product, e^(z - max z) of which stay.
-
-    With logits z = W h and P = softmax(z), the gradient of sum_a s_a log P(a) by h is
-
-        sum_a s_a w_a - (sum_a s_a) sum_v P(v) w_v.
+    """Distributions behind a head that is one product.
 
     Args:
         states: the last hidden states, (rows, d), in a graph.
-        weight: W, (vocabulary, d).
+        weight: of the head, (vocabulary, d).
     """
 
     def __init__(self, states: Tensor, weight: Tensor) -> None:
@@ -151,22 +150,16 @@ class LinearDistributions:
         """See NextTokens.score."""
         columns = torch.from_numpy(alphabet).to(self._weight.device)
         with torch.no_grad():
-            self._exponentials = self._states @ self._weight.T
-            logits = self._exponentials.index_select(1, columns)
-            read = []
-            for some in self._exponentials.split(max(1, _CACHED_NUMBERS // len(self._weight))):
-                peak = some.amax(1, keepdim=True)
-                read.append(torch.cat([peak, some.sub_(peak).exp_().sum(1, keepdim=True)], dim=1))
-            peak, self._sums = torch.cat(read).split(1, dim=1)
-            logprobs = logits - peak - self._sums.log()
-        self._alphabet, self._rare = alphabet, dict[tuple[int, int], Tensor]()
+            self._kept = _Exponentials(self._states, self._weight)
+            logprobs = self._kept.read(columns)
+        self._alphabet = alphabet
         rows = torch.arange(len(logprobs), device=columns.device)
-        self._logprobs = _Logprobs.apply(self._states, self, rows, columns, logprobs)
+        self._logprobs = _Logprobs.apply(self._states, self._kept, rows, columns, logprobs)
         return logprobs.double().exp().cpu().numpy(), np.ones(len(logprobs))
 
     def describe_row(self, row: int) -> np.ndarray:
         """See NextTokens.describe_row."""
-        return (self._exponentials[row].double() / self._sums[row].double()).cpu().numpy()
+        return self._kept.describe_row(row).cpu().numpy()
 
     def pick(self, row: np.ndarray, token: np.ndarray) -> Tensor:
         """See NextTokens.pick."""
@@ -181,27 +174,61 @@ class LinearDistributions:
 
     def _pick_rare(self, row: int, token: int) -> Tensor:
         rows, tokens = (torch.tensor([index], device=self._states.device) for index in (row, token))
-        value = (self._exponentials[rows, tokens].log() - self._sums[rows, 0].log())[None]
-        return _Logprobs.apply(self._states, self, rows, tokens, value)[0]
+        return _Logprobs.apply(self._states, self._kept, rows, tokens, self._kept.read_one(rows, tokens)[None])[0]
+
+
+class _Exponentials:
+    """e^(z - max z) of logits z = W h, which stay for the backward pass.
+
+    With P = softmax(z), the gradient of sum_a s_a log P(a) by h is
+
+        sum_a s_a w_a - (sum_a s_a) sum_v P(v) w_v.
+
+    What is read of it lies in the graph, and it does not know of that: otherwise the two would keep each other.
+
+    Args:
+        states: h, (rows, d).
+        weight: W, (vocabulary, d).
+    """
+
+    def __init__(self, states: Tensor, weight: Tensor) -> None:
+        self._states, self._weight = states.detach(), weight
+        self._values = self._states @ weight.T
+
+    def read(self, columns: Tensor) -> Tensor:
+        """The log-probabilities of some tokens, (rows, tokens); comes first, and turns the logits to exponentials."""
+        logits, read = self._values.index_select(1, columns), []
+        for some in self._values.split(max(1, _CACHED_NUMBERS // len(self._weight))):
+            peak = some.amax(1, keepdim=True)
+            read.append(torch.cat([peak, some.sub_(peak).exp_().sum(1, keepdim=True)], dim=1))
+        peak, self._sums = torch.cat(read).split(1, dim=1)
+        return logits - peak - self._sums.log()
+
+    def read_one(self, rows: Tensor, tokens: Tensor) -> Tensor:
+        """The log-probability of any token after each row, (rows,)."""
+        return self._values[rows, tokens].log() - self._sums[rows, 0].log()
+
+    def describe_row(self, row: int) -> Tensor:
+        """The probability of every token after one row, float64 (vocabulary,)."""
+        return self._values[row].double() / self._sums[row].double()
 
     def pull_back(self, rows: Tensor, tokens: Tensor, slopes: Tensor) -> Tensor:
         """The gradient of the states, given that of the log-probabilities of some tokens after some rows."""
         grad, total = torch.zeros_like(self._states), slopes.sum(1)
         grad[rows] = slopes @ self._weight[tokens]
-        pulls = total != 0
-        pulled = rows[pulls]
-        if len(pulled):
-            some = self._exponentials if len(pulled) == len(self._exponentials) else self._exponentials[pulled]
-            grad[pulled] -= (total[pulls] / self._sums[pulled, 0])[:, None] * (some @ self._weight)
+        for places in torch.nonzero(total)[:, 0].split(max(1, _COPIED_NUMBERS // len(self._weight))):
+            some = rows[places]
+            factor = total[places] / self._sums[some, 0]
+            grad[some] -= factor[:, None] * (self._values[some] @ self._weight)
         return grad
 
 
 class _Logprobs(torch.autograd.Function):
-    """Log-probabilities that were read before, (rows, tokens); the backward pass is LinearDistributions' own."""
+    """Log-probabilities that were read before, (rows, tokens); the backward pass is that of _Exponentials."""
 
     @staticmethod
     def forward(
-        ctx: Any, states: Tensor, source: LinearDistributions, rows: Tensor, tokens: Tensor, values: Tensor
+        ctx: Any, states: Tensor, source: _Exponentials, rows: Tensor, tokens: Tensor, values: Tensor
     ) -> Tensor:
         ctx.source, ctx.read = source, (rows, tokens)
         return values.clone()

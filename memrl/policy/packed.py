@@ -1,5 +1,6 @@
 """Builds the network of a pack and its adapters, by the fastest way that the base model allows."""
 
+import ctypes
 import logging
 import warnings
 from collections.abc import Mapping, Sequence
@@ -41,7 +42,7 @@ def build_network(
     roots = np.arange(len(configs)) if root_cell is None else root_cell
     dtype = torch.float64 if model.dtype == torch.float64 else torch.float32
     device = str(model.device)
-    library = load_kernels(model.dtype) if model.device.type == "cpu" and llama.is_supported(model) else None
+    library = find_library(model)
     if library is not None:
         adapters = AdapterPack(llama.list_siblings(model), configs, dtype=dtype, device=device)
         return CompiledDecoderNetwork(model, prompts, roots, adapters, library), adapters
@@ -53,6 +54,11 @@ def build_network(
     is_short = is_memory_short(layers, prompts, configs)
     activations = RecomputedActivations(model) if is_short else Activations()
     return AutogradNetwork(model, prompts, roots, adapters, activations), adapters
+
+
+def find_library(model: PreTrainedModel) -> ctypes.CDLL | None:
+    """The kernels that compute a pack over this model; None where its own forward pass does."""
+    return load_kernels(model.dtype) if model.device.type == "cpu" and llama.is_supported(model) else None
 
 
 @cache

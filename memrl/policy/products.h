@@ -205,16 +205,61 @@ static void multiply_base(const Rows *rows, Int chunks, Int n, Int k, const REAL
         multiply_panel(rows, chunks, n, k, a, panels, c, j, n - j < PANEL ? n - j : PANEL);
 }
 
-/* The same with base weights as they are, (k, n): each panel is copied to `room`, (k, PANEL), which stays in the cache
-   for all rows. */
-static void multiply_plain(const Rows *rows, Int chunks, Int n, Int k, const REAL *a, const REAL *const *weights,
-                           const Int *heights, REAL *c, REAL *room) {
+/* The integers that choose lanes of a vector. */
+typedef __typeof__((Vector){0} > (Vector){0}) Lanes;
+
+#ifdef __has_builtin
+#define HAS_CHOICE __has_builtin(__builtin_shuffle)
+#else
+#define HAS_CHOICE 0
+#endif
+
+/* to = from transposed, (LANES, LANES) of rows PANEL wide. Each round riffles the rows' two halves. */
+ALWAYS void transpose(const REAL *from, REAL *to) {
+#if HAS_CHOICE
+    Vector rows[LANES], riffled[LANES];
+    Lanes low, high;
+    for (int i = 0; i < LANES; i++) high[i] = (low[i] = i / 2 + i % 2 * LANES) + LANES / 2;
+#pragma GCC unroll 16
+    for (int i = 0; i < LANES; i++) rows[i] = load(from + i * PANEL);
+#pragma GCC unroll 4
+    for (int round = 1; round < LANES; round *= 2) {
+#pragma GCC unroll 8
+        for (int i = 0; i < LANES / 2; i++) {
+            riffled[2 * i] = __builtin_shuffle(rows[i], rows[i + LANES / 2], low);
+            riffled[2 * i + 1] = __builtin_shuffle(rows[i], rows[i + LANES / 2], high);
+        }
+#pragma GCC unroll 16
+        for (int i = 0; i < LANES; i++) rows[i] = riffled[i];
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < LANES; i++) store(to + i * PANEL, rows[i]);
+#else
+    for (int i = 0; i < LANES; i++)
+        for (int j = 0; j < LANES; j++) to[i * PANEL + j] = from[j * PANEL + i];
+#endif
+}
+
+/* Columns j .. j + columns of base weights (n, k) transposed, as a panel (k, PANEL). */
+static void turn_panel(Int n, Int k, const REAL *panels, Int j, Int columns, REAL *panel) {
+    for (Int p = 0; p < k; p += PANEL, panels += n * PANEL, panel += PANEL * PANEL) {
+        const REAL *block = panels + j * PANEL;
+        if (columns == PANEL && k - p >= PANEL)
+            for (int i = 0; i < PANEL; i += LANES)
+                for (int c = 0; c < PANEL; c += LANES) transpose(block + i * PANEL + c, panel + c * PANEL + i);
+        else
+            for (Int c = 0; c < PANEL && c < k - p; c++)
+                for (Int i = 0; i < columns; i++) panel[c * PANEL + i] = block[i * PANEL + c];
+    }
+}
+
+/* c (rows, n) = a (rows, k) times base weights (n, k) transposed, which are stored as for multiply_base. Each panel is
+   put together in `room`, (k, PANEL), which stays in the cache for all rows. */
+static void multiply_base_transposed(const Rows *rows, Int chunks, Int n, Int k, const REAL *a, const REAL *panels,
+                                     REAL *c, REAL *room) {
     for (Int j = 0; j < n; j += PANEL) {
         const Int columns = n - j < PANEL ? n - j : PANEL;
-        REAL *to = room;
-        for (Int part = 0, left = k; left > 0; left -= heights[part++])
-            for (Int p = 0; p < heights[part]; p++, to += PANEL)
-                memcpy(to, weights[part] + p * n + j, columns * sizeof(REAL));
+        turn_panel(n, k, panels, j, columns, room);
         multiply_panel(rows, chunks, n, k, a, room, c, j, columns);
     }
 }

@@ -1,6 +1,7 @@
 """Networks of a pack: the hand-written decoder against autograd, and both against plain forward passes."""
 
 import copy
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -31,6 +32,7 @@ from memrl.policy.autograd_network import AutogradNetwork
 from memrl.policy.compiled_decoder import CompiledDecoderNetwork
 from memrl.policy.kernels import load_kernels
 from memrl.policy.packed import build_network
+from memrl.policy.panels import PanelLinear, count_weights, keep_panels
 
 SIZES = {
     "vocab_size": 40,
@@ -73,10 +75,15 @@ def move_adapters(adapters):
     return adapters
 
 
-def pack_compiled(model, cells=CELLS, prompts=PROMPTS, root_cell=ROOT_CELL):
-    library = load_kernels(model.dtype)
+def compile_kernels(dtype):
+    library = load_kernels(dtype)
     assert library is not None, "the tests need a C compiler"
+    return library
+
+
+def pack_compiled(model, cells=CELLS, prompts=PROMPTS, root_cell=ROOT_CELL):
     adapters = AdapterPack(llama.list_siblings(model), cells, dtype=model.dtype)
+    library = compile_kernels(model.dtype)
     return CompiledDecoderNetwork(model, prompts, root_cell, move_adapters(adapters), library), adapters
 
 
@@ -242,12 +249,54 @@ def test_cells_without_gradient_are_left_out_and_the_others_have_theirs(monkeypa
     assert largest_difference(got, expected) <= 1e-10 * largest(expected)
 
 
+# Widths that fill panels, and queries, keys and values that share one.
+@pytest.mark.parametrize("d_head", [16, 32, 20])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_model_whose_weights_lie_in_panels_alone_is_the_same_model(dtype, d_head):
+    model = build_model(LlamaForCausalLM, LlamaConfig, dtype, head_dim=d_head, intermediate_size=80)
+    weights = {name: layer.weight.clone() for name, layer in find_linears(model).items()}
+    ids = torch.arange(20)[None]
+    expected, num_weights, (network, adapters) = model(ids).logits, count_weights(model), pack_compiled(model)
+    backpropagate(network, walk_tree(network))
+    keep_panels(model, compile_kernels(dtype))
+    kept = find_linears(model)
+    assert all(isinstance(layer, PanelLinear) for layer in kept.values())
+    for name, weight in weights.items():
+        assert torch.equal(kept[name].weight, weight)
+    assert torch.equal(model(ids).logits, expected)
+    assert count_weights(model) == num_weights
+    again, same = pack_compiled(model)
+    backpropagate(again, walk_tree(again))
+    assert torch.equal(same.gradient, adapters.gradient)
+
+
+def test_what_lies_in_panels_leaves_no_page_of_the_models_file_in_memory(tmp_path):
+    build_model(LlamaForCausalLM, LlamaConfig, torch.float32, hidden_size=512).save_pretrained(tmp_path)
+    model = LlamaForCausalLM.from_pretrained(tmp_path)
+    assert all(each.isfinite().all() for each in model.parameters()), "each is read once"
+    before = count_resident_kib(tmp_path)
+    keep_panels(model, compile_kernels(torch.float32))
+    # The norms, the embeddings and the head stay.
+    assert count_resident_kib(tmp_path) < 0.2 * before
+
+
+def count_resident_kib(folder):
+    """What this process holds in memory of a folder's files, KiB."""
+    lines, inside, total = Path("/proc/self/smaps").read_text(encoding="utf-8").splitlines(), False, 0
+    for line in lines:
+        if "-" in line.split()[0]:
+            inside = str(folder) in line
+        elif inside and line.startswith("Rss:"):
+            total += int(line.split()[1])
+    return total
+
+
 def test_the_backward_pass_of_silent_cells_is_not_computed(monkeypatch):
     model = build_model(LlamaForCausalLM, LlamaConfig)
     network, adapters = pack_compiled(model)
     logprobs = walk_tree(network)
     # What a pass along them would read: it would spread to their adapters.
-    network._layers[0].kept["gated"].fill_(float("nan"))
+    network._layers[0].kept["mixed"].fill_(float("nan"))
     network.backpropagate((0.0 * logprobs).sum())
     assert not adapters.gradient.any()
 
