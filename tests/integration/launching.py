@@ -12,9 +12,9 @@ ROOT = Path(__file__).parents[2]
 DEADLINE_S = 300.0
 
 
-def start(folder: Path, *words: str) -> subprocess.Popen[str]:
+def start(folder: Path, *words: str, grid: str = "smoke") -> subprocess.Popen[str]:
     """Starts the launcher as a terminal would: in a process group of its own, which Ctrl-C reaches as a whole."""
-    command = [sys.executable, str(ROOT / "sweeps" / "launch.py"), "grid=smoke", *words]
+    command = [sys.executable, str(ROOT / "sweeps" / "launch.py"), f"grid={grid}", *words]
     return subprocess.Popen(
         command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
     )

@@ -20,43 +20,54 @@ pytestmark = pytest.mark.vllm
 SECRETS = 32
 
 
-def run_to_the_end(folder: Path, *words: str) -> pd.DataFrame:
-    process = start(folder, "N=16", f"seeds={SECRETS}", "reward_type=binary,per_bit", *words)
-    output = finish(process, deadline_s=900)
+def run_to_the_end(folder: Path, *words: str, grid: str = "smoke") -> tuple[pd.DataFrame, pd.DataFrame]:
+    folder.mkdir()
+    process = start(folder, "N=16", *words, grid=grid)
+    output = finish(process, deadline_s=1800)
     assert process.returncode == 0, output
-    cells, _ = read(folder)
+    cells, curves = read(folder, f"results/{grid}")
     assert set(cells["status"]) <= {"memorized", "budget_spent"}
-    return cells
+    return cells, curves
 
 
-def test_vllm_finds_the_e50_that_the_learners_own_sampler_finds(tmp_path: Path) -> None:
-    here, engines = tmp_path / "in_process", tmp_path / "vllm"
-    here.mkdir()
-    engines.mkdir()
-    expected = run_to_the_end(here)
-    words = ["rollout=vllm", "num_rollout_actors=2", "pack_size=32", "timeline=True"]
-    sampled = run_to_the_end(engines, *words)
-
+def check_same_e50(expected: pd.DataFrame, sampled: pd.DataFrame, channels: list[str], secrets: int) -> None:
+    """Each sampler's E50 lies in the interval of the other's, or the other's in its, over episodes of their own."""
     assert set(sampled["rollout"]) == {"vllm"}
     assert not set(sampled["cell_id"]) & set(expected["cell_id"]), "episodes of their own, not the same ones"
     by_channel = [estimate_groups(cells, by=("channel",)).set_index("channel") for cells in (expected, sampled)]
     for estimates in by_channel:
-        assert sorted(map(str, estimates.index)) == ["binary", "multi_step/binary", "per_bit"]
+        assert sorted(map(str, estimates.index)) == channels
     for channel in by_channel[0].index:
         ours, theirs = (estimates.loc[channel] for estimates in by_channel)
-        assert ours["num_cells"] == theirs["num_cells"] == SECRETS
+        assert ours["num_cells"] == theirs["num_cells"] == secrets
         assert theirs["e50_lower"] <= ours["e50"] <= theirs["e50_upper"] or (
             ours["e50_lower"] <= theirs["e50"] <= ours["e50_upper"]
         ), f"{channel}: {ours['e50']} episodes in process, {theirs['e50']} by vLLM"
 
+
+def test_vllm_finds_the_e50_that_the_learners_own_sampler_finds(tmp_path: Path) -> None:
+    words = [f"seeds={SECRETS}", "reward_type=binary,per_bit"]
+    expected, _ = run_to_the_end(tmp_path / "in_process", *words)
+    words += ["rollout=vllm", "num_rollout_actors=2", "pack_size=32", "timeline=True"]
+    sampled, _ = run_to_the_end(tmp_path / "vllm", *words)
+    check_same_e50(expected, sampled, ["binary", "multi_step/binary", "per_bit"], SECRETS)
+
     # Three packs, two engines, each with a file of what it printed.
-    results = engines / "results" / "smoke"
+    results = tmp_path / "vllm" / "results" / "smoke"
     traces = sorted((results / "timeline").iterdir())
     assert len(traces) == 3
     assert len(list((results / "logs").glob("VLLMRolloutActor-*.log"))) == 2
     for trace in traces:
         spans = read_chrome_trace(trace.read_text())
         assert measure_overlap(spans, "sample", "update") > 0.02, "one half samples while the other updates"
+
+
+def test_vllm_finds_the_e50_of_a_pretrained_model(tmp_path: Path) -> None:
+    words = ["seeds=16", "reward_type=per_bit", "stop_probability=0.5", "pack_size=16"]
+    expected, _ = run_to_the_end(tmp_path / "in_process", *words, grid="llm-smoke")
+    sampled, curves = run_to_the_end(tmp_path / "vllm", *words, "rollout=vllm", grid="llm-smoke")
+    check_same_e50(expected, sampled, ["per_bit"], 16)
+    assert 0 < curves["logprob_gap"].max() < 1e-3, "nats a token"
 
 
 def find_marked(marker: str) -> list[psutil.Process]:
