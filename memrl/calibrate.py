@@ -15,7 +15,6 @@ from rich.table import Table
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from memrl.config import TrainConfig
-from memrl.policy.adapter_pack import find_linears
 from memrl.policy.base_model import encode_task, load_base_model
 from memrl.policy.calibrator import (
     CalibratedPrompt,
@@ -41,13 +40,13 @@ def calibrate(config: WarmupConfig) -> Calibration:
     Prompts that the model's own record lists are calibrated along, so that a model keeps what it was calibrated for.
 
     Raises:
-        ValueError: the model can't be read, has no layers for adapters, or its tokenizer can't write the answers.
+        ValueError: the folder can't be written, the device is not there, the model can't be read or has no layers for
+            adapters, or its tokenizer can't write the answers.
     """
-    output = Path(config.output)
+    output = Path(config.output).expanduser()
     _prepare_folder(output)
+    _check_device(config.device)
     model, tokenizer = _start_model(config)
-    if not find_linears(model):
-        raise ValueError(f"model must have linear layers (torch.nn.Linear) beside its head, got {type(model).__name__}")
     tasks = [encode_task(tokenizer, *question) for question in _list_prompts(config)]
     with ProgressLine() as line:
         calibration = calibrate_model(
@@ -86,6 +85,14 @@ def _prepare_folder(folder: Path) -> None:
         raise ValueError(f"output must be a folder that can be written, got {folder} ({error.strerror})") from None
     if not os.access(folder, os.W_OK | os.X_OK):
         raise ValueError(f"output must be a folder that can be written, got {folder}")
+
+
+def _check_device(device: str) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0].partition(". ")[0]
+        raise ValueError(f"device must be one that torch has here, got {device} ({reason})") from None
 
 
 def _start_model(config: WarmupConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

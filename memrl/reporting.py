@@ -1,9 +1,11 @@
 """The work of `memrl.report`: pages, findings and published tables of sweeps."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from memrl.analysis import comparison_page, figure_data, findings, page, summary
+from memrl.errors import WriteError
 from memrl.tables.places import local_folder
 from memrl.tables.publish import publish_tables
 from memrl.tables.store import TableStore
@@ -24,14 +26,16 @@ def report_sweep(
 
     Raises:
         ValueError: there is no finished cell at the address.
+        WriteError: the page can't be written.
     """
     folder = local_folder(address)
     measured = summary.summarize_sweep(address, num_planned)
     figures = figure_data.collect_figures(measured)
-    written = page.write_page(measured, figures, grid, folder, commands, question)
-    if findings_file is not None:
-        findings.write_findings(measured, figures, Path(findings_file), folder, list(commands))
-        print(f"findings: {findings_file}")
+    with _told_in_one_line():
+        written = page.write_page(measured, figures, grid, folder, commands, question)
+        if findings_file is not None:
+            findings.write_findings(measured, figures, Path(findings_file), folder, list(commands))
+            print(f"findings: {findings_file}")
     for verdict in measured.verdicts:
         print(f"{verdict.name} {verdict.outcome}{measured.provisional}: {verdict.sentence}")
     print(f"report: {written}")
@@ -42,10 +46,20 @@ def report_two(addresses: tuple[str, str], grids: tuple[str, str], command: str)
 
     Raises:
         ValueError: there is no finished cell at an address.
+        WriteError: the page can't be written.
     """
     names = addresses if grids[0] == grids[1] else grids
-    versus, answer = comparison_page.write_comparison(addresses, names, local_folder(addresses[0]), command)
+    with _told_in_one_line():
+        versus, answer = comparison_page.write_comparison(addresses, names, local_folder(addresses[0]), command)
     print(f"{answer}\nreport: {versus}")
+
+
+@contextmanager
+def _told_in_one_line() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise WriteError(f"the report must be written, got {error.filename} ({error.strerror})") from error
 
 
 def publish(address: str, target: str, curve_rows: int | None) -> str:

@@ -66,11 +66,12 @@ class WarmupConfig:
         require(
             self.learning_rate is None or self.learning_rate > 0, "learning_rate", "be positive", self.learning_rate
         )
+        require((self.learning_rate or 0.0) <= 1.0, "learning_rate", "be at most 1", self.learning_rate)
         require(math.isfinite(self.decorrelate or 0.0), "decorrelate", "be a finite number", self.decorrelate)
         require(self.lora_rank >= 1, "lora_rank", "be at least 1", self.lora_rank)
         require(self.seed >= 0, "seed", "be at least 0", self.seed)
         require(bool(self.output), "output", "name the folder to write", "nothing")
-        require(not Path(self.output).is_file(), "output", "be a folder", self.output)
+        require(not Path(self.output).expanduser().is_file(), "output", "be a folder", self.output)
         if self.model != "scratch":
             check_model_folder(self.model)
 

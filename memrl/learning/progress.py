@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 
 from memrl.config import TrainConfig
 from memrl.task.reach import Reach
-from memrl.task.result import RunResult, Status
+from memrl.task.result import DIVERGED, RunResult, Status
 
 _MEASURED_SHARE = 0.1
 """What measuring keys may cost, as a share of training."""
@@ -112,7 +112,7 @@ class Progress:
             if self.status[cell] != TRAINING:
                 continue
             if not math.isfinite(log2):
-                self.fail(cell, f"the policy diverged: log2 P(secret) is {log2}")
+                self.fail(cell, f"{DIVERGED}: log2 P(secret) is {log2}")
             elif measured[cell]:
                 self._note(cell, config, log2, float(observed_bits[cell]))
                 if spent[cell] and self.status[cell] == TRAINING:

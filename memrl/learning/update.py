@@ -15,6 +15,7 @@ from memrl.learning.roots import Roots
 from memrl.learning.state import PackState
 from memrl.policy.trie_walk import Splitter, Walk, walk_tries
 from memrl.rollout.repeat import RepeatableSplitter
+from memrl.task.result import DIVERGED
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ def _learn(
     norms = state.adapters.gradient_norms()
     state.adapters.update(ended=np.flatnonzero(~state.progress.is_training).tolist())
     for cell in np.flatnonzero(~np.isfinite(norms)):
-        state.progress.fail(cell, f"the policy diverged: the gradient's norm is {norms[cell]}")
+        state.progress.fail(cell, f"{DIVERGED}: the gradient's norm is {norms[cell]}")
     return norms
 
 

@@ -35,6 +35,17 @@ def find_linears(model: nn.Module) -> dict[str, nn.Linear]:
     return {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear) and m is not head}
 
 
+def check_linears(model: nn.Module, linears: Mapping[str, nn.Linear]) -> None:
+    """Refuses a model without layers that adapters go on, such as GPT-2's of another kind.
+
+    Raises:
+        ValueError: `linears`, what is left of `find_linears`, is empty.
+    """
+    if not linears:
+        kind = type(model).__name__
+        raise ValueError(f"model must have linear layers (torch.nn.Linear) beside its head, got {kind}")
+
+
 def describe_adapter(config: TrainConfig, layers: Iterable[str]) -> dict[str, object]:
     """A cell's adapter_config.json, as PEFT and vLLM read it.
 

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from memrl.config import Dtype, TrainConfig
 from memrl.limits import MOST_KEYS, MOST_LISTED
+from memrl.policy.adapter_pack import check_linears, find_linears
 from memrl.policy.base_model import (
     EncodedTask,
     encode_task,
@@ -122,9 +123,11 @@ def calibrate_model(
         report: told how far it has come.
 
     Raises:
-        ValueError: the model does not score a tree of answers as it scores them one by one.
+        ValueError: the model has no layers for adapters, or does not score a tree of answers as it scores them one by
+            one.
     """
     start = time.perf_counter()
+    check_linears(model, find_linears(model))
     check_walk(model, max(tasks, key=lambda task: len(task.prompt_ids) + task.max_tokens))
     before = [math.nan] * len(tasks)
     if not untrained:
@@ -294,17 +297,26 @@ def _name_calibration(model: str, questions: Sequence[Question], dtype: Dtype) -
 
 
 def _calibrate_into(folder: Path, model: str, questions: Sequence[Question], dtype: Dtype, report: Report) -> None:
-    base, tokenizer = load_base_model(model, dtype)
-    tasks = [encode_task(tokenizer, *question) for question in questions]
-    calibration = calibrate_model(base, tasks, BODY_RECIPE, report=report)
-    for prompt in calibration.prompts:
-        check_calibrated(prompt.prior, prompt.task, model)
-    folder.parent.mkdir(exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    draft = _make_draft(folder)
     try:
+        base, tokenizer = load_base_model(model, dtype)
+        tasks = [encode_task(tokenizer, *question) for question in questions]
+        calibration = calibrate_model(base, tasks, BODY_RECIPE, report=report)
+        for prompt in calibration.prompts:
+            check_calibrated(prompt.prior, prompt.task, model)
         save_calibration(calibration, tokenizer, draft, model)
         # Launches that start together each make one; whoever comes late keeps the other's.
         if not folder.is_dir():
             draft.rename(folder)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def _make_draft(folder: Path) -> Path:
+    """An empty folder beside one that is to be made, so that what can't be written is refused before the work."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    except OSError as error:
+        rule = f"the cache of calibrated models must be writable, got {folder.parent} ({error.strerror})"
+        raise ValueError(f"{rule}; XDG_CACHE_HOME names another") from None

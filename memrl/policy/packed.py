@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from memrl.config import TrainConfig
 from memrl.policy import llama
 from memrl.policy.activations import Activations, RecomputedActivations, is_memory_short
-from memrl.policy.adapter_pack import AdapterPack, ExpertProjection, find_linears
+from memrl.policy.adapter_pack import AdapterPack, ExpertProjection, check_linears, find_linears
 from memrl.policy.autograd_network import AutogradNetwork
 from memrl.policy.compiled_decoder import CompiledDecoderNetwork
 from memrl.policy.experts import describe_projections, find_experts, leave_out_routers, list_unadapted_experts
@@ -92,9 +92,8 @@ def check_layers(model: PreTrainedModel, linears: Mapping[str, nn.Linear], exper
     Raises:
         ValueError: the model has no linear layers for adapters.
     """
+    check_linears(model, linears)
     kind = type(model).__name__
-    if not linears:
-        raise ValueError(f"model must have linear layers (torch.nn.Linear) beside its head, got {kind}")
     unadapted = list_unadapted_experts(model, experts)
     if unadapted or experts:
         left_out = "experts and routers" if unadapted else "routers"

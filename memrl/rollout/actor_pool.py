@@ -5,15 +5,17 @@ trial calls `VLLMRollout.connect` and samples. `rollout_bundles` is what a trial
 the learner's bundle.
 """
 
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import ActorUnschedulableError, RayActorError
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from memrl.errors import StartError
 from memrl.rollout.backend import SampledEpisodes, SampleRequest
 from memrl.rollout.vllm_actor import EngineOptions, VLLMEngine, find_engine_device
 
@@ -26,6 +28,11 @@ COLOCATED_LEARNER_GPUS = 0.49
 
 _PATIENCE_S = 30.0
 """Seconds to wait for an engine to shut down before killing it."""
+
+_LEAST_WAIT_S = 600.0
+_MOST_TIMES_LONGER = 20.0
+_TOKEN_S = 0.01
+"""An engine's answer is waited for so long, and so many times as long as its tokens took so far, or before, as this."""
 
 _PARTS = 10_000
 """Ray counts resources in ten-thousandths."""
@@ -65,14 +72,28 @@ class PoolStats(TypedDict):
 
 
 class EngineRoster:
-    """Every engine that was ever started in a pool, restarts included."""
+    """Every engine that was ever started in a pool, restarts included, and which of them are to end."""
 
     def __init__(self) -> None:
         self._records: list[EngineRecord] = []
+        self._running_since: dict[int, float] = {}
 
     def add(self, record: EngineRecord) -> None:
         """Enters a started engine."""
         self._records.append(record)
+        self._running_since[record.actor] = time.monotonic()
+
+    def condemn(self, actor: int, waited_s: float) -> bool:
+        """Whether who has waited for an answer in vain is to end the engine; of several who ask, one is.
+
+        Args:
+            actor: index of the engine's actor.
+            waited_s: for how long; an engine that has started meanwhile goes on.
+        """
+        if time.monotonic() - self._running_since.get(actor, math.inf) < waited_s:
+            return False
+        del self._running_since[actor]
+        return True
 
     def records(self) -> list[EngineRecord]:
         """All engines, in the order in which they started."""
@@ -106,21 +127,29 @@ class VLLMRollout:
     """Samples episodes with the engines of a pool; a `RolloutBackend`.
 
     Args:
-        actors: handles of the pool's rollout actors, or of those of them that this trial is to use.
+        actors: handles of the pool's rollout actors, or of those of them that this trial is to use, by their indices.
         roster: handle of the pool's roster.
+        least_wait_s: an engine that does not answer is ended, and started again, after so many seconds and 20 times as
+            many as its answer should take.
     """
 
-    def __init__(self, actors: Sequence[Any], roster: Any) -> None:
-        self.actors = list(actors)
+    def __init__(self, actors: Mapping[int, Any], roster: Any, least_wait_s: float = _LEAST_WAIT_S) -> None:
+        self.actors = list(actors.values())
+        self._indices = list(actors)
         self._roster = roster
+        self._least_wait_s = least_wait_s
+        self._token_s = _TOKEN_S
 
     @classmethod
-    def connect(cls, pool: str = "memrl", *, colocated: bool = False) -> "VLLMRollout":
+    def connect(
+        cls, pool: str = "memrl", *, colocated: bool = False, least_wait_s: float = _LEAST_WAIT_S
+    ) -> "VLLMRollout":
         """Finds the engines of a running pool by name, from any process of the same Ray cluster.
 
         Args:
             pool: the pool's name.
             colocated: take only the engine that shares this process's GPU.
+            least_wait_s: as of the class.
 
         Raises:
             ValueError: there is no such pool, or no engine on this process's GPU.
@@ -134,20 +163,33 @@ class VLLMRollout:
             where = {index: record for index, record in where.items() if _shares_gpu(record)}
             if not where:
                 raise ValueError("colocated must be False where no engine shares the learner's GPU, got True")
-        return cls([_find_actor(_name_actor(pool, index)) for index in sorted(where)], roster)
+        return cls({index: _find_actor(_name_actor(pool, index)) for index in sorted(where)}, roster, least_wait_s)
 
     def sample(self, requests: Sequence[SampleRequest]) -> list[SampledEpisodes]:
-        """Samples every request, in order; blocks until all are done. Requests are split over the engines by cell."""
+        """Samples every request, in order; blocks until all are done. Requests are split over the engines by cell.
+
+        An engine that does not answer in time is ended; Ray starts it again, and asks it anew.
+        """
         shares = split_by_cell(requests, len(self.actors))
-        parts = [
-            (share, actor.sample.remote([requests[position] for position in share]))
-            for share, actor in zip(shares, self.actors, strict=True)
-            if share
-        ]
+        asked = [[requests[position] for position in share] for share in shares]
+        answers = [actor.sample.remote(part) if part else None for part, actor in zip(asked, self.actors, strict=True)]
         done: dict[int, SampledEpisodes] = {}
-        for share, reference in parts:
-            done.update(zip(share, ray.get(reference), strict=True))
+        for place, answer in enumerate(answers):
+            if answer is not None:
+                done.update(zip(shares[place], self._wait_for(answer, place, _count_tokens(asked[place])), strict=True))
         return [done[position] for position in range(len(requests))]
+
+    def _wait_for(self, answer: Any, place: int, num_tokens: int) -> list[SampledEpisodes]:
+        begun = time.monotonic()
+        wait_s = self._least_wait_s + _MOST_TIMES_LONGER * self._token_s * num_tokens
+        while not ray.wait([answer], timeout=wait_s)[0]:
+            if ray.get(self._roster.condemn.remote(self._indices[place], wait_s)):
+                ray.kill(self.actors[place], no_restart=False)
+        took_s = time.monotonic() - begun
+        if took_s < wait_s:
+            # Later answers count for half, the earlier ones for the other.
+            self._token_s = (self._token_s + took_s / num_tokens) / 2
+        return ray.get(answer)
 
     def stats(self) -> PoolStats:
         """What the pool has done, and this backend's actors."""
@@ -164,6 +206,11 @@ class VLLMRollout:
         self.actors = []
 
 
+def _count_tokens(requests: Sequence[SampleRequest]) -> int:
+    """The most tokens that requests can bring."""
+    return sum(request.num_episodes * request.max_tokens for request in requests)
+
+
 def split_by_cell(requests: Sequence[SampleRequest], num_actors: int) -> list[list[int]]:
     """Splits requests over actors: a cell's requests stay together, and actors get about as many tokens to sample each.
 
@@ -173,7 +220,7 @@ def split_by_cell(requests: Sequence[SampleRequest], num_actors: int) -> list[li
     cells: dict[str, list[int]] = {}
     for position, request in enumerate(requests):
         cells.setdefault(request.cell_id, []).append(position)
-    cost = {cell: sum(requests[p].num_episodes * requests[p].max_tokens for p in at) for cell, at in cells.items()}
+    cost = {cell: _count_tokens([requests[position] for position in at]) for cell, at in cells.items()}
     shares: list[list[int]] = [[] for _ in range(num_actors)]
     load = [0] * num_actors
     for cell in sorted(cells, key=lambda cell: -cost[cell]):
@@ -193,8 +240,8 @@ def start_rollout_actors(
 ) -> VLLMRollout:
     """Starts the engines of a sweep and waits until they can sample.
 
-    The engines belong to the calling process: they end when it ends, or at `shut_down`. An engine whose node is lost is
-    started again elsewhere, and what it was sampling is sampled again.
+    The engines belong to the calling process: they end when it ends, or at `shut_down`. An engine whose node is lost,
+    or that does not answer, is started again, and what it was sampling is sampled again.
 
     Args:
         options: how each engine is built.
@@ -206,6 +253,7 @@ def start_rollout_actors(
 
     Raises:
         ValueError: vLLM is not installed or can't serve the model, or num_rollout_actors is not positive.
+        StartError: Ray starts no process for an engine, as on a machine that is too busy.
     """
     find_engine_device()
     if num_rollout_actors < 1:
@@ -225,7 +273,10 @@ def start_rollout_actors(
     except RayActorError as error:
         reason = str(error).strip().splitlines()[-1]
         raise ValueError(f"model must be one that vLLM can serve, got {options.model!r} ({reason})") from error
-    return VLLMRollout(actors, roster)
+    except ActorUnschedulableError as error:
+        reason = str(error).partition("\n")[0]
+        raise StartError(f"vLLM's engines can't start, since Ray starts no processes for them: {reason}") from error
+    return VLLMRollout(dict(enumerate(actors)), roster)
 
 
 def count_engine_gpus(options: EngineOptions) -> float:

@@ -17,6 +17,7 @@ def start_engines(cells: Sequence[TrainConfig], execution: Execution) -> Iterato
 
     Raises:
         RefusedError: vLLM can't serve the model.
+        StartError: its processes can't start.
     """
     if not uses_engines(cells):
         yield ()

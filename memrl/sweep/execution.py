@@ -30,6 +30,7 @@ class Execution:
     device: Device = field(default="auto", doc="what trials train on; auto: GPUs that Ray sees, or the CPU")
     address: str | None = field(default=None, doc="Ray cluster to run on, or auto; unset: Ray starts here")
     save_adapters: str = field(default="", doc="folder for the adapter of each cell, in PEFT's layout; unset: none")
+    retry_diverged: bool = field(default=False, doc="train cells again whose policies diverged in an earlier launch")
     log_to: LogTo | None = field(
         default=None, doc="where the sweep is shown while it runs, with a curve a condition; unset: live.html alone"
     )

@@ -63,10 +63,12 @@ class Plan:
         )
 
 
-def find_left(store: TableStore, cells: Mapping[str, TrainConfig]) -> dict[str, TrainConfig]:
-    """The cells that the tables do not hold as finished, by cell_id."""
-    finished = store.finished_cell_ids()
-    return {cell_id: cell for cell_id, cell in cells.items() if cell_id not in finished}
+def find_left(
+    store: TableStore, cells: Mapping[str, TrainConfig], *, retry_diverged: bool = False
+) -> dict[str, TrainConfig]:
+    """The cells that the tables do not hold as finished, nor as diverged unless these are asked for, by cell_id."""
+    ended = store.finished_cell_ids() | (set() if retry_diverged else store.diverged_cell_ids())
+    return {cell_id: cell for cell_id, cell in cells.items() if cell_id not in ended}
 
 
 def plan_packs(cells: Sequence[TrainConfig], execution: Execution, num_cpus: float, num_gpus: float) -> Plan:

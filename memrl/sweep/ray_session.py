@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray._private import utils as ray_utils
 from ray._private import worker as ray_worker
 
 from memrl.errors import StartError
@@ -122,11 +123,13 @@ def _init_twice(options: dict[str, Any], folder: Path) -> None:
 
 @contextmanager
 def _keep_signals() -> Iterator[None]:
-    """Puts back the handlers of signals that Ray replaces by its own."""
+    """Keeps the handlers of signals, which Ray replaces by its own, and puts back those that it did replace."""
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    replace_handler, ray_utils.set_sigterm_handler = ray_utils.set_sigterm_handler, lambda handler: None
     try:
         yield
     finally:
+        ray_utils.set_sigterm_handler = replace_handler
         for number, handler in handlers.items():
             signal.signal(number, handler)
 

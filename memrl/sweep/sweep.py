@@ -75,7 +75,8 @@ class Sweep:
     ) -> None:
         self._name, self._cells, self._execution = name, cells, execution
         self._store, self._command, self._console = store, command, console
-        self.left = find_left(store, cells)
+        self.left = find_left(store, cells, retry_diverged=execution.retry_diverged)
+        self._num_diverged = len(store.diverged_cell_ids() & cells.keys() - self.left.keys())
         rows = store.read(EPISODES_TO_MEMORIZE, ["cell_id", "status"]).to_pylist()
         self._played = set(store.read(AGENTS, ["cell_id"])["cell_id"].to_pylist())
         self.unplayed = find_unplayed(cells.values(), self._played)
@@ -329,6 +330,11 @@ class Sweep:
 
         if not self.left:
             self._console.say(f"{self._name}: all {len(self._cells):,} cells were finished already")
+        if self._num_diverged:
+            told = (
+                f"{self._num_diverged:,} of them diverged in an earlier launch; retry_diverged=True trains these again"
+            )
+            self._console.say(told)
         print_table(self._store, self._cells, self._console)
         if self.left:
             self._say_counts()
@@ -362,4 +368,5 @@ class Sweep:
         self._console.say(f"{ended:,} cells and {recorder.episodes:,} episodes in {took}")
         if failed:
             self._console.say(f"{failed:,} cells failed, the first one as {recorder.first_error}")
-            self._console.say(f"To try them again: {self._command}")
+            diverged = self.left.keys() & self._store.diverged_cell_ids() if not self._execution.retry_diverged else ()
+            self._console.say(f"To try them again: {self._command}{' retry_diverged=True' if diverged else ''}")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from ray import tune
+from ray.air._internal import usage
 from ray.tune.experiment import Trial
 
 from memrl.learning.timeline import Timeline
@@ -150,6 +151,8 @@ def tune_packs(plan: Plan, listener: Listener) -> None:
     # A part of a pack that has died need not die thrice before it is split in turn; a cell alone has all its tries.
     is_searching = plan.first_due > 0 and any(len(plan.packs[pack]) > 1 for pack in due)
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+    # To count who calls back, Ray would import wandb: seconds, and temporary folders that stay where this is killed.
+    usage.tag_callbacks = lambda callbacks: False
     groups = [tune.PlacementGroupFactory(bundles) for bundles in plan.placements or [[plan.resources]]]
     place = groups[0] if len(groups) == 1 else lambda config: groups[config["pack"] % len(groups)]
     with scratch_folder() as storage:

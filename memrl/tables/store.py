@@ -1,7 +1,7 @@
 """TableStore: the one writer of results, and a reader that survives what happens while a sweep runs."""
 
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,6 +16,7 @@ from memrl.tables.folder import TableFolder, sort_newest
 from memrl.tables.lock import hold_folder, hold_rewriting
 from memrl.tables.parts import DamagedPartError
 from memrl.tables.schema import AGENTS, CURVES, EPISODES_TO_MEMORIZE, SCHEMAS, Row
+from memrl.task.result import DIVERGED
 
 DAMAGED = "damaged"
 """The folder beside the tables where a writer puts what it finds there and can't read."""
@@ -49,6 +50,7 @@ class TableStore:
         self._filesystem, self._root = find_filesystem(address)
         self._run = f"{datetime.now(UTC):%Y%m%dT%H%M%S%f}-{uuid.uuid4().hex[:8]}"
         self._is_writing = False
+        self._renew_lock: Callable[[], None] = _do_nothing
         self._folders = {
             table: TableFolder(table, self._filesystem, f"{self._root}/{table}", self._run, self._meet_damage)
             for table in SCHEMAS
@@ -76,7 +78,7 @@ class TableStore:
             WriteError: what earlier writers left can't be mended.
         """
         self.create()
-        with self._lock(cell_id):
+        with self._lock(cell_id) as self._renew_lock:
             self._is_writing = True
             try:
                 with self._told_in_one_line():
@@ -86,7 +88,7 @@ class TableStore:
                         folder.mend(alone=cell_id is None)
                 yield
             finally:
-                self._is_writing = False
+                self._is_writing, self._renew_lock = False, _do_nothing
 
     def create(self) -> None:
         """Makes the folders, with an empty part in each, so that even a reader before the first row sees the columns.
@@ -115,7 +117,8 @@ class TableStore:
 
         Raises:
             ValueError: a column is missing, unknown or of another type, or a row lacks its key.
-            WriteError: the rows can't be written now; they will be with the next append.
+            WriteError: the rows can't be written now; they will be with the next append. Or another process has come in
+                where somebody removed the lock's file: they never will be.
         """
         _check_table(table)
         more, failed = conform(table, rows)
@@ -194,6 +197,12 @@ class TableStore:
         ended = [row for row in rows if row["agent"] == "lora" and row["status"] in _ENDED]
         return {row["cell_id"] for row in ended if _is_whole(row, *held.get(row["cell_id"], (0, -1)))}
 
+    def diverged_cell_ids(self) -> set[str]:
+        """The cells that failed since their policies diverged: they would again."""
+        rows = self.read(EPISODES_TO_MEMORIZE, ["cell_id", "status", "error"]).to_pylist()
+        failed = [row for row in rows if row["status"] == "failed"]
+        return {row["cell_id"] for row in failed if (row["error"] or "").startswith(DIVERGED)}
+
     def drop_cells(self, cell_ids: Iterable[str]) -> None:
         """Removes the rows that trained policies left for some cells, so that these can be trained again.
 
@@ -233,11 +242,17 @@ class TableStore:
         if older.num_rows:
             self._folders[AGENTS].grow(older.select(SCHEMAS[AGENTS].names))
 
-    def _lock(self, cell_id: str | None) -> AbstractContextManager[None]:
-        return hold_folder(Path(self._root), cell_id) if is_local(self._filesystem) else nullcontext()
+    def _lock(self, cell_id: str | None) -> AbstractContextManager[Callable[[], None]]:
+        return hold_folder(Path(self._root), cell_id) if is_local(self._filesystem) else nullcontext(_do_nothing)
 
     @contextmanager
     def _told_in_one_line(self) -> Iterator[None]:
+        try:
+            self._renew_lock()
+        except ValueError as error:  # somebody has removed the lock's file, and somebody else has come in
+            raise WriteError(str(error)) from error
+        except OSError:
+            pass  # the write itself tells what is wrong with the folder
         try:
             yield
         except OSError as error:
@@ -252,6 +267,10 @@ class TableStore:
         self._filesystem.create_dir(target.rpartition("/")[0], recursive=True)
         self._filesystem.move(part, target)
         self.damaged.append(f"{error}; set aside as {target}")
+
+
+def _do_nothing() -> None:
+    pass
 
 
 def _check_table(table: str) -> None:

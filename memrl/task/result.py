@@ -6,6 +6,9 @@ from typing import Literal
 
 Status = Literal["memorized", "budget_spent", "failed"]
 
+DIVERGED = "the policy diverged"
+"""How the error begins of a run whose numbers are no numbers any more, and that would end so again."""
+
 
 @dataclass(frozen=True)
 class RunResult:

@@ -28,14 +28,14 @@ TIMES = ["seconds", "created"]
 DEADLINE_S = 900.0
 
 PLAN = {
-    "trial": 6,
-    "agents": 2,
-    "log_monitor": 2,
-    "launcher SIGINT": 4,
-    "launcher SIGTERM": 4,
-    "launcher SIGKILL": 4,
-    "raylet": 3,
-    "gcs_server": 3,
+    "trial": 10,
+    "agents": 4,
+    "log_monitor": 4,
+    "launcher SIGINT": 2,
+    "launcher SIGTERM": 2,
+    "launcher SIGKILL": 2,
+    "raylet": 2,
+    "gcs_server": 2,
     "ray agent": 2,
 }
 """How many processes of each kind are killed, 30 in all. A trial's process is the learner's."""
@@ -58,6 +58,8 @@ def temporary(monkeypatch) -> Iterator[Path]:
     """A temporary folder of this test alone, whose path is short enough for Ray's sockets."""
     folder = Path(tempfile.mkdtemp(prefix="chaos-", dir="/tmp"))
     monkeypatch.setenv("TMPDIR", str(folder))
+    # Ray's workers stand back for all else that runs, so that on a busy machine hours would go into their starts.
+    monkeypatch.setenv("RAY_worker_niceness", "0")
     monkeypatch.setenv(MARK, folder.name)
     yield folder
     shutil.rmtree(folder, ignore_errors=True)
@@ -108,6 +110,8 @@ def disturb(launcher: subprocess.Popen[bytes], due: list[str], dice: random.Rand
             lost[kind] += 1
             due.remove(kind)
             print(f"{time.monotonic() - begun:6.1f} s into a launch: {kind}")
+        if kind == "launcher SIGKILL":
+            launcher.wait()
     return lost
 
 
@@ -174,4 +178,5 @@ def test_thirty_kills_end_in_the_tables_of_an_undisturbed_sweep_and_leave_nothin
     while find_left(temporary.name) and time.monotonic() < deadline:
         time.sleep(1)
     assert find_left(temporary.name) == []
-    assert [path.name for path in temporary.iterdir()] == []
+    # The cache that torch keeps for this user is not of one sweep.
+    assert [path.name for path in temporary.iterdir() if not path.name.startswith("torchinductor_")] == []

@@ -59,7 +59,8 @@ def test_a_temporary_folder_of_a_long_name_beyond_ascii_will_do(tmp_path):
     temporary = tmp_path / ("ü" * 60)
     temporary.mkdir()
     check_that_it_worked(tmp_path, launch(tmp_path, TMPDIR=str(temporary)))
-    assert list(temporary.iterdir()) == []
+    # The cache that torch keeps for this user is not of one sweep.
+    assert [path.name for path in temporary.iterdir() if not path.name.startswith("torchinductor_")] == []
 
 
 @pytest.mark.chaos

@@ -305,6 +305,15 @@ def test_a_damaged_part_is_one_line_that_names_it_and_stays(tmp_path):
     assert part.exists()
 
 
+def test_a_page_that_can_not_be_written_is_one_line(sweep, tmp_path):
+    shutil.copytree(sweep, tmp_path / "sweep", ignore=shutil.ignore_patterns("figures"))
+    (tmp_path / "sweep" / "figures").touch()
+    done = run_command("grid=tiny", f"results={tmp_path / 'sweep'}")
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert re.fullmatch(r"error: the report must be written, got \S+ \(.+\)", line)
+
+
 def test_cells_that_all_failed_are_refused_though_the_agents_played(sweep, tmp_path):
     source, target = TableStore(str(sweep)), TableStore(str(tmp_path))
     target.create()

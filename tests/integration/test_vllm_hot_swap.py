@@ -1,9 +1,11 @@
 """Hot swaps, waves, order and seeds of a running engine; one engine serves all tests of this file."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
+import psutil
 import pytest
 import ray
 from ray_cluster import start_ray
@@ -141,3 +143,28 @@ def test_an_engine_that_dies_is_started_again_and_its_work_repeated(rollout: VLL
     (after,) = rollout.sample([request])
     np.testing.assert_array_equal(before.tokens, after.tokens)
     assert rollout.stats()["engines_started"] == 2
+
+
+def test_an_engine_that_hangs_is_replaced_and_its_work_repeated_once(rollout: VLLMRollout, folder: str) -> None:
+    learner = wrap_with_adapter(folder, rank=4, seed=91)
+    request = make_request(export_adapter(learner), SHORT, cell_id="patient")
+    (before,) = rollout.sample([request])
+    started = rollout.stats()["engines_started"]
+    # Two trials wait for it, and both see that it does not answer: it is ended once.
+    trials = [VLLMRollout.connect(least_wait_s=1.0) for _ in range(2)]
+    hanging = find_engines()
+    for process in hanging:
+        process.suspend()
+    with ThreadPoolExecutor() as pool:
+        for (after,) in pool.map(lambda trial: trial.sample([request]), trials):
+            np.testing.assert_array_equal(before.tokens, after.tokens)
+    stats = rollout.stats()
+    assert stats["engines_started"] == started + 1
+    assert stats["actors"][0]["num_episodes"] == len(trials) * request.num_episodes
+    assert not [process for process in hanging if process.is_running()]
+
+
+def find_engines() -> list[psutil.Process]:
+    """The engines' processes."""
+    below = psutil.Process().children(recursive=True)
+    return [process for process in below if "VLLMRolloutActor" in " ".join(process.cmdline())]

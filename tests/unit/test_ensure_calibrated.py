@@ -36,6 +36,15 @@ def test_it_is_done_once_and_kept_under_a_name_of_its_own(raw):
     assert ensure_calibrated(raw, cells[:2], dry_run=True) != address
 
 
+def test_a_cache_that_can_not_be_written_is_refused_before_the_work(raw, tmp_path):
+    told: list[str] = []
+    (tmp_path / "cache" / "memrl").mkdir(parents=True)
+    (tmp_path / "cache" / "memrl" / "calibrated").touch()
+    with pytest.raises(ValueError, match=r"^the cache of calibrated models must be writable, got .+; XDG_CACHE_HOME"):
+        ensure_calibrated(raw, [TrainConfig(model=raw, N=4)], report=lambda stage, *rest: told.append(stage))
+    assert not told
+
+
 def test_the_embedded_model_is_calibrated_already():
     assert ensure_calibrated("embedded", [TrainConfig(N=N, env_type="multi_step") for N in (4, 64)]) == "embedded"
 

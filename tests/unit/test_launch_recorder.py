@@ -20,6 +20,7 @@ from memrl.sweep.sweep import Sweep
 from memrl.tables.rows import failed_row
 from memrl.tables.schema import CURVES, CURVES_SCHEMA, EPISODES_TO_MEMORIZE
 from memrl.tables.store import TableStore
+from memrl.task.result import DIVERGED
 
 CELLS = [TrainConfig(N=4, seed=seed) for seed in range(6)]
 PACKS = [CELLS[:4], CELLS[4:]]
@@ -210,6 +211,22 @@ def test_tables_that_can_not_be_written_stop_a_sweep_in_one_line(tmp_path, monke
     *_, problem, advice = capsys.readouterr().out.splitlines()
     assert problem == "error: results must be a writable address, got x (No space left on device)"
     assert advice == "Stopped; what has finished is kept. To go on: again"
+
+
+def test_a_cell_that_diverged_is_not_trained_again_unless_that_is_asked(tmp_path, capsys):
+    cells = {cell.cell_id: cell for cell in CELLS[:3]}
+    store = TableStore(str(tmp_path))
+    store.create()
+    broken, diverged = failed_row(CELLS[1], "ValueError: x"), failed_row(CELLS[2], f"{DIVERGED}: log2 P(secret) is nan")
+    store.append(EPISODES_TO_MEMORIZE, [ended(CELLS[0]), broken, diverged])
+    store.append(CURVES, stretch(ended(CELLS[0])).curves)
+    sweep = Sweep("smoke", cells, Execution(), store, "again", SteadyConsole())
+    assert sweep.left.keys() == {CELLS[1].cell_id}
+    sweep.finish()
+    told = "1 of them diverged in an earlier launch; retry_diverged=True trains these again"
+    assert told in capsys.readouterr().out.splitlines()
+    asked = Sweep("smoke", cells, Execution(retry_diverged=True), store, "again", SteadyConsole())
+    assert asked.left.keys() == {CELLS[1].cell_id, CELLS[2].cell_id}
 
 
 def test_a_pack_whose_trial_dies_is_split_until_one_cell_is_left_and_that_one_fails(tmp_path):

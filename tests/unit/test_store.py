@@ -14,6 +14,7 @@ from table_rows import append_cells, cell_row, curve_rows
 from memrl.tables import folder as folder_module
 from memrl.tables.folder import MOST_SMALL_PARTS, PART_ROWS
 from memrl.tables.parts import store_schema
+from memrl.tables.places import has_tables, local_folder
 from memrl.tables.schema import CURVES, CURVES_SCHEMA, EPISODES_TO_MEMORIZE, EPISODES_TO_MEMORIZE_SCHEMA
 from memrl.tables.store import TableStore
 
@@ -108,6 +109,14 @@ def test_a_batch_that_is_used_again_and_keys_that_are_measured_now_and_then_have
     every_fourth = [row | {"update": 4 * row["update"]} for name in "abc" for row in curve_rows(name, 3)]
     store.append(CURVES, [row for row in every_fourth if (row["cell_id"], row["update"]) != ("b", 4)])
     assert store.finished_cell_ids() == {"a", "c"}
+
+
+def test_a_tilde_that_the_shell_leaves_alone_is_the_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    TableStore("~/results").create()
+    assert (tmp_path / "results" / CURVES).is_dir()
+    assert has_tables("~/results")
+    assert local_folder("~/results") == tmp_path / "results"
 
 
 @pytest.mark.parametrize("status", ["banana", None])

@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+from memrl.errors import WriteError
 from memrl.tables.store import TableStore
 
 HOLD = """
@@ -90,6 +91,31 @@ def test_a_lock_is_free_after_its_block_failed(tmp_path):
     with pytest.raises(KeyError), TableStore(str(tmp_path)).open_for_writing():
         raise KeyError
     assert opens(tmp_path)
+
+
+@pytest.mark.parametrize("cell_id", [None, "a"])
+def test_a_lock_whose_file_is_removed_is_taken_again_with_the_next_change(tmp_path, cell_id):
+    store = TableStore(str(tmp_path))
+    with store.open_for_writing(cell_id):
+        for lock in tmp_path.glob(".lock*"):
+            lock.unlink()
+        store.append("curves", [])
+        assert not opens(tmp_path)
+        assert not opens(tmp_path, "a")
+    assert opens(tmp_path)
+
+
+@pytest.mark.parametrize("cell_id", [None, "a"])
+def test_who_came_in_past_a_removed_lock_keeps_its_first_holder_out(start_writer, tmp_path, cell_id):
+    store = TableStore(str(tmp_path))
+    with store.open_for_writing(cell_id):
+        (tmp_path / ".lock").unlink()
+        start_writer()
+        for change in (lambda: store.append("curves", []), lambda: store.drop_cells(["a"]), store.compact):
+            with pytest.raises(
+                WriteError, match=r"^results must be free, got .+, which a running sweep or run writes$"
+            ):
+                change()
 
 
 def test_a_disk_without_locks_is_written_with_a_warning(tmp_path, monkeypatch, caplog):

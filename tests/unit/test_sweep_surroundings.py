@@ -14,6 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray._private import utils as ray_utils
 from ray._private import worker as ray_worker
 from rich.table import Table
 
@@ -83,6 +84,14 @@ def test_logs_are_told_apart_by_process_and_named_after_the_actor(tmp_path):
     (tmp_path / "raylet.err").write_text("not ours\n")
     assert read_logs(tmp_path, job) == {"PackTrial-17": "Traceback\nhello\n"}
     assert list(read_logs(tmp_path, job, "10.0.0.7")) == ["PackTrial-10.0.0.7-17"]
+
+
+def test_signals_while_ray_starts_are_the_sweep_s():
+    handler = signal.getsignal(signal.SIGTERM)
+    with ray_session._keep_signals():
+        ray_utils.set_sigterm_handler(lambda number, frame: sys.exit(number))
+        assert signal.getsignal(signal.SIGTERM) is handler
+    assert signal.getsignal(signal.SIGTERM) is handler
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

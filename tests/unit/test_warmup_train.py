@@ -1,13 +1,15 @@
 """The command: what it refuses, and how, and which prompts a calibration keeps."""
 
 import json
+import re
 import subprocess
 import sys
 from typing import Any
 
 import pytest
+import transformers
 
-from memrl.calibrate import calibrate, make_recipe
+from memrl.calibrate import ProgressLine, calibrate, make_recipe
 from memrl.policy.base_model import encode_task, load_base_model, save_base_model
 from memrl.policy.calibration import measure_prior
 from memrl.policy.embedded import build_embedded_model, build_embedded_tokenizer
@@ -26,6 +28,7 @@ from memrl.warmup_config import WarmupConfig
         ({"steps": 0}, "steps must be at least 1, got 0"),
         ({"learning_rate": -1.0}, "learning_rate must be positive, got -1.0"),
         ({"learning_rate": 0.0}, "learning_rate must be positive, got 0.0"),
+        ({"learning_rate": 1e300}, "learning_rate must be at most 1, got 1e+300"),
         ({"lora_rank": 0}, "lora_rank must be at least 1, got 0"),
         ({"seed": -1}, "seed must be at least 0, got -1"),
         ({"output": __file__}, "output must be a folder, got"),
@@ -33,9 +36,42 @@ from memrl.warmup_config import WarmupConfig
     ],
 )
 def test_a_field_that_makes_no_sense_is_refused(fields, message):
-    with pytest.raises(ValueError, match="^" + message.replace("(", r"\(")) as error:
+    with pytest.raises(ValueError, match="^" + re.escape(message)) as error:
         WarmupConfig(**({"output": "out"} | fields))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("output", ["/proc/out", f"{__file__}/out", f"{__file__}/out/below"])
+def test_a_folder_that_can_not_be_written_is_refused_before_a_model_is_read(output):
+    with pytest.raises(ValueError, match=r"^output must be a folder that can be written, got .+ \(.+\)$"):
+        calibrate(WarmupConfig(output=output, model="scratch"))
+
+
+@pytest.mark.parametrize("device", ["banana", "cuda:99", "meta:x"])
+def test_a_device_that_is_not_there_is_refused_before_a_model_is_read(tmp_path, device):
+    with pytest.raises(ValueError, match=rf"^device must be one that torch has here, got {device} \(.+\)$"):
+        calibrate(WarmupConfig(output=str(tmp_path), model="scratch", device=device))
+
+
+def test_a_model_without_layers_for_adapters_is_refused_before_the_work(tmp_path):
+    tokenizer = build_embedded_tokenizer()
+    config = transformers.GPT2Config(
+        vocab_size=len(tokenizer), n_positions=64, n_embd=16, n_layer=1, n_head=2, bos_token_id=1, eos_token_id=1
+    )
+    save_base_model(transformers.AutoModelForCausalLM.from_config(config), tokenizer, tmp_path / "raw")
+    with pytest.raises(ValueError, match=r"^model must have linear layers .* beside its head, got GPT2LMHeadModel$"):
+        calibrate(WarmupConfig(model=str(tmp_path / "raw"), N="8", output=str(tmp_path / "out")))
+    assert [*(tmp_path / "out").iterdir()] == []
+
+
+def test_without_a_terminal_a_line_says_every_ten_seconds_how_far_it_is(capsys, monkeypatch):
+    now = 0.0
+    monkeypatch.setattr("memrl.calibrate.time.monotonic", lambda: now)
+    line = ProgressLine()
+    for done in range(1, 26):
+        now = float(done)
+        line.show("head", done, 2500)
+    assert capsys.readouterr().out.splitlines() == ["head: 10 of 2,500", "head: 20 of 2,500"]
 
 
 def test_the_command_refuses_bad_input_in_one_line_without_torch():
