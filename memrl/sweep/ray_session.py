@@ -2,6 +2,7 @@
 
 import logging
 import signal
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +25,9 @@ _OBJECT_STORE_BYTES = 512 * 1024**2
 
 _SOCKET_BYTES = 107 - len("/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store")
 """The longest path of Ray's folder: systems allow 107 bytes for that of a socket."""
+
+_CONNECT_S = 10.0
+"""A cluster's head that does not take a connection in this time is not there."""
 
 _init_quietly = partial(ray.init, log_to_driver=False, logging_level=logging.CRITICAL)
 
@@ -73,6 +77,7 @@ def silence_ray() -> None:
 def _join(address: str) -> Iterator[RaySession]:
     with _keep_signals():
         try:
+            _check_answers(address)
             cluster = _init_quietly(address)
         except Exception as error:
             rule = "address must be that of a running Ray cluster (ray up, ray start --head)"
@@ -82,6 +87,13 @@ def _join(address: str) -> Iterator[RaySession]:
         yield RaySession(available.get("CPU", 0.0), available.get("GPU", 0.0), None, cluster.dashboard_url)
     finally:
         ray.shutdown()
+
+
+def _check_answers(address: str) -> None:
+    """Raises OSError where nobody listens at an address: Ray would find out in minutes, and print what it tried."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S).close()
 
 
 @contextmanager

@@ -5,13 +5,13 @@ from dataclasses import replace
 import pytest
 
 from memrl.config import TrainConfig
-from memrl.sweep.cost import choose_packs, describe_cost, forecast_cost
+from memrl.sweep.cost import _describe, choose_packs, describe_cost, forecast_cost
 from memrl.sweep.execution import Execution
 from memrl.sweep.measure import measure_pack
 from memrl.sweep.pack_cost import PackCost
-from memrl.sweep.plan import plan_packs
+from memrl.sweep.plan import Plan, plan_packs
+from memrl.tables.places import EPISODES_TO_MEMORIZE
 from memrl.tables.rows import failed_row
-from memrl.tables.schema import EPISODES_TO_MEMORIZE
 from memrl.tables.store import TableStore
 
 CELLS = [TrainConfig(N=4, seed=seed, learning_rate=1e-2, n_steps=50) for seed in range(8)]
@@ -45,6 +45,15 @@ def test_time_is_that_of_the_runs_of_an_earlier_sweep_at_the_rate_of_the_packs_t
     assert (cost.at_once, cost.memory_bytes, cost.checkpoint_bytes, cost.adapter_bytes) == (1, 300, 2400, 0)
     kept = forecast_cost(replace(plan, adapters="adapters"), [(CELLS[0], COST)], "tiny", store)
     assert kept.adapter_bytes == 8 * 100
+
+
+def test_on_gpus_a_sweep_is_paid_by_their_hours(store):
+    plan = Plan([CELLS[:4], CELLS[4:]], 2, device="cuda", num_threads=4)
+    slow = replace(COST, seconds=1000 * COST.seconds)
+    cost = forecast_cost(plan, [(CELLS[0], slow)], "tiny", store)
+    time, *_ = _describe(cost, plan, 1)
+    assert f", {2 * cost.seconds / 3600:.1f} GPU-hours; by 1 packs" in time
+    assert "core-hours" in _describe(cost, replace(plan, device="cpu"), 1)[0]
 
 
 def replace_seed(seed: int) -> TrainConfig:
