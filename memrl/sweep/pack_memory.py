@@ -7,8 +7,9 @@ from pathlib import Path
 
 from memrl.config import TrainConfig
 from memrl.policy.model_folder import check_model_folder
+from memrl.sweep.machine import count_local_cpus, count_local_memory
 
-SHARE = 0.5
+_SHARE = 0.5
 """The share of a machine's memory that the activations of all trials at once may take."""
 
 _PROMPT_TOKENS = 64
@@ -27,6 +28,16 @@ def estimate_cell_bytes(cell: TrainConfig) -> float:
     answers = min(cell.episodes_per_update + 1, cell.num_secrets)
     tokens = cell.prompts_per_update * _PROMPT_TOKENS + answers * (2 * math.ceil(cell.secret_bits) + 1)
     return tokens * _token_bytes(cell.model)
+
+
+def bound_pack_bytes(num_trials: int, num_threads: int) -> float:
+    """The most memory that the cells of a trial's pack may take; a cluster's machines are taken to be like this one.
+
+    Args:
+        num_trials: trials at once, on all machines.
+        num_threads: CPU threads of each.
+    """
+    return _SHARE * count_local_memory() / min(num_trials, max(1, count_local_cpus() // num_threads))
 
 
 @lru_cache

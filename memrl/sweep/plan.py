@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from memrl.config import TrainConfig
 from memrl.sweep.execution import Execution
-from memrl.sweep.machine import count_local_gpus, count_local_memory
-from memrl.sweep.pack_memory import SHARE
+from memrl.sweep.machine import count_local_gpus
+from memrl.sweep.pack_memory import bound_pack_bytes
 from memrl.sweep.packing import choose_pack_size, pack_cells
 from memrl.tables.places import AGENTS, CURVES, EPISODES_TO_MEMORIZE
 from memrl.tables.store import TableStore
@@ -83,11 +83,9 @@ def plan_packs(cells: Sequence[TrainConfig], execution: Execution, num_cpus: flo
     device = choose_device(execution, num_gpus)
     places = num_gpus if device == "cuda" else num_cpus // execution.num_threads
     num_trials = execution.num_trials or max(1, int(places))
-    if execution.pack_size:
-        packs = pack_cells(cells, execution.pack_size)
-    else:
-        most_bytes = SHARE * count_local_memory() / num_trials if device == "cpu" else math.inf
-        packs = pack_cells(cells, choose_pack_size(len(cells), num_trials), most_bytes)
+    is_bounded = device == "cpu" and not execution.pack_size
+    most_bytes = bound_pack_bytes(num_trials, execution.num_threads) if is_bounded else math.inf
+    packs = pack_cells(cells, execution.pack_size or choose_pack_size(len(cells), num_trials), most_bytes)
     # Trials run in folders of their own.
     adapters = os.path.abspath(os.path.expanduser(execution.save_adapters)) if execution.save_adapters else ""
     return Plan(packs, num_trials, device, execution.num_threads, adapters=adapters)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memrl.config import TrainConfig, shared_fields
-from memrl.sweep.pack_memory import estimate_cell_bytes
+from memrl.sweep.pack_memory import bound_pack_bytes, estimate_cell_bytes
 from memrl.sweep.packing import choose_pack_size, estimate_updates, pack_cells
 
 cells = st.builds(
@@ -109,3 +109,9 @@ def test_a_cell_too_large_for_all_memory_is_a_pack_alone():
 
 def test_the_memory_of_a_model_that_is_not_here_is_not_guessed():
     assert estimate_cell_bytes(TrainConfig(model="Qwen/Qwen3-8B")) == 0
+
+
+def test_trials_on_other_machines_take_no_memory_of_this_one(monkeypatch):
+    monkeypatch.setattr("memrl.sweep.pack_memory.count_local_memory", lambda: 16e9)
+    monkeypatch.setattr("memrl.sweep.pack_memory.count_local_cpus", lambda: 4)
+    assert [bound_pack_bytes(*of) for of in [(1, 1), (4, 1), (256, 1), (256, 2), (8, 64)]] == [8e9, 2e9, 2e9, 4e9, 8e9]
