@@ -169,7 +169,8 @@ def chart_episodes(data: pd.DataFrame, width: Width) -> alt.TopLevelMixin:
     """E50 against N on two logarithmic axes, every channel a line with its name at the end."""
     if tells_objectives(data):
         # One line a channel, of the objective that a reader would use; the figure of agents has them all.
-        first = data.assign(place=data["objective"].map({"best": 0, "usual": 1, "": 0}).fillna(2)).sort_values("place")
+        place = data["objective"].map({"chosen": 0, "usual": 1, "": 0}).fillna(2)
+        first = data.assign(place=place).sort_values("place")
         data = first.drop_duplicates(["agent", "channel", "N", "model"]).sort_index()
     own = data[(data["agent"] == "lora").to_numpy()]
     channels, N = list(dict.fromkeys(own["channel"])), list_sizes(own)

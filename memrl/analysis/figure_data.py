@@ -112,8 +112,9 @@ def rate_figure(summary: Summary) -> Figure:
     rates = [f"{name}{end}" for name in ("bits_per_episode", "rate_vs_capacity") for end in ("", "_lower", "_upper")]
     data = summary.estimates.loc[(summary.estimates["agent"] == "lora").to_numpy(), [*columns, *rates]]
     objectives = (
-        "A line joins the usual objective to the best that was tried, the triangle; a diamond is distillation, which "
-        "is told all that an observer of its rewards knows. Within a row N grows downwards. "
+        "A line joins the usual objective to the triangle, the one that the other half of the secrets "
+        "chose by E50, which need not be the better one here; a diamond is distillation, which is told all that an "
+        "observer of its rewards knows. Within a row N grows downwards. "
     )
     return Figure(
         "rate",
@@ -135,11 +136,11 @@ def lengths_figure(summary: Summary) -> Figure:
         "Episodes to half of the bits",
         "Median episodes until the policy has absorbed half of the bits of a random sequence (Kaplan–Meier, with 95 % "
         "interval), at the setting that the other half of the secrets chose: by SFT, by a reward for each symbol, and "
-        "by their sum. Full dots: the best objective that was tried; open dots: the usual one, group-centered "
-        "advantages with each batch used once. Dotted: policy gradient on a table, whose symbols share no parameters. "
-        "Dashed: no learner can be faster, as an episode has no more feedback. An arrow marks an interval that the "
-        "runs leave open; without a dot, fewer than half of the runs got there. Numbers are exponents of the bits, "
-        f"from {LEAST_LENGTH} symbols on, with 95 % intervals.",
+        "by their sum. Full dots: the objective that other secrets chose; open dots: the usual one, group-"
+        "centered advantages with each batch used once. Dotted: policy gradient on a table, whose symbols share no "
+        "parameters. Dashed: no learner can be faster, as an episode has no more feedback. An arrow marks an interval "
+        "that the runs leave open; without a dot, fewer than half of the runs got there. Numbers are exponents of the "
+        f"bits, from {LEAST_LENGTH} symbols on, with 95 % intervals.",
         _tell_lengths(data) if long else data.head(0),
     )
 
@@ -148,7 +149,7 @@ def _tell_lengths(data: pd.DataFrame) -> pd.DataFrame:
     """The lines that are drawn, with their names, colors, bounds, and where a median that was not reached stands."""
     data = data[data["agent"].isin(["lora", "tabular_pg"]).to_numpy() & data["line"].isin(list(LINES)).to_numpy()]
     names, colors = (data["line"].map({line: told[place] for line, told in LINES.items()}) for place in (0, 1))
-    named = names + data["objective"].map({"usual": ", usual objective", "best": ", best objective"}).fillna("")
+    named = names + data["objective"].map({"usual": ", usual objective", "chosen": ", chosen objective"}).fillna("")
     lower = data["half_bits_lower"].to_numpy()
     data = data.assign(
         name=named.where(data["agent"] == "lora", names + ", table"),

@@ -26,7 +26,7 @@ def chart_lengths(data: pd.DataFrame, width: Width) -> alt.TopLevelMixin:
     y = LogAxis("Y", "episodes to half of the bits", ends)
     color = alt.Color("color:N", scale=None)
     base = alt.Chart(own).encode(x=x.of("dodged"), color=color, description="said:N")
-    best, usual = "datum.objective != 'usual'", "datum.objective == 'usual'"
+    chosen, usual = "datum.objective != 'usual'", "datum.objective == 'usual'"
     tables = alt.Chart(data[(data["agent"] != "lora").to_numpy() & np.isfinite(data["half_bits"])])
     bounds = data[(data["agent"] == "lora").to_numpy()].drop_duplicates(["line", "signal_bits"])
     reached = alt.Chart(own[np.isfinite(own["half_bits"])])
@@ -34,10 +34,10 @@ def chart_lengths(data: pd.DataFrame, width: Width) -> alt.TopLevelMixin:
     layers = [
         alt.Chart(bounds).mark_line(strokeWidth=0.8, strokeDash=[5, 3]).encode(**lines, y=y.of("bound")),
         tables.mark_line(strokeWidth=1, strokeDash=[1, 2]).encode(**lines, y=y.of("at"), description="said:N"),
-        reached.transform_filter(best).mark_line(strokeWidth=1.4).encode(**lines, y=y.of("at")),
+        reached.transform_filter(chosen).mark_line(strokeWidth=1.4).encode(**lines, y=y.of("at")),
         reached.transform_filter(usual).mark_line(strokeWidth=0.8).encode(**lines, y=y.of("at")),
         *draw_spans(base, y, thickness=0.7),
-        base.transform_filter(f"isFinite(datum.half_bits) && {best}")
+        base.transform_filter(f"isFinite(datum.half_bits) && {chosen}")
         .mark_circle(size=24, opacity=1)
         .encode(y=y.of("at")),
         base.transform_filter(f"isFinite(datum.half_bits) && {usual}")

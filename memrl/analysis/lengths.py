@@ -7,7 +7,7 @@ import pandas as pd
 
 from memrl.analysis.cells import number_groups
 from memrl.analysis.estimate import describe_choices, put_estimates
-from memrl.analysis.objectives import BEST, DISTILLED, USUAL, USUAL_NAME, keep_best
+from memrl.analysis.objectives import CHOSEN, DISTILLED, USUAL, USUAL_NAME, keep_chosen
 from memrl.analysis.scaling import group_medians
 from memrl.analysis.selection import hold_out_settings
 from memrl.analysis.survival import PADDING, Estimates, estimate_quantile, pad_rows
@@ -48,7 +48,7 @@ def take_sequences(cells: pd.DataFrame) -> pd.DataFrame:
 def estimate_lengths(cells: pd.DataFrame) -> pd.DataFrame:
     """Episodes to half of the bits of every length, at settings that the other half of the secrets chose.
 
-    Of trained policies the usual objective stands beside the best that was tried; SFT has none, and agents have the
+    Of trained policies the usual objective stands beside the chosen one; SFT has none, and agents have the
     usual one alone.
 
     Args:
@@ -72,18 +72,18 @@ def estimate_lengths(cells: pd.DataFrame) -> pd.DataFrame:
 
 
 def _split_lines(cells: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Cells without an objective (SFT, exact agents), of the usual one, and of the best that trained policies have.
+    """Cells without an objective (SFT, exact agents), of the usual one, and of the one that other secrets chose.
 
-    The best is that of the verdicts (`objectives.keep_best`). A line that was tried under the usual objective alone is
-    not there again as the best.
+    The chosen one is that of the verdicts (`objectives.keep_chosen`). A line that was tried under the usual
+    objective alone is not there again as the chosen one.
     """
     names, trained = cells["objective_name"], (cells["agent"] == "lora").to_numpy()
-    of_best = trained & (names != "").to_numpy() & ~names.str.startswith(DISTILLED).to_numpy(dtype=bool)
-    others = set(cells["line"][of_best & (names != USUAL_NAME).to_numpy()])
+    rewarded = trained & (names != "").to_numpy() & ~names.str.startswith(DISTILLED).to_numpy(dtype=bool)
+    others = set(cells["line"][rewarded & (names != USUAL_NAME).to_numpy()])
     parts = {
         "": cells[(names == "").to_numpy()],
         USUAL: cells[(names == USUAL_NAME).to_numpy()],
-        BEST: keep_best(cells[of_best & cells["line"].isin(others).to_numpy()]),
+        CHOSEN: keep_chosen(cells[rewarded & cells["line"].isin(others).to_numpy()]),
     }
     return {name: part.reset_index(drop=True) for name, part in parts.items()}
 

@@ -20,7 +20,7 @@ from memrl.analysis.drawing import INK, SOFT, Width
 from memrl.analysis.style import objective_colors, objective_label
 from memrl.analysis.wording import format_number
 
-_SHAPES = {"": "circle", "usual": "circle", "best": "triangle-right"}
+_SHAPES = {"": "circle", "usual": "circle", "chosen": "triangle-up"}
 _OTHER_SHAPE = "diamond"
 _HEAD = 40
 """Points that a column of numbers takes."""
@@ -41,7 +41,7 @@ def name_objectives(data: pd.DataFrame) -> pd.DataFrame:
 
 
 def chart_rate_by_objective(data: pd.DataFrame, width: Width) -> alt.TopLevelMixin:
-    """Bits per episode, one row per channel: an arrow from the usual objective to the best, then distillation."""
+    """Bits per episode, one row per channel: a line from the usual objective to the chosen one, then distillation."""
     rates = ["bits_per_episode", "bits_per_episode_lower", "bits_per_episode_upper"]
     ends = log_ends(data, [*rates, "capacity_best_bits"])
     rows, N = name_rows(data), list_sizes(data)
@@ -63,17 +63,17 @@ def chart_rate_by_objective(data: pd.DataFrame, width: Width) -> alt.TopLevelMix
     layers = [*draw_spans(base, x, thickness=0.5), capacity]
     if len(arrows):
         shafts = alt.Chart(arrows).mark_rule(color=SOFT, strokeWidth=1.1)
-        layers.append(shafts.encode(**place, x=x.of("usual"), x2="best:Q"))
+        layers.append(shafts.encode(**place, x=x.of("usual"), x2="chosen:Q"))
     return alt.layer(*layers, *marks).properties(
         width=beside_rows(rows, width), height=alt.Step(max(7.0, 18.0 / len(N)))
     )
 
 
 def _join_ends(data: pd.DataFrame, name: str) -> pd.DataFrame:
-    """One row per channel and N that has a positive value under both the usual objective and the best."""
-    wide = data[data["objective"].isin(["usual", "best"]).to_numpy() & (data[name] > 0).to_numpy()]
+    """One row per channel and N that has a positive value under both the usual objective and the chosen one."""
+    wide = data[data["objective"].isin(["usual", "chosen"]).to_numpy() & (data[name] > 0).to_numpy()]
     wide = wide.pivot_table(index=["channel", "N"], columns="objective", values=name, sort=False)
-    return wide.dropna().reset_index() if {"usual", "best"} <= set(wide) else data.head(0)
+    return wide.dropna().reset_index() if {"usual", "chosen"} <= set(wide) else data.head(0)
 
 
 def chart_ledger_by_objective(data: pd.DataFrame, width: Width) -> alt.TopLevelMixin:

@@ -1,8 +1,8 @@
 """Which objective a run ascended, and how a sweep with several of them is told apart.
 
-A report tells apart the usual objective (group-centered advantages, each batch used once), the best of all that a sweep
-tried, and distillation, which is told all that an observer knows. Whatever else was tuned, group size, learning rate or
-rank, is chosen for each of them on other secrets.
+A report tells apart the usual objective (group-centered advantages, each batch used once), the one that other secrets
+chose of all that a sweep tried, and distillation, which is told all that an observer knows. Whatever else was tuned,
+group size, learning rate or rank, is chosen for each of them on other secrets.
 """
 
 import re
@@ -16,7 +16,7 @@ from memrl.analysis.estimate import describe_choices, estimate_groups
 from memrl.analysis.selection import hold_out_settings
 from memrl.tables.schema import Row
 
-USUAL, BEST, DISTILLED = "usual", "best", "distilled"
+USUAL, CHOSEN, DISTILLED = "usual", "chosen", "distilled"
 """How a report calls the objectives that it tells apart; distillation by other guesses than the policy's adds whose."""
 
 REPORTED = (*IDENTITY, "objective")
@@ -89,8 +89,8 @@ def join_distilled(cells: pd.DataFrame) -> pd.DataFrame:
 def split_objectives(cells: pd.DataFrame, within: Sequence[str] = IDENTITY) -> dict[str, pd.DataFrame]:
     """The cells of each objective that a report tells apart, SFT and agents apart from all.
 
-    The cells of `best` are those of the objectives that some half of the secrets chose for the other, so that settings
-    can be chosen among them again.
+    The cells of `chosen` are those of the objectives that some half of the secrets chose for the other, so that
+    settings can be chosen among them again.
 
     Args:
         cells: rows of `join_distilled`.
@@ -106,12 +106,12 @@ def split_objectives(cells: pd.DataFrame, within: Sequence[str] = IDENTITY) -> d
     rewarded = _is_rewarded(names)
     parts = {"": cells[names == ""], USUAL: cells[names == USUAL_NAME]}
     if len(np.unique(names[rewarded])) > 1:
-        parts[BEST] = keep_best(cells[rewarded].reset_index(drop=True), within)
+        parts[CHOSEN] = keep_chosen(cells[rewarded].reset_index(drop=True), within)
     parts |= {name: cells[names == name] for name in sorted(set(names[~rewarded]) - {""})}
     return {name: part.reset_index(drop=True) for name, part in parts.items() if len(part)}
 
 
-def keep_best(cells: pd.DataFrame, within: Sequence[str] = IDENTITY) -> pd.DataFrame:
+def keep_chosen(cells: pd.DataFrame, within: Sequence[str] = IDENTITY) -> pd.DataFrame:
     """The cells of the objectives that were chosen, in each condition, on other secrets."""
     chosen = hold_out_settings(cells, within)
     keys = [*within, "objective_name"]
@@ -127,23 +127,23 @@ def hold_out_objectives(cells: pd.DataFrame, within: Sequence[str] = IDENTITY) -
         within: columns that make a condition.
 
     Returns:
-        Rows of `hold_out_settings` with the column objective: usual, best, distilled, or "" (`split_objectives`). Where
-        a condition was tried under the usual objective alone, its rows are not there again as the best.
+        Rows of `hold_out_settings` with the column objective: usual, chosen, distilled, or "" (`split_objectives`).
+        Where a condition was tried under the usual objective alone, its rows are not there again as the chosen one.
     """
     parts = split_objectives(cells, within)
-    if BEST in parts and USUAL in parts:
-        parts[BEST] = parts[BEST][~_only_usual(cells, parts[BEST], within)].reset_index(drop=True)
+    if CHOSEN in parts and USUAL in parts:
+        parts[CHOSEN] = parts[CHOSEN][~_only_usual(cells, parts[CHOSEN], within)].reset_index(drop=True)
     chosen = [hold_out_settings(part, within).assign(objective=name) for name, part in parts.items()]
     return pd.concat(chosen, ignore_index=True)
 
 
-def _only_usual(cells: pd.DataFrame, best: pd.DataFrame, within: Sequence[str]) -> np.ndarray:
-    """Which of the best cells are of a condition that no other objective than the usual was tried in."""
+def _only_usual(cells: pd.DataFrame, chosen: pd.DataFrame, within: Sequence[str]) -> np.ndarray:
+    """Which of the chosen cells are of a condition that no other objective than the usual was tried in."""
     rewarded = cells[_is_rewarded(cells["objective_name"].to_numpy())]
     tried = rewarded.groupby(list(within), dropna=False)["objective_name"].agg(set).reset_index()
     alone = tried[[names == {USUAL_NAME} for names in tried["objective_name"]]]
-    keys, of_best = (pd.MultiIndex.from_frame(table[list(within)].astype(str)) for table in (alone, best))
-    return np.asarray(of_best.isin(keys))
+    keys, found = (pd.MultiIndex.from_frame(table[list(within)].astype(str)) for table in (alone, chosen))
+    return np.asarray(found.isin(keys))
 
 
 def _is_rewarded(names: np.ndarray) -> np.ndarray:

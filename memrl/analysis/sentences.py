@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from memrl.analysis.leak import ENOUGH_SECRETS
-from memrl.analysis.objectives import BEST, USUAL
+from memrl.analysis.objectives import CHOSEN, USUAL, USUAL_NAME
 from memrl.analysis.published import published_episodes
 from memrl.analysis.style import tells_objectives
 from memrl.analysis.summary import Summary
@@ -32,8 +32,8 @@ LEDGER_NOTE = (
 
 KEPT_NOTE = (
     "Of the bits that an episode's rewards told an ideal observer, the share that the policy absorbed per episode, "
-    "with its 95 % interval over secrets: under the usual objective, under the best that was tried, and where the "
-    "policy was trained towards the observer's posterior."
+    "with its 95 % interval over secrets: under the usual objective, under the one that other secrets chose, and where "
+    "the policy was trained towards the observer's posterior."
 )
 """How the shares of the ledger are to be read."""
 
@@ -54,8 +54,8 @@ def answer_question(summary: Summary) -> tuple[str, list[Answer]]:
     lora = summary.estimates[(summary.estimates["agent"] == "lora").to_numpy()]
     models = sorted(lora["model"].unique())
     lora = lora[(lora["model"] == models[0]).to_numpy()]
-    # Of several objectives the best one answers; distillation, which is told more than a reward, where it is alone.
-    order = lora["objective"].map({BEST: 0, USUAL: 1, "": 2}).fillna(3)
+    # Of several objectives the chosen one answers; distillation, which is told more than a reward, where it is alone.
+    order = lora["objective"].map({CHOSEN: 0, USUAL: 1, "": 2}).fillna(3)
     lora = lora.assign(order=order)[((order < 3) | (order.min() == 3)).to_numpy()]
     N = int(lora["N"].max())
     place = f"N = {N:,}" + (f", with the model {models[0]}," if len(models) > 1 else ",")
@@ -71,7 +71,8 @@ def answer_question(summary: Summary) -> tuple[str, list[Answer]]:
     if len(rewards):
         best, worst = (str(found) for found in rewards["bits_per_episode"].agg(["idxmax", "idxmin"]))
         binary = "binary" if "binary" in rewards.index else worst
-        picked.setdefault(best, f"by RL with the reward “{best}”" + (", the best one" if len(rewards) > 1 else ""))
+        most = ", the most of all rewards" if len(rewards) > 1 else ""
+        picked.setdefault(best, f"by RL with the reward “{best}”{most}")
         picked.setdefault(binary, f"by RL with the reward “{binary}”")
     answers = []
     for channel, words in picked.items():
@@ -80,13 +81,35 @@ def answer_question(summary: Summary) -> tuple[str, list[Answer]]:
         number = (
             format_number(row["bits_per_episode"]) if reached else f"< {format_number(row['bits_per_episode_upper'])}"
         )
-        if row["objective"] == BEST:
-            words += f" and its best objective, {row['objectives']}"
         most = f"at most {format_number(row['capacity_best_bits'])}"
-        if row["objective"] == BEST and channel in usual.index and usual.loc[channel, "bits_per_episode"] > 0:
-            most += f"; the usual objective taught {format_number(usual.loc[channel, 'bits_per_episode'])}"
+        if row["objective"] == CHOSEN:
+            words += f", under {_name_chosen(row['objectives'])}"
+            most += _say_usual(row, usual)
         answers.append(Answer(number, f"{words} ({most})"))
     return place, answers[:3]
+
+
+def _name_chosen(objectives: str) -> str:
+    """The chosen objective in words, of which each half of the secrets may have one."""
+    if objectives == USUAL_NAME:
+        return "the usual objective, which other secrets chose"
+    return f"the objective that other secrets chose: {objectives}"
+
+
+def _say_usual(row: pd.Series, usual: pd.DataFrame) -> str:
+    """What the usual objective taught on the channel of a row of the chosen one, where that is another number.
+
+    Args:
+        row: the chosen objective's estimates, named by its channel.
+        usual: the usual objective's, by channel.
+    """
+    if row["objectives"] == USUAL_NAME or row.name not in usual.index:
+        return ""
+    rate, chosen = usual.loc[row.name, "bits_per_episode"], row["bits_per_episode"]
+    if not rate > 0:
+        return ""
+    more = "more, " if rate > chosen else ""
+    return f"; on these secrets the usual objective taught {more}{format_number(rate)}"
 
 
 def count_noun(number: int, noun: str) -> str:

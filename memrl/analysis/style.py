@@ -24,7 +24,7 @@ _CHANNEL_COLUMNS = (
     "capacity_best_bits",
 )
 
-_OBJECTIVES = {"": (INK, "SFT"), "usual": (BLUE, "usual objective"), "best": (VERMILION, "best objective")}
+_OBJECTIVES = {"": (INK, "SFT"), "usual": (BLUE, "usual objective"), "chosen": (VERMILION, "chosen objective")}
 _OTHER_OBJECTIVES = ("#009E73", "#E69F00", "#CC79A7")
 """Colors of distillation, by whose guesses it asks."""
 

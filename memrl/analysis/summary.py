@@ -25,7 +25,7 @@ from memrl.analysis.estimate import (
 from memrl.analysis.leak import judge_leaks, leak_curve
 from memrl.analysis.lengths import estimate_lengths
 from memrl.analysis.objectives import (
-    BEST,
+    CHOSEN,
     REPORTED,
     USUAL,
     estimate_objectives,
@@ -86,7 +86,7 @@ class Summary:
         estimates: one row an (agent, channel, N, model, objective), at settings chosen on other secrets:
             estimate_groups, compare_with_agents and describe_choices side by side.
         conditions: one row per setting of every agent: estimate_groups.
-        maps: one row a (channel, N, model, rank, learning rate) of trained policies under their best objective:
+        maps: one row a (channel, N, model, rank, learning rate) of trained policies under their chosen objective:
             estimate_groups.
         ledger: build_ledger of trained policies at chosen settings.
         learning: quartile_curves of the same.
@@ -213,9 +213,9 @@ def _scale_objectives(chosen: pd.DataFrame) -> pd.DataFrame:
 
 
 def _judge_objectives(lora: pd.DataFrame, curves: Curves) -> list[Verdict]:
-    """Verdicts, once for the usual objective and once for the best where a sweep has several; SFT stands by each."""
+    """Verdicts for the usual objective and for the chosen one where a sweep has several; SFT stands by each."""
     parts = split_objectives(lora)
-    learners = {name: parts[name] for name in (USUAL, BEST) if name in parts} or {"": lora}
+    learners = {name: parts[name] for name in (USUAL, CHOSEN) if name in parts} or {"": lora}
     verdicts = []
     for name, own in learners.items():
         ids = own["cell_id"] if name == "" else pd.concat([own["cell_id"], parts.get("", own.head(0))["cell_id"]])
@@ -244,7 +244,7 @@ def _curves_of(curves: Curves, cells: pd.DataFrame, chosen: pd.DataFrame) -> Cur
 
 def _estimate_maps(lora: pd.DataFrame) -> pd.DataFrame:
     by, parts = (*IDENTITY, *MAP_AXES), split_objectives(lora)
-    shown = [parts[name] for name in ("", BEST if BEST in parts else USUAL) if name in parts]
+    shown = [parts[name] for name in ("", CHOSEN if CHOSEN in parts else USUAL) if name in parts]
     return estimate_groups(hold_out_settings(pd.concat(shown, ignore_index=True), by), by) if shown else lora.head(0)
 
 

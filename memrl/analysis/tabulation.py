@@ -30,7 +30,7 @@ _LABELS = {
     "rate_vs_capacity": "rate / capacity",
     "kept": "kept",
     "kept_usual": "kept by the usual objective",
-    "kept_best": "by the best",
+    "kept_chosen": "by the chosen one",
     "kept_distilled": "by the posterior",
     "num_lost": "lost it again",
     "well": "in the well",

@@ -1,6 +1,7 @@
 """The report of a sweep with several objectives: figures, tables and verdicts tell them apart."""
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -46,39 +47,45 @@ def test_every_figure_draws_each_objective_and_says_which(summary):
     figures = collect_figures(summary)
     assert {"rate", "ledger", "learning", "episodes", "groups"} <= set(figures)
     svg = draw_figure(figures["rate"])[0].svgs[PAGE]
-    for objective in ("usual objective", "best objective", "distilled"):
+    for objective in ("usual objective", "chosen objective", "distilled"):
         assert f"<title>per bit, N = 16: {objective}, " in svg
         assert f">{objective}</text>" in svg
     ledger = draw_figure(figures["ledger"])[0].svgs[PAGE]
-    assert set(re.findall(r">(usual|best|distilled)<", ledger)) == {"usual", "best", "distilled"}
+    assert set(re.findall(r">(usual|chosen|distilled)<", ledger)) == {"usual", "chosen", "distilled"}
     for name in ("learning", "episodes", "groups", "maps"):
         assert draw_figure(figures[name])
     assert set(figures["groups"].data["group_size"]) == {4, 8}
 
 
-def test_verdicts_are_given_for_the_usual_objective_and_for_the_best(summary):
+def test_verdicts_are_given_for_the_usual_objective_and_for_the_chosen(summary):
     names = [verdict.name for verdict in summary.verdicts]
-    assert names == [f"{name}, {whose} objective" for whose in ("usual", "best") for name in ("H1a", "H1b", "H3")]
-    usual, best = (
-        next(v for v in summary.verdicts if v.name == f"H3, {whose} objective") for whose in ("usual", "best")
+    assert names == [f"{name}, {whose} objective" for whose in ("usual", "chosen") for name in ("H1a", "H1b", "H3")]
+    usual, chosen = (
+        next(v for v in summary.verdicts if v.name == f"H3, {whose} objective") for whose in ("usual", "chosen")
     )
-    assert best.value < 0.6 * usual.value
+    assert chosen.value < 0.6 * usual.value
 
 
-def test_the_answer_is_that_of_the_best_objective_and_says_what_the_usual_one_taught(summary):
+def test_the_answer_is_that_of_the_chosen_objective_and_says_what_the_usual_one_taught(summary):
     _, answers = answer_question(summary)
     words = next(answer.words for answer in answers if "“per bit”" in answer.words)
-    assert "and its best objective, rejection (at most" in words
-    assert "the usual objective taught 0." in words
+    assert "under the objective that other secrets chose: rejection (at most" in words
+    assert re.search(r"the usual objective taught 0\.\d+\)$", words)
+    estimates = summary.estimates.copy()
+    usual = (estimates["objective"] == "usual") & (estimates["channel"] == "per bit")
+    estimates.loc[usual.to_numpy(), "bits_per_episode"] = 1.0
+    _, answers = answer_question(replace(summary, estimates=estimates))
+    words = next(answer.words for answer in answers if "“per bit”" in answer.words)
+    assert words.endswith("on these secrets the usual objective taught more, 1)")
 
 
 def test_page_and_findings_list_what_each_objective_kept_and_lost(sweep, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["grid=several", f"results={sweep}", "findings=findings.md"]) == 0
     printed = capsys.readouterr().out
-    assert "H3, best objective" in printed
+    assert "H3, chosen objective" in printed
     findings = (tmp_path / "findings.md").read_text("utf-8")
-    assert "| channel | N | capacity | kept by the usual objective | by the best | by the posterior |" in findings
+    assert "| channel | N | capacity | kept by the usual objective | by the chosen one | by the posterior |" in findings
     assert re.search(r"^\| per bit \| usual \| group-centered \| 16 \|", findings, re.M)
     page = write_report(sweep, grid="several").read_text("utf-8")
     assert 'id="kept"' in page
@@ -100,7 +107,7 @@ def test_the_share_that_got_there_is_drawn_against_the_interference_of_its_base(
     shares = {(row["base"], row["objective"]): row["share"] for row in figure.data.to_dict("records")}
     assert shares == {
         **{("apart", "usual"): 1.0, ("alike", "usual"): 0.0},
-        **{("apart", "best"): 1.0, ("alike", "best"): 1.0},
+        **{("apart", "chosen"): 1.0, ("alike", "chosen"): 1.0},
     }
     (drawing,) = draw_figure(figure)
     assert (

@@ -93,14 +93,14 @@ def test_counts_of_right_symbols_are_a_sum_too_and_share_its_exponent_at_a_level
     assert verdicts_of(*both)["H6a"].outcome == "supported"
 
 
-def test_usual_and_best_objective_stand_side_by_side_and_the_best_is_chosen_on_other_secrets():
+def test_usual_and_chosen_objective_stand_side_by_side_and_the_latter_is_chosen_on_other_secrets():
     usual = simulate(linear)
     better = simulate(lambda length: 2.0 * length, advantage="rejection", updates_per_batch=4)
     worse = simulate(lambda length: 50.0 * length, advantage="rejection", updates_per_batch=4, rate=1e-2)
     shown = simulate(lambda length: 3.0, algorithm="sft", lengths=(8, 16, 32))
     table = estimate_lengths(read(usual, better, worse, shown))
     medians = table.pivot_table(index="secret_length", columns=["line", "objective"], values="half_bits")
-    assert medians.loc[64, ("symbol", "best")] == pytest.approx(128, rel=0.15)
+    assert medians.loc[64, ("symbol", "chosen")] == pytest.approx(128, rel=0.15)
     assert medians.loc[64, ("symbol", "usual")] == pytest.approx(640, rel=0.15)
     assert medians.loc[32, ("sft", "")] == pytest.approx(3, rel=0.15)
     assert table["held_out"].all()

@@ -1,4 +1,4 @@
-"""Objectives told apart: their names, the usual beside the best, edges, and what interference decides."""
+"""Objectives told apart: their names, the usual beside the chosen, edges, and what interference decides."""
 
 import numpy as np
 import pandas as pd
@@ -8,7 +8,7 @@ from simulated_sweep import simulate_sweep, vary_objective
 from memrl.analysis.cells import measured_cells
 from memrl.analysis.estimate import estimate_groups
 from memrl.analysis.objectives import (
-    BEST,
+    CHOSEN,
     REPORTED,
     USUAL,
     estimate_objectives,
@@ -72,15 +72,15 @@ def test_a_distilled_cell_stands_on_its_channel_and_agents_do_not_play_it_twice(
     assert joined["objective_name"].tolist() == ["group-centered", "distilled", "group-centered"]
 
 
-def test_the_usual_and_the_best_stand_side_by_side_and_a_sole_objective_once(cells):
+def test_the_usual_and_the_chosen_stand_side_by_side_and_a_sole_objective_once(cells):
     chosen = hold_out_objectives(cells)
     table = estimate_groups(chosen, REPORTED).set_index(["channel", "objective"])
-    assert list(table.index) == [("binary", USUAL), ("per_bit", BEST), ("per_bit", USUAL), ("sft", "")]
-    assert table.loc[("per_bit", BEST), "e50"] < 0.5 * table.loc[("per_bit", USUAL), "e50"]
-    of_best = chosen[(chosen["objective"] == BEST).to_numpy()]
-    assert set(of_best["objective_name"]) == {"rejection, entropy bonus 0.2"}
+    assert list(table.index) == [("binary", USUAL), ("per_bit", CHOSEN), ("per_bit", USUAL), ("sft", "")]
+    assert table.loc[("per_bit", CHOSEN), "e50"] < 0.5 * table.loc[("per_bit", USUAL), "e50"]
+    of_chosen = chosen[(chosen["objective"] == CHOSEN).to_numpy()]
+    assert set(of_chosen["objective_name"]) == {"rejection, entropy bonus 0.2"}
     # The verdicts' parts have all channels under each.
-    assert set(split_objectives(cells)[BEST]["channel"]) == {"binary", "per_bit"}
+    assert set(split_objectives(cells)[CHOSEN]["channel"]) == {"binary", "per_bit"}
 
 
 def test_a_sweep_of_one_objective_tells_none_apart(cells):
@@ -90,15 +90,15 @@ def test_a_sweep_of_one_objective_tells_none_apart(cells):
     pd.testing.assert_frame_equal(hold_out_objectives(usual).drop(columns="objective"), expected)
 
 
-def test_the_best_of_many_equal_objectives_is_no_lucky_one():
+def test_the_chosen_of_many_equal_objectives_is_no_lucky_one():
     stream = np.random.default_rng(5)
     (table, _), count = simulate_sweep(processes=("per_bit",), Ns=(16,), ranks=(8,), rates=(3e-3,), num_seeds=16), 24
     many = collect(
         *[vary_objective(table, 1.0, advantage="rejection", entropy_bonus=0.01 * i) for i in range(1, count)]
     )
     many["e50"] = stream.gamma(4.0, 25.0, len(many)).round()
-    best = split_objectives(many)[BEST]
-    reported = hold_out_settings(best)["e50"].mean()
+    chosen = split_objectives(many)[CHOSEN]
+    reported = hold_out_settings(chosen)["e50"].mean()
     lucky = many.groupby("objective_name")["e50"].mean().min()
     error = many["e50"].std() / 4.0
     assert lucky < 100.0 - error

@@ -59,7 +59,7 @@ class Verdict:
         value: the number that decided, NaN where there is none.
         lower: lower end of its 95 % interval.
         upper: upper end.
-        objective: whose runs decided, where a sweep has several objectives: usual or best.
+        objective: whose runs decided, where a sweep has several objectives: usual or chosen.
     """
 
     hypothesis: Hypothesis
