@@ -1,4 +1,8 @@
-"""What every test runs under: one thread a process, no network, and examples that Hypothesis draws without a clock."""
+"""What every test runs under: one thread a process, no network, and examples that Hypothesis draws without a clock.
+
+`pytest` alone runs the default tests in as many processes as there are cores, up to four. Where files or markers are
+named there is one process: it starts sooner, and what kills processes or starts clusters is better alone.
+"""
 
 import os
 import signal
@@ -8,6 +12,10 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import settings
 from jaxtyping import install_import_hook
+
+# Where it is set, each process that a test starts would compile torch, Ray and transformers anew: ten seconds.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 # Before memrl is imported: shapes that a function's annotation does not allow fail the test.
 CHECKED = ["task", "theory", "learning", "analysis.survival", "analysis.resample"]
@@ -26,6 +34,11 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 settings.register_profile("memrl", deadline=None, derandomize=bool(os.environ.get("CI")))
 settings.load_profile("memrl")
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    is_default = config.args_source is pytest.Config.ArgsSource.TESTPATHS and "-m" not in config.invocation_params.args
+    return min(4, len(os.sched_getaffinity(0))) if is_default else 0
 
 
 @pytest.fixture(autouse=True)

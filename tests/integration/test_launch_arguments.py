@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from memrl.launch import main
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -39,13 +41,17 @@ def launch(*words: str, folder: Path = ROOT) -> subprocess.CompletedProcess[str]
         (["smoke"], "arguments must have the form key=value, got 'smoke'"),
     ],
 )
-def test_bad_input_is_one_line_with_exit_code_2(words, message, tmp_path, monkeypatch):
+def test_bad_input_is_one_line_with_exit_code_2(words, message, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    result = launch(*words, folder=tmp_path)
-    assert (result.returncode, result.stdout) == (2, "")
-    assert result.stderr.startswith("error: ")
-    assert result.stderr.count("\n") == 1
-    assert message in result.stderr
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    printed = capsys.readouterr()
+    assert (ended.value.code, printed.out) == (2, "")
+    assert printed.err.startswith("error: ")
+    assert printed.err.count("\n") == 1
+    assert message in printed.err
     assert list(tmp_path.iterdir()) == []
 
 
@@ -105,7 +111,10 @@ def test_a_dry_run_counts_and_writes_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("words", [["grid=smoke", "N=1"], ["--help"], ["grid=smoke", "dry_run=True"]])
+ONE_CELL = ["grid=smoke", "N=4", "seeds=1", "reward_type=binary", "env_type=single_step"]
+
+
+@pytest.mark.parametrize("words", [["grid=smoke", "N=1"], ["--help"], [*ONE_CELL, "dry_run=True"]])
 def test_neither_ray_nor_torch_is_loaded_for_an_answer_without_them(words, tmp_path):
     program = f"""
 import runpy, sys

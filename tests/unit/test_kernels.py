@@ -46,18 +46,29 @@ def places(monkeypatch, tmp_path):
     return tmp_path / "cache" / "memrl", tmp_path / "temporary" / f"memrl-{os.getuid()}"
 
 
-def plant(path: Path) -> None:
-    """Puts a file in the place of one that this process has mapped."""
-    path.unlink()
+@pytest.fixture(scope="module")
+def compiled_name(tmp_path_factory):
+    """What the compiled file is called on this machine."""
+    folder = tmp_path_factory.mktemp("compiled")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder))
+        assert load_anew(torch.float32) is not None
+    (path,) = (folder / "memrl").iterdir()
+    return path.name
+
+
+@pytest.fixture
+def planted(places, compiled_name):
+    """A file in the place of the compiled one."""
+    path = places[0] / compiled_name
+    path.parent.mkdir(mode=0o700, parents=True)
     path.write_bytes(b"not a library: to load it would fail")
+    return path
 
 
 @pytest.mark.parametrize("mode", [0o770, 0o1777])
-def test_no_library_is_loaded_from_a_folder_that_others_can_write(places, mode):
+def test_no_library_is_loaded_from_a_folder_that_others_can_write(places, planted, mode):
     cache, temporary = places
-    assert load_anew(torch.float32) is not None
-    (planted,) = cache.iterdir()
-    plant(planted)
     cache.chmod(mode)
     assert load_anew(torch.float32) is not None
     assert [path.name for path in temporary.iterdir()] == [planted.name]
@@ -65,11 +76,8 @@ def test_no_library_is_loaded_from_a_folder_that_others_can_write(places, mode):
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can give files away")
 @pytest.mark.parametrize("given_away", ["folder", "file"])
-def test_no_library_is_loaded_that_is_another_users(places, given_away):
+def test_no_library_is_loaded_that_is_another_users(places, planted, given_away):
     cache, temporary = places
-    assert load_anew(torch.float32) is not None
-    (planted,) = cache.iterdir()
-    plant(planted)
     os.chown(cache if given_away == "folder" else planted, 65534, 65534)
     assert load_anew(torch.float32) is not None
     (compiled,) = temporary.iterdir() if given_away == "folder" else cache.iterdir()
