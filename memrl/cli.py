@@ -22,7 +22,7 @@ from memrl.config import TrainConfig
 from memrl.errors import RefusedError, StartError
 from memrl.fields import find_default, find_doc
 from memrl.policy.model_folder import check_model_folder
-from memrl.suggest import did_you_mean
+from memrl.suggest import as_typed, did_you_mean
 from memrl.sweep.execution import RunOptions
 
 T = TypeVar("T")
@@ -82,11 +82,9 @@ def repeat_command(script: str, argv: Sequence[str]) -> str:
         script: what python runs, such as `sweeps/launch.py` or `-m memrl.report`.
         argv: its words.
     """
-    # `uv run` says so to the programs that it starts.
-    prefix = "uv run " if "UV_RUN_RECURSION_DEPTH" in os.environ else ""
     by_one_word = os.path.basename(sys.argv[0]) == "memrl" and script in _ONE_WORD
     program = f"memrl {_ONE_WORD[script]}" if by_one_word else f"python {script}"
-    return f"{prefix}{program} {shlex.join(argv)}"
+    return as_typed(f"{program} {shlex.join(argv)}")
 
 
 def parse_arguments(argv: Sequence[str], *classes: type, usage: str = "") -> tuple[Any, ...]:
@@ -115,7 +113,7 @@ def read_cell(argv: Sequence[str], algorithm: str, usage: str) -> tuple[TrainCon
         cell, options = build(TrainConfig, words, defaults), build(RunOptions, words)
         check_model_folder(cell.model)
         if cell.algorithm != algorithm:
-            other = f"python -m memrl.{cell.algorithm}_train trains the other"
+            other = f"{as_typed(f'python -m memrl.{cell.algorithm}_train')} trains the other"
             raise ValueError(f"algorithm must be {algorithm} ({other}), got {cell.algorithm}")
         used = cell.identity()
         for name, text in words.items():
@@ -159,6 +157,7 @@ def split_words(argv: Iterable[str]) -> dict[str, str]:
         if not equals or not name.isidentifier():
             # Of +N, --N, trainer.N and N: it is the last part that a field may be called.
             example = f"{(re.findall(r'[A-Za-z_]+', name) or ['key'])[-1]}={text or 'value'}"
+            example += f" or FIELD={name}" if name == word and name.isidentifier() else ""
             raise ValueError(f"arguments must have the form key=value, got {word!r}; write {example}")
         if name in words:
             raise ValueError(f"{name} must be given once, got {name}={words[name]} and {name}={text}")

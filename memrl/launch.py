@@ -91,6 +91,8 @@ def select_cells(selection: Selection, words: Mapping[str, str]) -> dict[str, Tr
         ValueError: there is no such grid; or a cell makes no sense, or names a model or a reward that is not there.
     """
     grids = find_grids()
+    if not selection.grid:
+        raise ValueError(f"grid must name a sweep, got none; write grid=NAME{did_you_mean('', list_grids(grids))}")
     if selection.grid not in list_grids(grids):
         raise ValueError(f"unknown grid {selection.grid!r}{did_you_mean(selection.grid, list_grids(grids))}")
     values = read_values(words)

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from memrl.config import TrainConfig
 from memrl.policy.base_model import EncodedTask, encode_cell, load_base_model
 from memrl.policy.calibration import Prior, measure_prior
+from memrl.suggest import as_typed
 from memrl.task.answer_format import key_digits
 from memrl.task.env import step_rewards
 from memrl.task.parse import ParsedAnswer, collect_outcomes, parse_answer
@@ -174,7 +175,8 @@ def print_preview(
     console.print(f"\nsecret: {show_secret(task, secret)} of {span} ({source}), channel {channel.name}\n")
     console.print(build_answer_table(channel, secret, task, tokenizer, answers))
     console.print("bits: -log2 of the answer's probability under the policy, stop token included")
-    verdict = "calibrated" if prior.is_calibrated else "not calibrated: run python -m memrl.warmup_train on it first"
+    warmup = as_typed("python -m memrl.warmup_train")
+    verdict = "calibrated" if prior.is_calibrated else f"not calibrated: run {warmup} on it first"
     console.print(
         f"signal {config.signal_bits:.2f} bits; prior {prior.kl_bits:.3f} bits from uniform,"
         f" well-formed mass {prior.well_formed_mass:.4f} ({verdict})"

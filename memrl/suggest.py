@@ -1,5 +1,6 @@
-"""What somebody may have meant who wrote a word that is unknown."""
+"""What somebody may have meant who wrote a word that is unknown, and what they can paste."""
 
+import os
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 
@@ -35,6 +36,12 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str:
         if len(meant) == 1:
             return f"; did you mean {meant[0]!r}?"
     return f"; choose from {', '.join(choices)}" if len(choices) <= _MOST_CHOICES else "; --help lists them all"
+
+
+def as_typed(command: str) -> str:
+    """A command as it can be pasted where this process was started: below uv, with `uv run` before it."""
+    # `uv run` says so to the programs that it starts.
+    return f"uv run {command}" if "UV_RUN_RECURSION_DEPTH" in os.environ else command
 
 
 def suggest_close(word: object, choices: Iterable[str]) -> str:

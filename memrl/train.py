@@ -8,7 +8,6 @@ from functools import partial
 import pyarrow.compute as pc
 import torch
 
-from memrl.channels import label_channel
 from memrl.cli import FAILED, exit_on_bad_input
 from memrl.config import TrainConfig, describe_equal_losses
 from memrl.policy.base_model import bring_model
@@ -19,6 +18,7 @@ from memrl.sweep.execution import RunOptions
 from memrl.sweep.pack_run import PackRun, load_pack, set_up_torch, start_pack
 from memrl.sweep.progress import ProgressLine
 from memrl.sweep.recorder import Recorder
+from memrl.sweep.run_line import RunLine, name_episodes
 from memrl.sweep.stopping import StopRequest, catch_signals
 from memrl.sweep.stretch import Stretch
 from memrl.tables.open_log import open_log
@@ -139,8 +139,9 @@ def train_to_end(
     recorder.begin([[cell]])
     last = run.end_stretch()
     recorder.take(0, last)
+    told = RunLine(cell, last.updates)
     try:
-        with ProgressLine(lambda: describe_run(cell, last), console) as line:
+        with ProgressLine(lambda: told.describe(last, console.width), console) as line:
             while not (run.finished or stop):
                 last = run.advance(_STRETCH_SECONDS)
                 recorder.take(0, last)
@@ -152,24 +153,6 @@ def train_to_end(
     if run.finished:
         checkpoints.remove([cell])
     return last
-
-
-def describe_run(cell: TrainConfig, last: Stretch) -> str:
-    """The live line's text: updates, episodes, bits, and P(secret)."""
-    signal_bits = cell.signal_bits
-    parts = [
-        f"{label_channel(cell.identity())}, N = {cell.N}",
-        f"{last.updates:,}/{cell.episode_budget // cell.episodes_per_update:,} updates",
-        f"{last.episodes:,} {_unit(cell.algorithm)}",
-    ]
-    if last.updates:
-        parts += [
-            f"absorbed {last.absorbed_bits:.2f} of {signal_bits:.2f} bits",
-            f"observed {last.observed_bits:.2f}",
-        ]
-        if cell.num_keys is None:
-            parts.append(f"P(secret) {2 ** (last.absorbed_bits - signal_bits):.3g}")
-    return "  ".join(parts)
 
 
 def conclude(row: Row, options: RunOptions, console: SteadyConsole) -> int:
@@ -186,7 +169,7 @@ def describe_result(row: Row) -> str:
 
     E50 and E90 of a run that ended first are written as `> episodes used`: censored, not reached.
     """
-    unit = _unit(row["algorithm"])
+    unit = name_episodes(row["algorithm"])
     if row["status"] == "failed":
         return f"failed after {row['episodes'] or 0:,} {unit}: {row['error']}"
     known = f"absorbed {row['absorbed_bits']:.2f} of {row['signal_bits']:.2f} bits, observed {row['observed_bits']:.2f}"
@@ -201,10 +184,6 @@ def describe_result(row: Row) -> str:
             f"{rate:.3g} bits per {unit[:-1]}, capacity {_format_capacity(row)}",
         ]
     )
-
-
-def _unit(algorithm: str) -> str:
-    return "examples" if algorithm == "sft" else "episodes"
 
 
 def _format_reach(row: Row, name: str) -> str:

@@ -66,6 +66,9 @@ def describe_channels(cells: pd.DataFrame) -> pd.DataFrame:
     told = cells.groupby("channel")["capacity_best_bits"].mean().reindex(channels["channel"])
     labels = [label_channel(row) for row in rows]
     table = pd.DataFrame({"name": channels["channel"].to_list(), "label": labels, "kind": kinds})
+    distilled = np.array([row["algorithm"] == "distill" for row in rows])
+    twice = table["label"].duplicated(keep=False)
+    table["label"] = table["label"].where(~twice | ~distilled, table["label"] + ", distilled")
     twice = table["label"].duplicated(keep=False)
     table["label"] = table["label"].where(~twice, table["label"] + " (" + table["name"] + ")")
     is_rl = channels["algorithm"].ne("sft").to_numpy()

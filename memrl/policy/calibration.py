@@ -14,6 +14,7 @@ from memrl.policy.panels import count_weights
 from memrl.policy.questions import KL_LIMIT_BITS, MASS_LIMIT
 from memrl.policy.tree_pass import TreeBatch, plant_trees, score_nodes
 from memrl.policy.walk_check import check_walk
+from memrl.suggest import as_typed
 
 _ANSWERS_PER_PASS = 256
 _NODES_PER_PASS = 4096
@@ -163,7 +164,7 @@ def check_calibrated(prior: Prior, task: EncodedTask, model: str) -> None:
         answers += f" secret_length={task.num_env_steps}"
     if task.keyed:
         answers += " keyed=True"
-    command = f"python -m memrl.warmup_train model={model} {answers}"
+    command = as_typed(f"python -m memrl.warmup_train model={model} {answers}")
     if task.prompt_format != "plain":
         command += f" prompt_format={task.prompt_format}"
     if task.bit_separator:

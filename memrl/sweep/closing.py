@@ -14,7 +14,12 @@ from memrl.tables.store import TableStore
 
 def print_table(store: TableStore, cell_ids: Collection[str], console: SteadyConsole) -> None:
     """Prints what it took to memorize, by N and channel, and where the tables lie."""
-    console.print(summarize(store, cell_ids))
+    title, table = summarize(store, cell_ids)
+    console.print(f"[bold]{title}[/bold]", soft_wrap=True, highlight=False)
+    if table.row_count:
+        narrowest = sum(2 + (column.min_width or 0) for column in table.columns)
+        table.width = narrowest if console.width < narrowest else None
+        console.print(table, crop=False, no_wrap=True, overflow="ignore")
     console.say(describe_addresses(store))
 
 

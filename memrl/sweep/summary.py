@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable
+from pathlib import PurePosixPath
 
 import pandas as pd
 from rich.table import Table
@@ -14,11 +15,13 @@ from memrl.analysis.wording import format_number
 from memrl.tables.schema import EPISODES_TO_MEMORIZE, Row
 from memrl.tables.store import TableStore
 
-_GROUP = ["N", "channel"]
+_GROUP = ["model", "N", "channel"]
+_NARROWEST = 10
+"""Letters of a name on a line, at least."""
 
 
-def summarize(store: TableStore, cell_ids: Iterable[str]) -> Table:
-    """Builds the table of a sweep's cells.
+def summarize(store: TableStore, cell_ids: Iterable[str]) -> tuple[str, Table]:
+    """The title and the table of a sweep's cells: where it is too wide, names go on in a next line.
 
     Args:
         store: where the rows are.
@@ -29,16 +32,20 @@ def summarize(store: TableStore, cell_ids: Iterable[str]) -> Table:
     num_rows, shown = len(rows), summarize_rows(rows)
     num_cells = len(set(cell_ids))
     so_far = f"; so far, of {num_rows:,} of {num_cells:,} cells" if num_rows < num_cells else ""
-    table = Table(title=f"Episodes to memorize, medians{so_far}", title_justify="left", title_style="bold", box=None)
+    table = Table(box=None, header_style="bold")
     for name in shown.columns:
-        table.add_column(name, justify="left" if name == "channel" else "right", no_wrap=True)
+        if name in ("model", "channel"):
+            table.add_column(name, overflow="fold", min_width=_NARROWEST)
+        else:
+            widest = max(map(len, [name, *shown[name]]))
+            table.add_column(name, justify="right", no_wrap=True, min_width=widest)
     for _, row in shown.iterrows():
         table.add_row(*row)
-    return table
+    return f"Episodes to memorize, medians{so_far}", table
 
 
 def summarize_rows(rows: pd.DataFrame) -> pd.DataFrame:
-    """One row per N and channel, as text, channels as readers call them and in their order.
+    """One row per model, N and channel, as text, channels as readers call them and in their order.
 
     `memorized` counts the cells of all settings. What follows is of the setting (learning rate, rank, ...) that was
     chosen on the other half of the seeds: Kaplan-Meier medians of the episodes to P(secret) = 0.5 and 0.9, where `>`
@@ -48,11 +55,12 @@ def summarize_rows(rows: pd.DataFrame) -> pd.DataFrame:
         rows: of episodes_to_memorize, of trained policies.
 
     Returns:
-        Columns N, channel, memorized, failed (if any did), E50, E90 and bits/episode.
+        Columns model (if there are several), N, channel, memorized, failed (if any did), E50, E90 and bits/episode.
     """
     if rows.empty:
-        return pd.DataFrame(columns=[*_GROUP, "memorized"])
-    counts = rows.assign(memorized=rows["status"] == "memorized", failed=rows["status"] == "failed").groupby(_GROUP)
+        return pd.DataFrame(columns=["N", "channel", "memorized"])
+    status = rows["status"].astype(object)
+    counts = rows.assign(memorized=status == "memorized", failed=status == "failed").groupby(_GROUP, observed=True)
     table = pd.DataFrame({"memorized": counts["memorized"].sum(), "failed": counts["failed"].sum()})
     sizes = counts.size()
     table["memorized"] = [f"{done}/{size}" for done, size in zip(table["memorized"], sizes, strict=True)]
@@ -64,11 +72,16 @@ def summarize_rows(rows: pd.DataFrame) -> pd.DataFrame:
     channels = describe_channels(rows)
     names = dict(zip(channels["name"], channels["label"], strict=True))
     table = table.reset_index().assign(channel=lambda found: found["channel"].astype(object).map(names))
-    return sort_for_readers(table, channels["label"]).sort_values("N", kind="stable").fillna("").astype(str)
+    table = sort_for_readers(table, channels["label"]).sort_values(["model", "N"], kind="stable")
+    if table["model"].nunique() == 1:
+        table = table.drop(columns="model")
+    else:
+        table["model"] = [PurePosixPath(model).name for model in table["model"]]
+    return table.fillna("").astype(str)
 
 
 def _describe_chosen(measured: pd.DataFrame) -> pd.DataFrame:
-    chosen = hold_out_settings(measured, within=["agent", *_GROUP, "model"])
+    chosen = hold_out_settings(measured, within=["agent", *_GROUP])
     estimates = estimate_groups(chosen, _GROUP)
     longest = chosen.groupby(_GROUP, as_index=False).agg(longest=("episodes", "max"))
     estimates = estimates.merge(longest, on=_GROUP)

@@ -20,7 +20,7 @@ def launch(*words: str, folder: Path = ROOT) -> subprocess.CompletedProcess[str]
     ("words", "message"),
     [
         (["grid=bitrte"], "unknown grid 'bitrte'; did you mean 'bitrate'?"),
-        ([], "unknown grid ''; choose from absorb, bandwidth, bitrate, bits, "),
+        ([], "grid must name a sweep, got none; write grid=NAME; choose from absorb, bandwidth, bitrate, bits, "),
         (["grid=smoke", "pack_sise=2"], "unknown field 'pack_sise'; did you mean 'pack_size'?"),
         (["grid=smoke", "reward_type=binery"], "did you mean 'binary'?"),
         (["grid=smoke", "N=1"], "N must be at least 2, got 1"),
@@ -77,7 +77,7 @@ def test_a_prompt_that_is_not_calibrated_is_refused_before_ray_starts(tmp_path, 
     result = launch("grid=smoke", "N=16,48", "seeds=1", *words, folder=tmp_path)
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr.startswith("error: model must be calibrated for N=48 env_type=single_step (prior ")
-    assert "run `python -m memrl.warmup_train model=embedded N=48" in result.stderr
+    assert "python -m memrl.warmup_train model=embedded N=48" in result.stderr
     assert result.stderr.endswith("then use model=FOLDER (and 1 more)\n")
     assert list(tmp_path.iterdir()) == []
 

@@ -193,7 +193,7 @@ BAD = [
     (rl_train, ["results=ftp2://x/y"], "results must be a folder or an address"),
     (rl_train, ["device=cuda"], "device must be cpu or auto"),
     (rl_train, ["reward_type=no.such:function"], "reward_type must name an importable function"),
-    (rl_train, ["N=48"], "run `python -m memrl.warmup_train model=embedded N=48 env_type=single_step output=FOLDER`"),
+    (rl_train, ["N=48"], "python -m memrl.warmup_train model=embedded N=48 env_type=single_step output=FOLDER`"),
 ]
 
 

@@ -9,6 +9,7 @@ from memrl.config import TrainConfig
 from memrl.errors import WriteError
 from memrl.sweep import recorder as recorder_module
 from memrl.sweep.checkpoints import Checkpoints
+from memrl.sweep.closing import print_table
 from memrl.sweep.console import SteadyConsole
 from memrl.sweep.execution import Execution
 from memrl.sweep.plan import plan_packs
@@ -151,16 +152,41 @@ def test_the_summary_chooses_the_setting_on_the_other_seeds(store):
 
 
 def test_the_summary_of_a_sweep_that_was_stopped_at_once_is_empty(store):
-    assert summarize(store, [CELLS[0].cell_id]).row_count == 0
+    title, table = summarize(store, [CELLS[0].cell_id])
+    assert (title, table.row_count) == ("Episodes to memorize, medians; so far, of 0 of 1 cells", 0)
 
 
 def test_the_summary_of_failed_cells_alone_counts_them(store):
     store.append(EPISODES_TO_MEMORIZE, [failed_row(cell, "no model") for cell in CELLS])
     output = io.StringIO()
-    SteadyConsole(file=output, width=100).print(summarize(store, [*(cell.cell_id for cell in CELLS[:2]), "to come"]))
+    print_table(store, [*(cell.cell_id for cell in CELLS[:2]), "to come"], SteadyConsole(file=output, width=100))
+    lines = output.getvalue().splitlines()
+    assert lines[0] == "Episodes to memorize, medians; so far, of 2 of 3 cells"
+    assert lines[2].split() == ["4", "binary", "0/2", "2"]
+
+
+@pytest.mark.parametrize("width", [40, 80, 200])
+def test_the_summary_loses_no_digit_where_names_are_long(store, width):
+    name = "package.module:reward_of_a_very_long_name"
+    numbers = {"e50": 1_228_800, "e90": 1_228_801, "episodes": 1_228_801, "reward_type": name, "channel": name}
+    rows = [
+        ended(cell, model=model, **numbers) | {"cell_id": f"{model}-{cell.seed}"}
+        for cell in CELLS[:2]
+        for model in ("folder/one-base-of-a-long-name", "folder/another-base-of-a-long-name")
+    ]
+    store.append(EPISODES_TO_MEMORIZE, rows)
+    output = io.StringIO()
+    print_table(store, [row["cell_id"] for row in rows], SteadyConsole(file=output, width=width))
     text = output.getvalue()
-    assert " ".join(text.split()).startswith("Episodes to memorize, medians; so far, of 2 of 3 cells")
-    assert text.splitlines()[-1].split() == ["4", "binary", "0/2", "2"]
+    assert text.count("1,228,800") == text.count("1,228,801") == text.count("2/2") == 2
+    assert "package.mo" in text
+
+
+def test_several_models_have_rows_of_their_own(store):
+    rows = [ended(CELLS[0], e50=e50, model=model, cell_id=model) for model, e50 in (("x/a", 8), ("x/b", 800))]
+    store.append(EPISODES_TO_MEMORIZE, rows)
+    shown = summarize_rows(store.read(EPISODES_TO_MEMORIZE).to_pandas())
+    assert shown[["model", "E50"]].to_numpy().tolist() == [["a", "8"], ["b", "800"]]
 
 
 def test_a_plan_gives_each_core_a_pack_and_each_gpu_a_trial():
