@@ -42,6 +42,8 @@ class TensorBoardLog:
 
     def log_progress(self, seconds: float, values: Values) -> None:
         """See CurveLog.log_progress."""
+        if not values:  # a writer that is given nothing starts its thread as the process ends, which Python refuses
+            return
         writer = self._sweep = self._sweep or SummaryWriter(str(self._folder / "sweep"))
         for name, value in values.items():
             writer.add_scalar(f"progress/{name}", value, round(seconds))
