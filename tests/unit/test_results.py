@@ -75,3 +75,22 @@ def test_what_the_package_does_not_have_is_no_attribute():
     with pytest.raises(AttributeError, match="no attribute 'lod'"):
         memrl.lod  # noqa: B018
     assert set(memrl.__all__) <= set(dir(memrl))
+
+
+def test_the_reference_is_found_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert len(memrl.load("published").cells)
+    with pytest.raises(ValueError, match="; did you mean 'published'"):
+        memrl.load("publishd")
+
+
+def test_what_is_no_table_of_cells_is_refused_with_what_is_missing(results):
+    cells, curves, _ = results
+    with pytest.raises(
+        ValueError, match="cells must be rows of the table episodes_to_memorize or agents, got a frame wi"
+    ):
+        memrl.estimate(curves)
+    with pytest.raises(ValueError, match="cells must hold a run that was measured, got 0 rows"):
+        memrl.estimate(cells.head(0))
+    with pytest.raises(ValueError, match="by must name columns of cells, got 'chanel'; did you mean 'channel'"):
+        memrl.estimate(cells, by=["chanel"])
