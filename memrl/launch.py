@@ -54,7 +54,7 @@ def main(argv: Sequence[str]) -> int:
             check_device(execution)
             check_engines(list(cells.values()), execution)
             store = TableStore(execution.results or own_address(selection.grid))
-            left = list(find_left(store, cells, retry_diverged=execution.retry_diverged).values())
+            left = list(find_left(store, cells, execution).values())
             check_prompts(left, execution)
             if execution.dry_run:
                 say_cost(selection.grid, len(cells), left, store, execution)

@@ -103,6 +103,15 @@ def measured_cells(table: pd.DataFrame) -> pd.DataFrame:
     return cells.astype({"N": "int64", "seed": "int64"})
 
 
+def count_budgets(cells: pd.DataFrame) -> np.ndarray:
+    """The most episodes that each run was allowed, float64 (rows,); NaN for agents.
+
+    See `TrainConfig.episode_budget`.
+    """
+    per_update = cells["batch_size"].astype(float).fillna(cells["group_size"].astype(float)).fillna(1.0)
+    return np.fmin(cells["n_steps"].astype(float) * per_update, cells["max_episodes"].astype(float)).to_numpy()
+
+
 def number_groups(cells: pd.DataFrame, by: Sequence[str]) -> tuple[np.ndarray, pd.DataFrame]:
     """Numbers the distinct combinations of some columns, nulls included, in sorted order.
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from memrl.analysis.cells import IDENTITY, TUNED, number_groups
+from memrl.analysis.cells import IDENTITY, TUNED, count_budgets, number_groups
 from memrl.analysis.survival import PADDING, estimate_quantile, pad_rows
 
 _FEWEST = 0.5
@@ -17,8 +17,8 @@ def hold_out_settings(cells: pd.DataFrame, within: Sequence[str] = IDENTITY, qua
 
     Even seeds choose the setting at which odd seeds are reported, and odd seeds the one for even seeds, so that every
     secret is reported and none had a say in its own setting. A half chooses the setting with the smallest mean of the
-    quantity, where a censored run counts with the most episodes that any run of the condition used, so that a setting
-    at which some policies collapse, or whose budget is small, pays for them; then, for ties, the smallest Kaplan-Meier
+    quantity, where a censored run counts with the largest budget of the condition, so that a setting at which some
+    policies collapse, or whose budget is small, pays for them; then, for ties, the smallest Kaplan-Meier
     median; then, where no setting got there, the smallest mean of half_bits; then the smallest learning rate, and the
     order of TUNED. Where there is only one setting, nothing is chosen.
     Where the other half has no run yet, the cell's own half chooses, and `held_out` is False.
@@ -71,8 +71,8 @@ def _best_settings(
 
 
 def _mean_episodes(cells: pd.DataFrame, group: np.ndarray, rows: np.ndarray, quantity: str) -> np.ndarray:
-    """The mean of a quantity over each setting (settings,); a censored run counts with its group's longest run."""
+    """The mean of a quantity over each setting (settings,); a censored run counts with its group's largest budget."""
     times, longest = cells[quantity].to_numpy(), np.zeros(group.max() + 1)
-    np.maximum.at(longest, group, times)
+    np.maximum.at(longest, group, np.fmax(count_budgets(cells), times))
     counted = np.where(cells[f"{quantity}_censored"].to_numpy(), longest[group], times)
     return np.bincount(rows, weights=counted) / np.bincount(rows)

@@ -129,7 +129,17 @@ def describe_scope(summary: Summary) -> str:
     return (
         f"{summary.num_finished:,} {trained} trained to memorize a secret, over "
         f"{count_noun(lora['channel'].nunique(), 'channel')}, {N}, with {count_noun(summary.num_secrets, 'secret')} "
-        "drawn independently. Brackets are 95 % intervals over secrets."
+        f"drawn independently. {_tell_stopped(summary.num_stopped)}Brackets are 95 % intervals over secrets."
+    )
+
+
+def _tell_stopped(num_stopped: int) -> str:
+    if not num_stopped:
+        return ""
+    were = "was" if num_stopped == 1 else "were"
+    return (
+        f"{count_noun(num_stopped, 'run')} {were} stopped once neither half of the secrets could choose the learning "
+        "rate any more, which changes no figure at a chosen rate. "
     )
 
 

@@ -80,6 +80,7 @@ class Summary:
         trainer: who trained the policies: memrl (`lora`), or another trainer where memrl trained none.
         num_planned: cells of the whole sweep, None where not known.
         num_finished: cells of trained policies that have a row, failed ones included.
+        num_stopped: those of them that were stopped since their learning rate could no longer be chosen.
         failed: the failed ones: cell_id, channel, N, learning_rate, lora_rank, seed, error.
         num_secrets: secrets that were drawn for trained policies, one for each N and seed.
         channels: describe_channels of trained policies.
@@ -90,7 +91,7 @@ class Summary:
             estimate_groups.
         ledger: build_ledger of trained policies at chosen settings.
         learning: quartile_curves of the same.
-        collapse: count_collapses over all trained cells, by channel, objective and learning rate.
+        collapse: count_collapses over all trained cells but the stopped ones, by channel, objective and learning rate.
         lost: count_collapses of trained policies at chosen settings, with the share of env_steps in the well.
         objectives: estimate_objectives of trained policies.
         edges: find_edges of the same.
@@ -106,6 +107,7 @@ class Summary:
     trainer: str
     num_planned: int | None
     num_finished: int
+    num_stopped: int
     failed: pd.DataFrame
     num_secrets: int
     channels: pd.DataFrame
@@ -162,6 +164,8 @@ def summarize_sweep(address: str, num_planned: int | None = None) -> Summary:
     chosen = hold_out_objectives(cells)
     estimates = compare_with_agents(estimate_groups(chosen, REPORTED))
     of_objectives = _follow_objectives(chosen[(chosen["agent"] == "lora").to_numpy()], curves, lora)
+    stopped = (lora["status"] == "stopped").to_numpy()
+    whole = lora[~stopped].reset_index(drop=True)
     failed = ["cell_id", "channel", "N", "learning_rate", "lora_rank", "seed", "error"]
     tables = {
         "failed": trained.loc[(trained["status"] == "failed").to_numpy(), failed],
@@ -169,7 +173,7 @@ def summarize_sweep(address: str, num_planned: int | None = None) -> Summary:
         "conditions": estimate_groups(cells, (*IDENTITY, *_varying(cells, TUNED))),
         "maps": _estimate_maps(lora),
         **of_objectives,
-        "collapse": count_collapses(lora, ("channel", "objective_name", "learning_rate")),
+        "collapse": count_collapses(whole, ("channel", "objective_name", "learning_rate")),
         "objectives": estimate_objectives(lora),
         "edges": find_edges(chosen[(chosen["agent"] == "lora").to_numpy()], lora),
         "scaling": _scale_objectives(chosen),
@@ -180,6 +184,7 @@ def summarize_sweep(address: str, num_planned: int | None = None) -> Summary:
         trainer=trainer,
         num_planned=num_planned,
         num_finished=len(trained),
+        num_stopped=int(stopped.sum()),
         num_secrets=len(lora.drop_duplicates(["N", "seed"])),
         channels=channels,
         prior=_worst_priors(lora),

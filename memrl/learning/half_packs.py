@@ -92,6 +92,15 @@ class HalfPacks:
             half.fail(error)
         self._threads.shutdown(wait=False, cancel_futures=True)
 
+    def list_reached(self) -> dict[str, Row]:
+        """How far cells have come; see Pack.list_reached."""
+        return {cell_id: reached for half in self._halves for cell_id, reached in half.list_reached().items()}
+
+    def curtail(self, cell_ids: Collection[str]) -> None:
+        """Lets cells end as stopped; see Pack.curtail."""
+        for half in self._halves:
+            half.curtail(cell_ids)
+
     def drain(self) -> tuple[list[Row], pa.Table]:
         """Takes what was recorded since the last call; see Pack.drain."""
         rows, curves = zip(*(half.drain() for half in self._halves), strict=True)

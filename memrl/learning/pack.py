@@ -31,6 +31,7 @@ from memrl.rollout.in_process import InProcessSampler
 from memrl.rollout.replay import Replay
 from memrl.tables.provenance import describe_processor
 from memrl.tables.schema import Row
+from memrl.task.reach import MILESTONES
 
 _DEVICE = "device.json"
 
@@ -168,6 +169,24 @@ class Pack:
         for cell in range(self.live):
             self.state.progress.fail(cell, error)
         self._release(np.ones(self.live, dtype=bool))
+
+    def list_reached(self) -> dict[str, Row]:
+        """How far cells have come, by cell_id: `episodes`, and those at which each of `MILESTONES` was reached or None.
+
+        Of cells that have ended, those whose rows nobody has drained.
+        """
+        progress, unreached = self.state.progress, dict.fromkeys(MILESTONES)
+        live = {
+            config.cell_id: unreached | progress.reach.milestones(cell) | {"episodes": int(progress.episodes[cell])}
+            for cell, config in enumerate(self.state.configs)
+        }
+        return {row["cell_id"]: row for row in self._record.rows} | live
+
+    def curtail(self, cell_ids: Collection[str]) -> None:
+        """Lets cells, those of them that are live, end as stopped with the next update, which only scores them."""
+        for cell, config in enumerate(self.state.configs):
+            if config.cell_id in cell_ids:
+                self.state.progress.curtail(cell)
 
     def drain(self) -> tuple[list[Row], pa.Table]:
         """Takes what was recorded since the last call.

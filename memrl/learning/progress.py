@@ -98,7 +98,7 @@ class Progress:
 
         A cell ends as memorized when P(secret) reaches the config's stop_probability (with keys: when the absorbed
         share of its bits does), and as budget_spent when another update would use more updates or episodes than it
-        allows.
+        allows, or as stopped where its budget was curtailed.
 
         Args:
             configs: the cells.
@@ -116,7 +116,7 @@ class Progress:
             elif measured[cell]:
                 self._note(cell, config, log2, float(observed_bits[cell]))
                 if spent[cell] and self.status[cell] == TRAINING:
-                    self.status[cell] = "budget_spent"
+                    self.status[cell] = "stopped" if self.budget[cell] < config.episode_budget else "budget_spent"
 
     def _note(self, cell: int, config: TrainConfig, log2: float, observed_bits: float) -> None:
         self.absorbed_bits[cell] = config.signal_bits + log2
@@ -127,6 +127,10 @@ class Progress:
             enough = (config.stop_probability - 1.0) * config.signal_bits
         if log2 >= enough:
             self.status[cell] = "memorized"
+
+    def curtail(self, cell: int) -> None:
+        """Lets a cell make no further update: once it has been scored again, it ends as stopped."""
+        self.budget[cell] = self.episodes[cell]
 
     def fail(self, cell: int, error: str) -> None:
         """Ends a cell as failed, unless it has ended; `error` says why."""

@@ -1,4 +1,4 @@
-"""Where and how a sweep, or one cell, runs. Nothing here changes what is measured, so none of it is in a cell_id."""
+"""Where and how a sweep, or one cell, runs. Nothing here changes what is found, so none of it is in a cell_id."""
 
 from typing import Literal
 
@@ -31,6 +31,9 @@ class Execution:
     address: str | None = field(default=None, doc="Ray cluster to run on, or auto; unset: Ray starts here")
     save_adapters: str = field(default="", doc="folder for the adapter of each cell, in PEFT's layout; unset: none")
     retry_diverged: bool = field(default=False, doc="train cells again whose policies diverged in an earlier launch")
+    stop_conditions: bool = field(
+        default=False, doc="stop the runs of a learning rate that no report could choose any more, whatever comes"
+    )
     log_to: LogTo | None = field(
         default=None, doc="where the sweep is shown while it runs, with a curve a condition; unset: live.html alone"
     )

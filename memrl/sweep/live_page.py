@@ -8,6 +8,7 @@ from html import escape
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
+from typing import get_args
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from memrl.channels import label_channel
 from memrl.sweep.run_curves import PLACES, split_runs, take_at_places
 from memrl.sweep.stretch import Stretch
 from memrl.tables.schema import Row
+from memrl.task.result import Status
 
 _SECONDS = 3.0
 """The page is written, and loads itself anew, this often."""
@@ -33,7 +35,8 @@ body { margin: 0 auto; max-width: 64rem; padding: 1.5rem; background: var(--pape
 h1 { font-size: 1.4rem; margin: 0 } h2 { font-size: 1.1rem; margin: 1.6rem 0 .4rem } p { margin: .3rem 0 }
 .soft { color: var(--soft) } code { overflow-wrap: anywhere }
 .bar { display: flex; height: 1rem; border: 1px solid var(--rule); margin: .6rem 0 } .bar div { min-width: 1px }
-.memorized { background: #0072b2 } .budget_spent { background: #e69f00 } .failed { background: #a33c00 }
+.memorized { background: #0072b2 } .budget_spent { background: #e69f00 }
+.stopped { background: #cc79a7 } .failed { background: #a33c00 }
 .panels { display: grid; grid-template-columns: repeat(auto-fit, minmax(16rem, 1fr)); gap: 1rem }
 figure { margin: 0 } svg { width: 100%; height: auto; border: 1px solid var(--rule) }
 polyline { fill: none; stroke: var(--line); stroke-width: 1.5 } .full { stroke: var(--soft); stroke-dasharray: 3 3 }
@@ -162,7 +165,7 @@ def serve_folder(folder: Path) -> str:
 
 def _draw_bar(statuses: Counter[str], num_cells: int, num_finished: int) -> str:
     told, parts = [], []
-    for status in ("memorized", "budget_spent", "failed"):
+    for status in get_args(Status):
         if statuses[status]:
             told.append(f"{statuses[status]:,} {status.replace('_', ' ')}")
             parts.append(

@@ -16,6 +16,7 @@ from memrl.learning.half_packs import HalfPacks
 from memrl.learning.pack import Pack
 from memrl.learning.timeline import Timeline
 from memrl.rollout.backend import RolloutBackend
+from memrl.sweep.race import Race
 from memrl.sweep.stretch import Stretch
 from memrl.tables.rows import failed_row
 from memrl.tables.schema import CURVES_SCHEMA, EPISODES_TO_MEMORIZE_SCHEMA, Row
@@ -43,6 +44,7 @@ class PackRun:
         timeline: takes a span for each round.
         holds_curves: whether the curves of cells that are still training are held back, so that the tables hold whole
             cells only: what is interrupted starts afresh, and leaves no rows behind.
+        races: among its cells; the outpaced ones are stopped.
     """
 
     def __init__(
@@ -53,8 +55,10 @@ class PackRun:
         too_large: str = "",
         timeline: Timeline | None = None,
         holds_curves: bool = True,
+        races: Sequence[Race] = (),
     ) -> None:
         self._trainer = trainer
+        self._races = races
         self._failed_rows = list(failed_rows)
         self._too_large = too_large
         self._timeline = timeline or Timeline()
@@ -66,18 +70,25 @@ class PackRun:
         self._updates = 0
 
     @classmethod
-    def start(cls, cells: Sequence[TrainConfig], start: StartTrainer, timeline: Timeline | None = None) -> "PackRun":
+    def start(
+        cls,
+        cells: Sequence[TrainConfig],
+        start: StartTrainer,
+        timeline: Timeline | None = None,
+        races: Sequence[Race] = (),
+    ) -> "PackRun":
         """Starts what can start of a pack; the other cells become failed rows.
 
         Args:
             cells: the pack.
             start: makes the trainer of some cells; see `start_pack`.
             timeline: what this process did before, for the same trace.
+            races: among the cells.
         """
         timeline = timeline or Timeline()
         with timeline.record("start", "pack"):
             trainer, failed_rows, too_large = _start_what_can(cells, start)
-        return cls(trainer, failed_rows=failed_rows, too_large=too_large, timeline=timeline)
+        return cls(trainer, failed_rows=failed_rows, too_large=too_large, timeline=timeline, races=races)
 
     def save(self, folder: Path) -> None:
         """Writes all that `load` needs into a folder, which must exist; between two stretches of a run that goes on."""
@@ -97,6 +108,7 @@ class PackRun:
         timeline: Timeline | None = None,
         *,
         holds_curves: bool = True,
+        races: Sequence[Race] = (),
     ) -> "PackRun":
         """The run that `save` wrote: its first stretch brings once more all that had ended by then.
 
@@ -106,12 +118,14 @@ class PackRun:
             cell_ids: the cells that go on; of others that were saved with them nothing is brought.
             timeline: what this process did before, for the same trace.
             holds_curves: as for a new run.
+            races: likewise.
         """
         timeline = timeline or Timeline()
         with timeline.record("load", "pack"):
             rows, curves = (_read_cells(folder / name, cell_ids) for name in (_ROWS, _CURVES))
             trainer = load(folder / _TRAINER)
-            run = cls(trainer, failed_rows=rows.to_pylist(), timeline=timeline, holds_curves=holds_curves)
+            ended = rows.to_pylist()
+            run = cls(trainer, failed_rows=ended, timeline=timeline, holds_curves=holds_curves, races=races)
             run._held = curves.cast(CURVES_SCHEMA)
             run._updates = int((folder / _UPDATES).read_text(encoding="utf-8"))
         run._note_bits(run._held)
@@ -142,6 +156,7 @@ class PackRun:
                 with self._timeline.record("round", "pack"):
                     trainer.update()
                 self._updates += 1
+                self._stop_outpaced(trainer)
                 if time.monotonic() >= deadline:
                     break
         except Exception as error:
@@ -151,6 +166,13 @@ class PackRun:
             else:
                 trainer.fail(describe_error(error))
         return self.end_stretch()
+
+    def _stop_outpaced(self, trainer: Trainer) -> None:
+        due = [race for race in self._races if self._updates % race.every == 0]
+        if due:
+            ended = {row["cell_id"]: row for row in [*self._failed_rows, *self._ended_rows]}
+            so_far = ended | trainer.list_reached()
+            trainer.curtail({cell_id for race in due for cell_id in race.list_outpaced(so_far)})
 
     def end_stretch(self) -> Stretch:
         """How far it is, and what has ended since the last stretch."""

@@ -2,7 +2,7 @@
 
 import math
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from itertools import accumulate, groupby, pairwise
 
 from memrl.config import TrainConfig, shared_fields
@@ -41,7 +41,12 @@ def choose_pack_size(num_cells: int, num_trials: int) -> int:
     return max(1, min(MOST_CELLS, math.ceil(num_cells / num_trials)))
 
 
-def pack_cells(cells: Sequence[TrainConfig], pack_size: int, most_bytes: float = math.inf) -> list[list[TrainConfig]]:
+def pack_cells(
+    cells: Sequence[TrainConfig],
+    pack_size: int,
+    most_bytes: float = math.inf,
+    whole: Callable[[TrainConfig], Hashable] | None = None,
+) -> list[list[TrainConfig]]:
     """Cuts cells into packs of at most `pack_size`, in the order in which they go: see `order_packs`.
 
     Cells of one pack share what a base model's pass must share. Within that, cells of one rank that will end at about
@@ -52,14 +57,34 @@ def pack_cells(cells: Sequence[TrainConfig], pack_size: int, most_bytes: float =
         cells: the cells, in any order.
         pack_size: most cells of a pack, at least 1.
         most_bytes: about the most memory that the cells of a pack may take; one cell may take more.
+        whole: names what is not to be torn apart: cells of one name train in one pack, beyond its size if need be, but
+            not beyond its memory.
 
     Returns:
         The packs, each cell in one of them.
     """
     packs = []
     for _, sharing in groupby(sorted(cells, key=shared_fields), key=shared_fields):
-        packs += _cut(sorted(sharing, key=_likeness), pack_size, most_bytes)
+        alike = sorted(sharing, key=_likeness)
+        packs += _cut(alike, pack_size, most_bytes) if whole is None else _join(alike, pack_size, most_bytes, whole)
     return order_packs(packs)
+
+
+def _join(
+    cells: Sequence[TrainConfig], pack_size: int, most_bytes: float, whole: Callable[[TrainConfig], Hashable]
+) -> list[list[TrainConfig]]:
+    """Packs of whole groups of cells, as many in each as there is room for; in parts, what memory does not hold."""
+    groups: dict[Hashable, list[TrainConfig]] = {}
+    for cell in cells:
+        groups.setdefault(whole(cell), []).append(cell)
+    packs: list[list[TrainConfig]] = []
+    for group in groups.values():
+        together = [*packs[-1], *group] if packs else group
+        if len(together) <= pack_size and len(_cut(together, pack_size, most_bytes)) == 1:
+            packs[-1:] = [together]
+        else:
+            packs += _cut(group, len(group), most_bytes)
+    return packs
 
 
 def _cut(cells: list[TrainConfig], pack_size: int, most_bytes: float) -> list[list[TrainConfig]]:

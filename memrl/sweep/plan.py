@@ -10,6 +10,7 @@ from memrl.sweep.execution import Execution
 from memrl.sweep.machine import count_local_gpus
 from memrl.sweep.pack_memory import bound_pack_bytes
 from memrl.sweep.packing import choose_pack_size, pack_cells
+from memrl.sweep.race import Race, name_condition
 from memrl.tables.places import AGENTS, CURVES, EPISODES_TO_MEMORIZE
 from memrl.tables.store import TableStore
 
@@ -32,6 +33,7 @@ class Plan:
         adapters: folder where the adapters of cells that end are kept; empty: nowhere.
         checkpoints: address beside which packs leave checkpoints; empty: they leave none.
         reuses_processes: whether a trial's process serves the next one too, which saves imports and the base model.
+        races: of which the outpaced runs are stopped.
         first_due: the place of the first pack that is to run; those before it have run.
     """
 
@@ -45,6 +47,7 @@ class Plan:
     adapters: str = ""
     checkpoints: str = ""
     reuses_processes: bool = True
+    races: Sequence[Race] = ()
     first_due: int = 0
 
     @property
@@ -63,11 +66,14 @@ class Plan:
         )
 
 
-def find_left(
-    store: TableStore, cells: Mapping[str, TrainConfig], *, retry_diverged: bool = False
-) -> dict[str, TrainConfig]:
-    """The cells that the tables do not hold as finished, nor as diverged unless these are asked for, by cell_id."""
-    ended = store.finished_cell_ids() | (set() if retry_diverged else store.diverged_cell_ids())
+def find_left(store: TableStore, cells: Mapping[str, TrainConfig], execution: Execution) -> dict[str, TrainConfig]:
+    """The cells that the tables do not hold as finished, by cell_id.
+
+    Those that diverged count as finished unless they are to be tried again, and those that were stopped since their
+    rate could no longer be chosen where they would be stopped again.
+    """
+    ended = store.finished_cell_ids(stopped=execution.stop_conditions)
+    ended |= set() if execution.retry_diverged else store.diverged_cell_ids()
     return {cell_id: cell for cell_id, cell in cells.items() if cell_id not in ended}
 
 
@@ -85,7 +91,8 @@ def plan_packs(cells: Sequence[TrainConfig], execution: Execution, num_cpus: flo
     num_trials = execution.num_trials or max(1, int(places))
     is_bounded = device == "cpu" and not execution.pack_size
     most_bytes = bound_pack_bytes(num_trials, execution.num_threads) if is_bounded else math.inf
-    packs = pack_cells(cells, execution.pack_size or choose_pack_size(len(cells), num_trials), most_bytes)
+    pack_size = execution.pack_size or choose_pack_size(len(cells), num_trials)
+    packs = pack_cells(cells, pack_size, most_bytes, name_condition if execution.stop_conditions else None)
     # Trials run in folders of their own.
     adapters = os.path.abspath(os.path.expanduser(execution.save_adapters)) if execution.save_adapters else ""
     return Plan(packs, num_trials, device, execution.num_threads, adapters=adapters)

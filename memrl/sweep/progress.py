@@ -64,8 +64,7 @@ def describe_sweep(name: str, recorder: Recorder, phase: str = "", waited: float
     """
     statuses, clock = recorder.statuses, "" if waited is None else format_seconds(waited)
     parts = [f"{recorder.num_done:,}/{recorder.num_cells:,} cells", f"{statuses['memorized']:,} memorized"]
-    if statuses["failed"]:
-        parts.append(f"{statuses['failed']:,} failed")
+    parts += [f"{statuses[name]:,} {name}" for name in ("stopped", "failed") if statuses[name]]
     if not recorder.has_started:
         return f"{name}  {parts[0]}  {phase} ...{clock and f' {clock}'}"
     # While something is waited for, that is told instead: 80 columns hold it whole.

@@ -4,6 +4,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Collection, Sequence
 from dataclasses import replace
+from typing import get_args
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -15,6 +16,7 @@ from memrl.sweep.stretch import Stretch
 from memrl.tables.rows import failed_row
 from memrl.tables.schema import CURVES, EPISODES_TO_MEMORIZE, Row
 from memrl.tables.store import TableStore
+from memrl.task.result import Status
 
 _FLUSH_SECONDS = 1.0
 _MOST_TIME_FLUSHING = 0.02
@@ -95,7 +97,7 @@ class Recorder:
 
     def tell_progress(self) -> dict[str, float]:
         """How far the sweep is: cells that have ended, by how, and episodes."""
-        by_status = {name: self.statuses[name] for name in ("memorized", "budget_spent", "failed")}
+        by_status = {name: self.statuses[name] for name in get_args(Status)}
         return {"cells": self.num_done, **by_status, "episodes": self.episodes, "episodes_per_s": self.episodes_per_s()}
 
     def seconds_left(self) -> float | None:

@@ -25,6 +25,7 @@ from memrl.sweep.execution import Execution
 from memrl.sweep.live_page import LivePage, serve_folder
 from memrl.sweep.plan import Plan, choose_device, find_left, plan_packs
 from memrl.sweep.progress import ProgressLine, describe_sweep, format_seconds
+from memrl.sweep.race import list_races
 from memrl.sweep.ray_session import start_ray
 from memrl.sweep.recorder import Recorder
 from memrl.sweep.rollouts import POOL, count_places, uses_engines
@@ -75,7 +76,7 @@ class Sweep:
     ) -> None:
         self._name, self._cells, self._execution = name, cells, execution
         self._store, self._command, self._console = store, command, console
-        self.left = find_left(store, cells, retry_diverged=execution.retry_diverged)
+        self.left = find_left(store, cells, execution)
         self._num_diverged = len(store.diverged_cell_ids() & cells.keys() - self.left.keys())
         rows = store.read(EPISODES_TO_MEMORIZE, ["cell_id", "status"]).to_pylist()
         self._played = set(store.read(AGENTS, ["cell_id"])["cell_id"].to_pylist())
@@ -109,7 +110,11 @@ class Sweep:
         execution = self._execution
         num_cpus, num_gpus = count_places(engines, execution, num_cpus, num_gpus)
         num_cpus = max(num_cpus, execution.num_threads)
-        self._formed_for = {"device": choose_device(execution, num_gpus), "pack_size": execution.pack_size}
+        self._formed_for = {
+            "device": choose_device(execution, num_gpus),
+            "pack_size": execution.pack_size,
+            "stop_conditions": execution.stop_conditions,
+        }
         begun = [
             pack
             for pack in self._checkpoints.find_packs(self._cells, self._formed_for)
@@ -123,6 +128,7 @@ class Sweep:
         return replace(
             plan,
             packs=[*self._packs],
+            races=list_races(self._cells.values()) if execution.stop_conditions else (),
             checkpoints=absolute_address(self._store.address),
             placements=place_trials(plan, engines, execution),
             pool=POOL if engines else "",

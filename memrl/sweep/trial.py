@@ -16,6 +16,7 @@ from memrl.rollout.actor_pool import VLLMRollout
 from memrl.rollout.backend import RolloutBackend
 from memrl.sweep.checkpoints import Checkpoints, Saver
 from memrl.sweep.plan import Plan
+from memrl.sweep.race import find_whole
 from memrl.sweep.rollouts import uses_engines
 from memrl.sweep.scratch import scratch_folder
 
@@ -68,6 +69,7 @@ class PackTrial(tune.Trainable):
     def reset_config(self, new_config: dict[str, int]) -> bool:
         """Goes on to another pack in the same process."""
         self._cells, plan = self._plan.packs[new_config["pack"]], self._plan
+        self._races = find_whole({cell.cell_id for cell in self._cells}, plan.races)
         # Before the next run is built: two of them may be more than memory holds.
         self._run = None
         timeline, self._timeline = self._timeline, Timeline()
@@ -81,7 +83,7 @@ class PackTrial(tune.Trainable):
             adapters=plan.adapters,
         )
         loaded = self._load_run(backend, timeline)
-        self._run = loaded or self._pack_run.PackRun.start(self._cells, start, timeline)
+        self._run = loaded or self._pack_run.PackRun.start(self._cells, start, timeline, self._races)
         self._saver = Saver(self._checkpoints, self._cells)
         return True
 
@@ -94,7 +96,7 @@ class PackTrial(tune.Trainable):
         load = partial(load_pack, cell_ids=ids, backend=backend, timeline=timeline, adapters=self._plan.adapters)
         with self._checkpoints.open(self._cells) as folder:
             try:
-                return None if folder is None else PackRun.load(folder, load, ids, timeline)
+                return None if folder is None else PackRun.load(folder, load, ids, timeline, races=self._races)
             except Exception:  # of another version of the code, say: it starts afresh
                 traceback.print_exc()
                 return None

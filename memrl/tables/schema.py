@@ -100,7 +100,7 @@ EPISODES_TO_MEMORIZE_SCHEMA = pa.schema(
         _column("updates", pa.int64(), "updates made"),
         _column("absorbed_bits", pa.float64(), "at the end"),
         _column("observed_bits", pa.float64(), "at the end"),
-        _text("status", "memorized, budget_spent or failed"),
+        _text("status", "memorized, budget_spent, stopped (its learning rate could no longer be chosen) or failed"),
         _column("error", pa.string(), "what failed; null otherwise"),
         _column("seconds", pa.float64(), "the cell's share of its pack's wall time"),
         _column("tokens", pa.int64(), "tokens of all episodes, as a sampler without sharing would count them"),

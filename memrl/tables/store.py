@@ -184,8 +184,13 @@ class TableStore:
         except OSError as error:
             raise ValueError(f"results must be readable, got {self.address!r} ({error})") from error
 
-    def finished_cell_ids(self) -> set[str]:
-        """The cells that were trained to their end (memorized or with their budget spent) and have all their curves."""
+    def finished_cell_ids(self, *, stopped: bool = False) -> set[str]:
+        """The cells that were trained to their end (memorized or with their budget spent) and have all their curves.
+
+        Args:
+            stopped: whether those count, too, that were stopped since their learning rate could no longer be chosen.
+        """
+        ended_as = (*_ENDED, "stopped") if stopped else _ENDED
         names = ["cell_id", "agent", "status", "updates", "updates_per_batch", "num_keys"]
         rows = self.read(EPISODES_TO_MEMORIZE, names).to_pylist()
         # By cell and update; `group_by` would do, and load pandas.
@@ -194,7 +199,7 @@ class TableStore:
         for row in counted:
             end += row["counts"]
             held[row["values"]] = (row["counts"], curves["update"][end - 1].as_py())
-        ended = [row for row in rows if row["agent"] == "lora" and row["status"] in _ENDED]
+        ended = [row for row in rows if row["agent"] == "lora" and row["status"] in ended_as]
         return {row["cell_id"] for row in ended if _is_whole(row, *held.get(row["cell_id"], (0, -1)))}
 
     def diverged_cell_ids(self) -> set[str]:

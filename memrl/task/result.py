@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-Status = Literal["memorized", "budget_spent", "failed"]
+Status = Literal["memorized", "budget_spent", "stopped", "failed"]
 
 DIVERGED = "the policy diverged"
 """How the error begins of a run whose numbers are no numbers any more, and that would end so again."""
@@ -20,7 +20,7 @@ class RunResult:
         updates: updates made.
         absorbed_bits: log2 N + log2 P(secret) at the end.
         observed_bits: bits that an ideal observer of its feedback knows at the end; NaN if unobserved.
-        status: memorized, budget_spent or failed.
+        status: memorized, budget_spent, stopped (its learning rate could no longer be chosen) or failed.
         slope_bits: bits per episode between 10 % and 50 % of the signal, where it came so far and that was measured.
         seconds: its share of the wall time.
         tokens: of all episodes, each counted in full, prompt included; None without tokens.

@@ -13,6 +13,7 @@ import pytest
 from memrl.config import TrainConfig
 from memrl.learning import update as update_module
 from memrl.sweep.pack_run import PackRun, load_pack, start_pack
+from memrl.sweep.race import Race, list_races
 from memrl.sweep.stretch import Stretch
 from memrl.tables.schema import CURVES, EPISODES_TO_MEMORIZE
 from memrl.tables.store import TableStore
@@ -259,3 +260,60 @@ def test_a_run_goes_on_from_its_checkpoint_to_the_same_tables(tmp_path):
     resumed = run_to_the_end(PackRun.load(tmp_path, partial(load_pack, cell_ids=ids), ids))
     for expected, found in zip(join(run_to_the_end(start_run(CELLS))), join(resumed), strict=True):
         pd.testing.assert_frame_equal(found, expected, check_exact=True, check_dtype=False)
+
+
+RACING = [
+    TrainConfig(N=8, algorithm="sft", learning_rate=rate, n_steps=100, seed=seed)
+    for rate in (1e-4, 1e-2)
+    for seed in range(2)
+]
+ALONGSIDE = TrainConfig(N=8, learning_rate=1e-2, n_steps=20)
+
+
+def start_race(cells: list[TrainConfig], races: list[Race]) -> PackRun:
+    return PackRun.start(cells, partial(start_pack, device="cpu"), races=races)
+
+
+def test_runs_at_a_rate_that_is_outpaced_are_stopped_and_all_others_go_on(tmp_path):
+    cells = [*RACING, ALONGSIDE]
+    stretches = run_to_the_end(start_race(cells, list_races(cells)))
+    store = TableStore(str(tmp_path))
+    with store.open_for_writing():
+        for stretch in stretches:
+            store.append(CURVES, stretch.curves)
+            store.append(EPISODES_TO_MEMORIZE, stretch.rows)
+    rows, plain = (join(runs)[0].set_index("cell_id") for runs in (stretches, run_to_the_end(start_run(cells))))
+    stopped = [cell.cell_id for cell in RACING[:2]]
+    assert sorted(rows.index[rows["status"] == "stopped"]) == sorted(stopped)
+    assert (rows.loc[stopped, "episodes"] < plain.loc[stopped, "episodes"]).all()
+    assert rows.loc[stopped, ["e50_censored", "e90_censored"]].all(axis=None)
+    others = plain.index.difference(stopped)
+    pd.testing.assert_series_equal(rows.loc[others, "e90"], plain.loc[others, "e90"], check_dtype=False)
+    assert store.finished_cell_ids() == set(others)
+    assert store.finished_cell_ids(stopped=True) == set(plain.index)
+
+
+def test_a_race_goes_on_from_a_checkpoint_to_the_same_tables(tmp_path):
+    races, ids = list_races(RACING), [cell.cell_id for cell in RACING]
+    run = start_race(RACING, races)
+    for _ in range(3):
+        run.advance(0.0)
+    run.save(tmp_path)
+    resumed = PackRun.load(tmp_path, partial(load_pack, cell_ids=ids), ids, races=races)
+    for expected, found in zip(
+        join(run_to_the_end(start_race(RACING, races))), join(run_to_the_end(resumed)), strict=True
+    ):
+        pd.testing.assert_frame_equal(found, expected, check_exact=True, check_dtype=False)
+
+
+def test_a_race_of_which_a_run_can_not_start_stops_nobody():
+    races = list_races(RACING)
+    bad = RACING[1]
+
+    def start(cells):
+        if bad in cells:
+            raise ValueError("no")
+        return start_pack(cells, "cpu")
+
+    rows = [row for stretch in run_to_the_end(PackRun.start(RACING, start, races=races)) for row in stretch.rows]
+    assert {row["status"] for row in rows if row["cell_id"] != bad.cell_id} == {"memorized"}

@@ -48,6 +48,25 @@ def test_a_sweep_runs_to_its_end_and_a_second_one_finds_it_finished(folder):
     assert read(folder)[0]["created"].tolist() == before
 
 
+def test_a_sweep_stops_rates_that_nobody_could_choose_and_trains_them_to_the_end_when_asked(folder):
+    words = ["N=4", "seeds=2", "reward_type=binary", "env_type=single_step", "learning_rate=3e-3,1e-9", "n_steps=1500"]
+    process = start(folder, *words, "stop_conditions=True")
+    output = finish(process)
+    assert process.returncode == 0, output
+    cells, _ = read(folder)
+    assert cells.groupby("learning_rate")["status"].agg(set).to_dict() == {3e-3: {"memorized"}, 1e-9: {"stopped"}}
+    assert cells.loc[cells["status"] == "stopped", "updates"].between(30, 900).all()
+    page = (folder / "results" / "smoke" / "report.html").read_text()
+    assert "2 runs were stopped once neither half of the secrets could choose the learning rate any more" in page
+    finished = start(folder, *words, "stop_conditions=True")
+    assert finish(finished).startswith("smoke: all 4 cells were finished already")
+    whole = start(folder, *words)
+    finish(whole)
+    again, _ = read(folder)
+    assert again.groupby("learning_rate")["updates"].max()[1e-9] == 1500
+    assert not again["status"].eq("stopped").any()
+
+
 def test_ctrl_c_keeps_what_has_finished_and_the_same_command_goes_on(folder):
     # One pack: four cells end within seconds, and four would go on for an hour.
     words = ["N=4", "seeds=4", "reward_type=binary", "env_type=single_step", "learning_rate=3e-3,1e-9"]

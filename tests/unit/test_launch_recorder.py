@@ -132,8 +132,8 @@ def test_without_a_terminal_lines_are_printed_now_and_then(recorder, monkeypatch
 
 
 def test_the_summary_chooses_the_setting_on_the_other_seeds(store):
-    slow = [TrainConfig(N=16, seed=seed, learning_rate=1e-4) for seed in range(8)]
-    fast = [TrainConfig(N=16, seed=seed, learning_rate=1e-2) for seed in range(8)]
+    slow = [TrainConfig(N=16, seed=seed, learning_rate=1e-4, n_steps=200) for seed in range(8)]
+    fast = [TrainConfig(N=16, seed=seed, learning_rate=1e-2, n_steps=200) for seed in range(8)]
     sft = [TrainConfig(N=16, seed=seed, algorithm="sft") for seed in range(2)]
     store.append(EPISODES_TO_MEMORIZE, [ended(cell, e50=3000) for cell in slow])
     store.append(EPISODES_TO_MEMORIZE, [ended(cell, e50=64, reached=cell.seed != 3) for cell in fast])

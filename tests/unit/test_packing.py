@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from memrl.config import TrainConfig, shared_fields
 from memrl.sweep.pack_memory import bound_pack_bytes, estimate_cell_bytes
 from memrl.sweep.packing import choose_pack_size, estimate_updates, pack_cells
+from memrl.sweep.race import name_condition
 
 cells = st.builds(
     TrainConfig,
@@ -115,3 +116,27 @@ def test_trials_on_other_machines_take_no_memory_of_this_one(monkeypatch):
     monkeypatch.setattr("memrl.sweep.pack_memory.count_local_memory", lambda: 16e9)
     monkeypatch.setattr("memrl.sweep.pack_memory.count_local_cpus", lambda: 4)
     assert [bound_pack_bytes(*of) for of in [(1, 1), (4, 1), (256, 1), (256, 2), (8, 64)]] == [8e9, 2e9, 2e9, 4e9, 8e9]
+
+
+@pytest.mark.parametrize("pack_size", [1, 5, 12, 100])
+def test_conditions_that_are_to_stay_whole_train_in_one_pack_each(pack_size):
+    cells = [
+        TrainConfig(N=N, seed=seed, learning_rate=rate, algorithm=algorithm)
+        for seed in range(3)
+        for N in (4, 1024)
+        for rate in (1e-4, 1e-2)
+        for algorithm in ("rl", "sft")
+    ]
+    random.Random(0).shuffle(cells)
+    packs = pack_cells(cells, pack_size, whole=name_condition)
+    assert sorted(cell.cell_id for pack in packs for cell in pack) == sorted(cell.cell_id for cell in cells)
+    conditions = [set(map(name_condition, pack)) for pack in packs]
+    assert sum(map(len, conditions)) == len(set().union(*conditions)) == 4
+    for pack, names in zip(packs, conditions, strict=True):
+        assert len(pack) <= pack_size or len(names) == 1
+
+
+def test_a_condition_that_memory_does_not_hold_is_cut():
+    cells = [TrainConfig(seed=seed) for seed in range(8)]
+    room = 4 * estimate_cell_bytes(cells[0])
+    assert [len(pack) for pack in pack_cells(cells, 8, room, whole=name_condition)] == [4, 4]

@@ -57,7 +57,10 @@ def judge_rank(cells: pd.DataFrame) -> Verdict | None:
 
 
 def judge_learning_rate(cells: pd.DataFrame) -> Verdict | None:
-    """H5, from the learning rate with the smallest mean E50 at every rank of the RL channels."""
+    """H5, from the learning rate with the smallest mean E50 at every rank of the RL channels.
+
+    Resampled secrets may choose a rate that these secrets could not: where rates were stopped, nothing is judged.
+    """
     cells = cells[(cells["algorithm"] == "rl").to_numpy()].reset_index(drop=True)
     columns = [*IDENTITY, "lora_rank", "learning_rate"]
     cells = hold_out_settings(cells, columns)
@@ -68,6 +71,8 @@ def judge_learning_rate(cells: pd.DataFrame) -> Verdict | None:
     tried = (np.bincount(series, minlength=1) >= 2)[series] & (num_rates >= 3) if len(keys) else np.zeros(0, dtype=bool)
     if not tried.any():
         return None
+    if (cells["status"] == "stopped").any():
+        return Verdict(H5, "undecided", "Rates that could no longer be chosen were stopped (stop_conditions=True).")
     best, at_edge = _best_rates(cells, condition, keys["learning_rate"].to_numpy(dtype=float), block, len(ranks))
     if at_edge[tried].mean() > MOST_LEFT_OUT:
         sentence = (
