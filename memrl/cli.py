@@ -19,7 +19,7 @@ from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin
 import chz
 
 from memrl.config import TrainConfig
-from memrl.errors import RefusedError, StartError
+from memrl.errors import RefusedError, StartError, tell_error
 from memrl.fields import find_default, find_doc
 from memrl.policy.model_folder import check_model_folder
 from memrl.suggest import as_typed, did_you_mean
@@ -137,7 +137,7 @@ def exit_on_bad_input() -> Iterator[None]:
 
 def _end_with(error: Exception, code: int) -> NoReturn:
     """Prints the error as one line and ends the process."""
-    line = " ".join(str(error).split())
+    line = tell_error(error)
     print(f"error: {line if len(line) <= _LONGEST_LINE else f'{line[:_LONGEST_LINE]} ...'}", file=sys.stderr)
     raise SystemExit(code) from None
 

@@ -11,3 +11,12 @@ class RefusedError(StartError):
 
 class WriteError(StartError):
     """Results can't be written any more: the disk is full, or the folder may not be written."""
+
+
+def tell_error(error: BaseException) -> str:
+    r"""What an error says, in one line.
+
+    >>> tell_error(OSError("no\nroom"))
+    'no room'
+    """
+    return " ".join(str(error).split())

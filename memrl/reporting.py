@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from memrl.analysis import comparison_page, figure_data, findings, page, summary
-from memrl.errors import WriteError
+from memrl.errors import WriteError, tell_error
 from memrl.tables.places import local_folder
 from memrl.tables.publish import publish_tables
 from memrl.tables.store import TableStore
@@ -71,6 +71,6 @@ def publish(address: str, target: str, curve_rows: int | None) -> str:
     try:
         publish_tables(TableStore(address), target, curve_rows)
     except OSError as error:
-        raise ValueError(f"publish must be a writable folder, got {target!r} ({error})") from error
+        raise ValueError(f"publish must be a writable folder, got {target!r} ({tell_error(error)})") from error
     print(f"published: {target}")
     return target

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from memrl.config import TrainConfig
+from memrl.errors import tell_error
 from memrl.learning.pack import Pack
 from memrl.sweep.pack_cost import PackCost
 from memrl.sweep.pack_run import PackRun, set_up_torch, start_pack
@@ -53,7 +54,7 @@ def find_problems(cells: Sequence[TrainConfig], device: str) -> list[str]:
         try:
             Pack([cell], device=device)
         except ValueError as error:
-            problems.append(" ".join(str(error).split()))
+            problems.append(tell_error(error))
     return problems
 
 

@@ -8,6 +8,7 @@ import ray
 from ray.exceptions import RayError
 
 from memrl.config import TrainConfig
+from memrl.errors import tell_error
 from memrl.sweep.apart import do_work
 from memrl.sweep.execution import Execution
 from memrl.sweep.pack_cost import WORK, PackCost
@@ -44,5 +45,5 @@ def try_on_cluster(packs: Sequence[Sequence[TrainConfig]], plan: Plan, seconds: 
     try:
         return ray.get(pending, timeout=_PATIENCE_S)
     except RayError as error:
-        told = " ".join(str(error).split())
+        told = tell_error(error)
         raise ValueError(f"a pack must be such that it can train there, got {told[-300:]}") from None

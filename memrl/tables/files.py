@@ -8,6 +8,8 @@ from pathlib import Path
 import fsspec
 from pyarrow import fs
 
+from memrl.errors import tell_error
+
 _PYARROW_SCHEMES = ("file", "s3", "gs", "gcs", "hdfs", "abfs")
 
 
@@ -30,7 +32,9 @@ def find_filesystem(address: str) -> tuple[fs.FileSystem, str]:
             handler, root = fsspec.core.url_to_fs(address)
             filesystem = fs.PyFileSystem(fs.FSSpecHandler(handler))
     except (ValueError, ImportError, NotImplementedError, OSError) as error:
-        raise ValueError(f"results must be a folder or an address such as s3://, got {address!r} ({error})") from error
+        raise ValueError(
+            f"results must be a folder or an address such as s3://, got {address!r} ({tell_error(error)})"
+        ) from error
     return filesystem, root.rstrip("/")
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from memrl.errors import WriteError
+from memrl.errors import WriteError, tell_error
 from memrl.suggest import did_you_mean
 from memrl.tables.conform import conform
 from memrl.tables.files import find_filesystem, is_local, read_file, replace_file
@@ -101,7 +101,9 @@ class TableStore:
                 if not folder.list_parts():
                     folder.grow(pa.Table.from_batches([], SCHEMAS[table]))
         except OSError as error:
-            raise ValueError(f"results must be a writable address, got {self.address!r} ({error})") from error
+            raise ValueError(
+                f"results must be a writable address, got {self.address!r} ({tell_error(error)})"
+            ) from error
 
     def append(self, table: str, rows: Sequence[Row] | pa.Table) -> list[Row]:
         """Adds rows; on return they are written, and a reader sees all of them or none.
@@ -154,7 +156,7 @@ class TableStore:
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise ValueError(f"results must be readable, got {self.address!r} ({error})") from error
+            raise ValueError(f"results must be readable, got {self.address!r} ({tell_error(error)})") from error
 
     def list_parts(self, table: str) -> list[str]:
         """Paths of a table's part files, oldest first."""
@@ -182,7 +184,7 @@ class TableStore:
                 rows = sort_newest(pa.concat_tables([older, rows]), folder.key)
             return rows.select(names)
         except OSError as error:
-            raise ValueError(f"results must be readable, got {self.address!r} ({error})") from error
+            raise ValueError(f"results must be readable, got {self.address!r} ({tell_error(error)})") from error
 
     def finished_cell_ids(self, *, stopped: bool = False) -> set[str]:
         """The cells that were trained to their end (memorized or with their budget spent) and have all their curves.
@@ -261,7 +263,7 @@ class TableStore:
         try:
             yield
         except OSError as error:
-            reason = error.strerror or " ".join(str(error).split())
+            reason = error.strerror or tell_error(error)
             kept = "what was written is whole, and the same command goes on from there"
             raise WriteError(f"results must stay writable, got {self.address!r} ({reason}); {kept}") from error
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import wandb
 
 from memrl.config import TrainConfig
-from memrl.errors import StartError
+from memrl.errors import StartError, tell_error
 from memrl.tables.curve_log import Values, group_curves
 from memrl.tables.places import local_folder
 
@@ -59,7 +59,7 @@ class WandbLog:
             chosen = wandb.setup(wandb.Settings(silent=True)).settings.mode
         except Exception as error:
             advice = "mend WANDB_MODE and its like, or leave wandb_project out"
-            raise StartError(f"wandb can't start ({error}): {advice}") from error
+            raise StartError(f"wandb can't start ({tell_error(error)}): {advice}") from error
         missing = "" if chosen != "online" else self._find_what_is_missing()
         self._mode: Any = "offline" if missing else chosen
         self.notice = self._describe(missing) if missing else ""
