@@ -5,7 +5,10 @@ secret, so d = absorbed - observed = log2(P_policy(S) / posterior(S)) in every c
 learner saw, E[2^d] <= 1, because a policy's probabilities sum to at most 1 over the secrets that are still possible.
 Two statements follow, and a leak breaks one of them:
 
-- the mean of d over secrets is at most 0; it is compared with its 99 % half-width, update by update;
+- the mean of d over secrets is at most 0; it is compared with its 99 % half-width, update by update. A prior that is
+  nearly uniform neglects a few answers, and prefers all others by a little: secrets that miss the few agree on a d
+  above 0. So their spread counts as no less than that of the prior over all secrets, sqrt(2 KL / ln 2) by its
+  divergence;
 - 2^d is evidence against "no leak" (an e-value), and so is any bet prod over secrets of 1 - b + b 2^d with b in [0, 1].
   By Markov's inequality an honest run exceeds a product of 100 with probability at most 1 %, whatever its spread. With
   b = 1 the bet is 2^(sum of d). A leak in a few cells widens the half-width along with the mean (5 % of 64 cells move a
@@ -55,7 +58,7 @@ def leak_curve(curves: Curves, cells: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         One row per (channel, N, update): channel, N, update, num_secrets, num_cells, mean_difference_bits,
-        half_width_bits (99 %, Student's t over secrets), evidence_bits.
+        half_width_bits (99 %, Student's t over secrets, with at least the spread of the prior), evidence_bits.
     """
     pieces = [curve.assign(channel=channel, N=N) for channel, N, curve in _each_group(curves, cells)]
     return pd.concat(pieces, ignore_index=True) if pieces else pd.DataFrame()
@@ -68,14 +71,20 @@ def _each_group(curves: Curves, cells: pd.DataFrame) -> Iterator[tuple[str, int,
     row_group = group[curves.cell]
     order = np.argsort(row_group, kind="stable")
     bounds = np.searchsorted(row_group[order], np.arange(len(keys) + 1))
-    seeds = cells["seed"].to_numpy()
+    seeds, prior = cells["seed"].to_numpy(), _prior_spread(cells)
     for number, (channel, N) in enumerate(keys.itertuples(index=False)):
         rows = order[bounds[number] : bounds[number + 1]]
         if len(rows):
-            yield str(channel), int(N), _difference_curve(curves, rows, seeds)
+            yield str(channel), int(N), _difference_curve(curves, rows, seeds, prior[curves.cell[rows]].max())
 
 
-def _difference_curve(curves: Curves, rows: np.ndarray, seeds: np.ndarray) -> pd.DataFrame:
+def _prior_spread(cells: pd.DataFrame) -> np.ndarray:
+    """The standard deviation of d over secrets before the first update, by the prior's divergence, in bits (cells,)."""
+    divergence, num_keys = (pd.to_numeric(cells[name]).to_numpy(float) for name in ("prior_kl_bits", "num_keys"))
+    return np.sqrt(2.0 / np.log(2.0) * np.nan_to_num(divergence) * np.nan_to_num(num_keys, nan=1.0))
+
+
+def _difference_curve(curves: Curves, rows: np.ndarray, seeds: np.ndarray, least_spread: float) -> pd.DataFrame:
     """The check's numbers at every update of one (channel, N)."""
     first, update, cell = curves.is_first[rows], curves.update[rows], curves.cell[rows]
     difference = curves.absorbed[rows] - curves.observed[rows]
@@ -88,7 +97,7 @@ def _difference_curve(curves: Curves, rows: np.ndarray, seeds: np.ndarray) -> pd
     )
     n = shape[0]
     z = stats.t.ppf(0.5 + LEAK_CONFIDENCE / 2, n - 1) if n > 1 else np.inf
-    spread = gap.std(axis=0, ddof=1) if n > 1 else np.ones(shape[1])
+    spread = np.maximum(gap.std(axis=0, ddof=1), least_spread) if n > 1 else np.ones(shape[1])
     return pd.DataFrame(
         {
             "update": np.arange(shape[1]),

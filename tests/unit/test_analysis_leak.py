@@ -91,6 +91,21 @@ def test_a_small_leak_in_every_cell_is_caught_by_the_mean():
     assert leak_report(table, cells).iloc[0]["verdict"] == "no leak"
 
 
+def test_secrets_that_miss_what_the_prior_neglects_are_no_leak():
+    # Of 64 answers two are neglected, by 1.6 bits; 16 secrets are none of them, and are all preferred by 0.03 bits.
+    preference = np.log2((1 - 2 / 64 * 2**-1.6) / (1 - 2 / 64))
+    divergence = 2 / 64 * 1.6 - (1 - 2 / 64) * preference
+    table, cells = simulate_ledger(4, num_secrets=16, prior_noise=0.0)
+    noise = np.random.default_rng(0).normal(0, 1e-4, size=len(table))
+    table = table.assign(absorbed_bits=table["absorbed_bits"] + (preference + noise) * (table["update"] == 0))
+    assert leak_report(table, cells).iloc[0]["verdict"] == "leak"
+    measured = cells.assign(prior_kl_bits=divergence)
+    assert leak_report(table, measured).iloc[0]["verdict"] == "no leak seen (few secrets)"
+    # A prompt that tells a quarter of a bit of its secret is.
+    told = table.assign(absorbed_bits=table["absorbed_bits"] + 0.25 * (table["update"] == 0))
+    assert leak_report(told, measured).iloc[0]["verdict"] == "leak"
+
+
 def test_finished_cells_keep_their_last_values():
     # One secret is absorbed and stops; the other, still honest, goes on. Without the first the mean would drop.
     rows = [
