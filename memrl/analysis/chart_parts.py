@@ -125,6 +125,18 @@ def list_sizes(data: pd.DataFrame) -> list[int]:
     return sorted(int(N) for N in data["N"].unique())
 
 
+def slot_sizes(data: pd.DataFrame) -> tuple[pd.DataFrame, list[int]]:
+    """Adds the line of its row, `slot`, that each N of a channel takes, those of few N in the middle; and all slots.
+
+    >>> slot_sizes(pd.DataFrame({"channel": ["a", "a", "a", "b"], "N": [4, 16, 64, 16]}))[0]["slot"].tolist()
+    [0, 1, 2, 1]
+    """
+    own = data.groupby("channel")["N"].rank(method="dense").astype(int) - 1
+    num = own.groupby(data["channel"]).transform("max") + 1
+    most = int(num.max()) if len(data) else 0
+    return data.assign(slot=own + (most - num) // 2), list(range(most))
+
+
 def shade_by_N(N: list[int]) -> alt.Color:
     """Every N in a shade of its own, from light to dark."""
     legend = alt.Legend(title="N", titleOrient="left", symbolType="circle")

@@ -23,6 +23,7 @@ from memrl.analysis.chart_parts import (
     place_names,
     row_axis,
     shade_by_N,
+    slot_sizes,
 )
 from memrl.analysis.drawing import GRID, INK, PAGE, SOFT, WIDTHS, Drawer, Width, render_svg, save_drawing, save_png
 from memrl.analysis.figure_data import Figure, View
@@ -64,31 +65,33 @@ def chart_rate(data: pd.DataFrame, width: Width) -> alt.TopLevelMixin:
         return chart_rate_by_objective(data, width)
     rates = ["bits_per_episode", "bits_per_episode_lower", "bits_per_episode_upper"]
     ends = log_ends(data, [*rates, "capacity_best_bits"])
-    data, rows, N = bound_interval(data, "bits_per_episode", ends), name_rows(data), list_sizes(data)
+    data, slots = slot_sizes(bound_interval(data, "bits_per_episode", ends))
+    rows, N = name_rows(data), list_sizes(data)
     base = alt.Chart(data).encode(
-        y=row_axis(rows), yOffset=alt.YOffset("N:O", sort=N), color=shade_by_N(N), description="said:N"
+        y=row_axis(rows), yOffset=alt.YOffset("slot:O", sort=slots), color=shade_by_N(N), description="said:N"
     )
     x = LogAxis("X", "bits per episode: ● absorbed by the median run, | capacity", ends)
     dots = base.transform_filter("datum.bits_per_episode > 0").mark_circle(size=24, opacity=1)
     capacity = base.mark_tick(thickness=1.4, size=6, opacity=1).encode(x=x.of("capacity_best_bits"))
     layers = alt.layer(*draw_spans(base, x), capacity, dots.encode(x=x.of("bits_per_episode")))
-    return layers.properties(width=beside_rows(rows, width), height=alt.Step(max(5.5, 14.0 / len(N))))
+    return layers.properties(width=beside_rows(rows, width), height=alt.Step(max(5.5, 14.0 / len(slots))))
 
 
 def chart_versus(data: pd.DataFrame, width: Width) -> alt.TopLevelMixin:
     """Ratios as dots with intervals, one row per channel, N by shade, a line where nothing differs."""
     ends = log_ends(data.assign(one=1.0), ["rate_ratio", "rate_ratio_lower", "rate_ratio_upper", "one"], shrink=0.8)
     ends = max(ends[0], 1e-2), min(ends[1], 1e2)
-    data, rows, N = bound_interval(data, "rate_ratio", ends), name_rows(data), list_sizes(data)
+    data, slots = slot_sizes(bound_interval(data, "rate_ratio", ends))
+    rows, N = name_rows(data), list_sizes(data)
     x = LogAxis("X", "ratio of bits per episode", ends)
     base = alt.Chart(data).encode(
-        y=row_axis(rows), yOffset=alt.YOffset("N:O", sort=N), color=shade_by_N(N), description="said:N"
+        y=row_axis(rows), yOffset=alt.YOffset("slot:O", sort=slots), color=shade_by_N(N), description="said:N"
     )
     even = alt.Chart(pd.DataFrame({"one": [1.0]})).mark_rule(color=SOFT, strokeWidth=1).encode(x=x.of("one"))
     dots = base.transform_filter("datum.rate_ratio > 0")
     dots = dots.mark_circle(size=24, opacity=1).encode(x=x.of("rate_ratio"))
     layers = alt.layer(even, *draw_spans(base, x), dots)
-    return layers.properties(width=beside_rows(rows, width), height=alt.Step(max(5.5, 14.0 / len(N))))
+    return layers.properties(width=beside_rows(rows, width), height=alt.Step(max(5.5, 14.0 / len(slots))))
 
 
 def chart_models(data: pd.DataFrame, width: Width) -> alt.TopLevelMixin:

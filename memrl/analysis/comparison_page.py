@@ -64,6 +64,15 @@ def models_figure(both: pd.DataFrame) -> Figure:
     )
 
 
+def name_columns(names: tuple[str, str]) -> dict[str, str]:
+    """Heads of the columns that one of the two sweeps has."""
+    first, second = names if names[0] != names[1] else ("first", "second")
+    return {
+        **{"bits_per_episode": f"bits/episode, {first}", "bits_per_episode_other": f"bits/episode, {second}"},
+        **{"e50": f"E50, {first}", "e50_other": f"E50, {second}", "rate_ratio": f"{second} / {first}"},
+    }
+
+
 def write_comparison(
     addresses: tuple[str, str], names: tuple[str, str], folder: Path, command: str
 ) -> tuple[Path, str]:
@@ -102,7 +111,9 @@ def write_comparison(
             addresses=addresses,
             differences=list_differences(first, second),
             figures=[describe_figure(*each, folder=stem) for each in zip(figures, drawings, strict=True)],
-            table=tabulate(both.assign(overlap=both["overlap"].map({True: "yes", False: "no"})), _COLUMNS),
+            table=tabulate(
+                both.assign(overlap=both["overlap"].map({True: "yes", False: "no"})), _COLUMNS, name_columns(names)
+            ),
             command=command,
         ),
         "utf-8",

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from memrl.analysis.lengths import LEAST_LENGTH
+from memrl.analysis.objectives import DISTILLED
 from memrl.analysis.published import PUBLISHED_BUDGET, published_episodes
 from memrl.analysis.style import LINES, agent_label, objective_label, tells_objectives
 from memrl.analysis.summary import Summary
@@ -111,10 +112,12 @@ def rate_figure(summary: Summary) -> Figure:
     columns = ["channel", "N", "model", "objective", "objectives", "num_cells", "capacity_best_bits"]
     rates = [f"{name}{end}" for name in ("bits_per_episode", "rate_vs_capacity") for end in ("", "_lower", "_upper")]
     data = summary.estimates.loc[(summary.estimates["agent"] == "lora").to_numpy(), [*columns, *rates]]
+    is_distilled = data["objective"].str.startswith(DISTILLED).any()
+    distilled = "; a diamond is distillation, which is told all that an observer of its rewards knows"
+    distilled = distilled if is_distilled else ""
     objectives = (
-        "A line joins the usual objective to the triangle, the one that the other half of the secrets "
-        "chose by E50, which need not be the better one here; a diamond is distillation, which is told all that an "
-        "observer of its rewards knows. Within a row N grows downwards. "
+        "A line joins the usual objective to the triangle, the one that the other half of the secrets chose by E50, "
+        f"which need not be the better one here{distilled}. Within a row N grows downwards. "
     )
     return Figure(
         "rate",
@@ -207,8 +210,8 @@ def collapse_figure(summary: Summary) -> Figure:
         "collapse",
         "Reached, then lost",
         "Of the runs that gave the secret probability 1/2 at some time, how many ended below it, by channel and "
-        "learning rate, over every N and rank that was tried; dark is a large share. E50 counts the first time, so "
-        "that it does not see this.",
+        "learning rate, over every N and rank that was tried; the stronger the shade, the larger the share. E50 counts "
+        "the first time, so that it does not see this.",
         _tell(data, _say_collapse, with_N=False),
     )
 

@@ -10,11 +10,11 @@ from memrl.analysis.chart_parts import (
     beside_rows,
     bound_interval,
     draw_spans,
-    list_sizes,
     log_ends,
     name_rows,
     pick_ticks,
     row_axis,
+    slot_sizes,
 )
 from memrl.analysis.drawing import INK, SOFT, Width
 from memrl.analysis.style import objective_colors, objective_label
@@ -44,11 +44,11 @@ def chart_rate_by_objective(data: pd.DataFrame, width: Width) -> alt.TopLevelMix
     """Bits per episode, one row per channel: a line from the usual objective to the chosen one, then distillation."""
     rates = ["bits_per_episode", "bits_per_episode_lower", "bits_per_episode_upper"]
     ends = log_ends(data, [*rates, "capacity_best_bits"])
-    rows, N = name_rows(data), list_sizes(data)
+    rows, (data, slots) = name_rows(data), slot_sizes(data)
     arrows = _join_ends(data, "bits_per_episode")
     data = name_objectives(bound_interval(data, "bits_per_episode", ends))
     x = LogAxis("X", "bits per episode: absorbed by the median run, | capacity", ends)
-    place = {"y": row_axis(rows), "yOffset": alt.YOffset("N:O", sort=N)}
+    place = {"y": row_axis(rows), "yOffset": alt.YOffset("slot:O", sort=slots)}
     base = alt.Chart(data).encode(**place, color=color_objectives(data, width), description="said:N")
     reached = base.transform_filter("datum.bits_per_episode > 0").encode(x=x.of("bits_per_episode"))
     marks = [
@@ -65,14 +65,14 @@ def chart_rate_by_objective(data: pd.DataFrame, width: Width) -> alt.TopLevelMix
         shafts = alt.Chart(arrows).mark_rule(color=SOFT, strokeWidth=1.1)
         layers.append(shafts.encode(**place, x=x.of("usual"), x2="chosen:Q"))
     return alt.layer(*layers, *marks).properties(
-        width=beside_rows(rows, width), height=alt.Step(max(7.0, 18.0 / len(N)))
+        width=beside_rows(rows, width), height=alt.Step(max(7.0, 18.0 / len(slots)))
     )
 
 
 def _join_ends(data: pd.DataFrame, name: str) -> pd.DataFrame:
-    """One row per channel and N that has a positive value under both the usual objective and the chosen one."""
+    """One row per channel and slot that has a positive value under both the usual objective and the chosen one."""
     wide = data[data["objective"].isin(["usual", "chosen"]).to_numpy() & (data[name] > 0).to_numpy()]
-    wide = wide.pivot_table(index=["channel", "N"], columns="objective", values=name, sort=False)
+    wide = wide.pivot_table(index=["channel", "slot"], columns="objective", values=name, sort=False)
     return wide.dropna().reset_index() if {"usual", "chosen"} <= set(wide) else data.head(0)
 
 

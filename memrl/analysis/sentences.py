@@ -47,7 +47,7 @@ class Answer:
 
 
 def answer_question(summary: Summary) -> tuple[str, list[Answer]]:
-    """The largest N, and bits per episode there: by SFT, by the reward that did best, and by the binary one.
+    """The largest N that most channels have, and bits per episode there: by SFT, the best reward, and the binary one.
 
     Of several models it is the first by name that answers.
     """
@@ -57,7 +57,8 @@ def answer_question(summary: Summary) -> tuple[str, list[Answer]]:
     # Of several objectives the chosen one answers; distillation, which is told more than a reward, where it is alone.
     order = lora["objective"].map({CHOSEN: 0, USUAL: 1, "": 2}).fillna(3)
     lora = lora.assign(order=order)[((order < 3) | (order.min() == 3)).to_numpy()]
-    N = int(lora["N"].max())
+    channels = lora.groupby("N")["channel"].nunique()
+    N = int(channels[channels == channels.max()].index.max())
     place = f"N = {N:,}" + (f", with the model {models[0]}," if len(models) > 1 else ",")
     lora = lora[(lora["N"] == N).to_numpy()]
     usual = lora[(lora["objective"] == USUAL).to_numpy()].drop_duplicates("channel").set_index("channel")

@@ -1,7 +1,7 @@
 """Tables for readers: what they call a column, and how they write its numbers."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,9 +24,6 @@ _LABELS = {
     "e50": "E50",
     "e90": "E90",
     "bits_per_episode": "bits/episode",
-    "bits_per_episode_other": "other",
-    "e50_other": "other E50",
-    "rate_ratio": "other / first",
     "rate_vs_capacity": "rate / capacity",
     "kept": "kept",
     "kept_usual": "kept by the usual objective",
@@ -72,8 +69,10 @@ class Table:
     rows: list[list[list[str | float | None]]]
 
 
-def tabulate(data: pd.DataFrame, columns: Sequence[str]) -> Table:
+def tabulate(data: pd.DataFrame, columns: Sequence[str], labels: Mapping[str, str] | None = None) -> Table:
     """A table for readers: an estimate and its interval become one column, sorted by the estimate.
+
+    Labels are heads that this table has of its own.
 
     >>> frame = pd.DataFrame({"channel": ["SFT"], "e50": [2.0], "e50_lower": [1.0], "e50_upper": [2.0]})
     >>> tabulate(frame, ["channel", "e50"]).rows
@@ -83,7 +82,8 @@ def tabulate(data: pd.DataFrame, columns: Sequence[str]) -> Table:
     for name in columns:
         values = data[name]
         is_text = not pd.api.types.is_numeric_dtype(values)
-        heads.append(Column(_LABELS.get(name, name.replace("_", " ")), is_text))
+        label = (labels or {}).get(name) or _LABELS.get(name, name.replace("_", " "))
+        heads.append(Column(label, is_text))
         cells.append(_format_column(data, name, is_text))
     return Table(heads, [list(row) for row in zip(*cells, strict=True)])
 

@@ -4,6 +4,7 @@ import re
 from dataclasses import replace
 from typing import Any
 
+import pandas as pd
 import pyarrow as pa
 import pytest
 from simulated_sweep import simulate_sweep, vary_curves, vary_objective
@@ -77,6 +78,13 @@ def test_the_answer_is_that_of_the_chosen_objective_and_says_what_the_usual_one_
     _, answers = answer_question(replace(summary, estimates=estimates))
     words = next(answer.words for answer in answers if "“per bit”" in answer.words)
     assert words.endswith("on these secrets the usual objective taught more, 1)")
+
+
+def test_the_answer_is_of_the_largest_N_that_most_channels_have(summary):
+    few = summary.estimates.assign(N=summary.estimates["N"] * 64)
+    few = few[((few["channel"] == "SFT") & (few["N"] == 64 * 64)).to_numpy()]
+    place, answers = answer_question(replace(summary, estimates=pd.concat([summary.estimates, few])))
+    assert (place, len(answers)) == ("N = 64,", 3)
 
 
 def test_page_and_findings_list_what_each_objective_kept_and_lost(sweep, tmp_path, monkeypatch, capsys):

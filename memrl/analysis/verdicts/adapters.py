@@ -51,7 +51,8 @@ def judge_rank(cells: pd.DataFrame) -> Verdict | None:
     value, lower, upper = ratio_of_ends(slopes, ranks)
     sentence = (
         f"E50 at rank {ranks.min():g} is {format_estimate(value, lower, upper)} times that at rank {ranks.max():g}, "
-        f"over {whole.sum()} combinations of channel and N{f' ({left_out})' if whole.sum() < several.sum() else ''}."
+        f"over {whole.sum()} combination{'' if whole.sum() == 1 else 's'} of channel and N"
+        f"{f' ({left_out})' if whole.sum() < several.sum() else ''}."
     )
     return settle(H4, (value, lower, upper), sentence, np.bincount(condition)[usable])
 
