@@ -31,6 +31,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+# Before Ray is imported: under `uv run` it would make an environment anew for each of its sessions.
+os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 
 settings.register_profile("memrl", deadline=None, derandomize=bool(os.environ.get("CI")))
 settings.load_profile("memrl")
