@@ -81,7 +81,9 @@ def _each_group(curves: Curves, cells: pd.DataFrame) -> Iterator[tuple[str, int,
 def _prior_spread(cells: pd.DataFrame) -> np.ndarray:
     """The standard deviation of d over secrets before the first update, by the prior's divergence, in bits (cells,)."""
     divergence, num_keys = (pd.to_numeric(cells[name]).to_numpy(float) for name in ("prior_kl_bits", "num_keys"))
-    return np.sqrt(2.0 / np.log(2.0) * np.nan_to_num(divergence) * np.nan_to_num(num_keys, nan=1.0))
+    # That of long sequences is measured on a sample of them, and may come out below 0.
+    divergence = np.maximum(np.nan_to_num(divergence), 0.0)
+    return np.sqrt(2.0 / np.log(2.0) * divergence * np.nan_to_num(num_keys, nan=1.0))
 
 
 def _difference_curve(curves: Curves, rows: np.ndarray, seeds: np.ndarray, least_spread: float) -> pd.DataFrame:
