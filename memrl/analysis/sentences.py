@@ -11,6 +11,7 @@ from memrl.analysis.published import published_episodes
 from memrl.analysis.style import tells_objectives
 from memrl.analysis.summary import Summary
 from memrl.analysis.wording import format_estimate, format_number
+from memrl.policy.model_folder import SMOLLM2
 from memrl.tables.rows import LORA
 from memrl.tables.schema import Row
 
@@ -299,11 +300,18 @@ def _list_times(begun: pd.Timestamp, ended: pd.Timestamp) -> list[tuple[str, str
 
 
 def list_commands(summary: Summary, commands: Sequence[str]) -> list[str]:
-    """Commands as one types them, in the checkout that made the tables where there was one."""
+    """Commands as one types them, in the checkout that made the tables where there was one.
+
+    What trains the model that comes as a package asks for that package.
+    """
     checkout = [
         f"git checkout {made}" for made in summary.provenance.revisions[:1] if len(summary.provenance.revisions) == 1
     ]
-    return [*checkout, *(f"uv run {command}" if command.startswith("python ") else command for command in commands)]
+    typed = [f"uv run {command}" if command.startswith("python ") else command for command in commands]
+    if summary.estimates["model"].astype(str).str.split("@").str[0].eq(SMOLLM2).any():
+        launch = "python sweeps/launch.py"
+        typed = [each.replace(f"uv run {launch}", f"uv run --extra pretrained {launch}") for each in typed]
+    return [*checkout, *typed]
 
 
 def _format_duration(seconds: float) -> str:

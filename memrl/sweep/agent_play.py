@@ -13,6 +13,7 @@ from multiprocessing.context import SpawnProcess
 
 from memrl.channels import REWARDS, label_channel
 from memrl.config import TrainConfig
+from memrl.errors import tell_error
 from memrl.tables.rows import agent_id, agent_row
 from memrl.tables.schema import Row
 from memrl.theory.agents import exact_fields, is_played, play_agents, tabular_fields, tabular_rates
@@ -123,7 +124,7 @@ def _play(parts: Sequence[Sequence[TrainConfig]], sender: Connection) -> None:
         try:
             told = [agent_row(run) for run in play_agents(cells)], ""
         except Exception as error:
-            told = [], f"{type(error).__name__}: {' '.join(str(error).split())}"
+            told = [], f"{type(error).__name__}: {tell_error(error)}"
         sender.send(told)
 
 

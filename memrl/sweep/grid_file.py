@@ -10,6 +10,8 @@ import yaml
 from yaml.composer import ComposerError
 from yaml.constructor import ConstructorError
 
+from memrl.errors import tell_error
+
 MOST_BYTES = 100_000
 """A grid file is no larger."""
 
@@ -50,7 +52,7 @@ def parse_document(name: str, content: bytes) -> Value:
     try:
         return yaml.load(content.decode("utf-8-sig"), Loader=_Loader)  # a SafeLoader
     except (yaml.YAMLError, ValueError) as error:
-        raise ValueError(f"{name} must be valid YAML, got {' '.join(str(error).split())}") from None
+        raise ValueError(f"{name} must be valid YAML, got {tell_error(error)}") from None
     except RecursionError:
         raise ValueError(f"{name} must be valid YAML, got lists within lists without end") from None
 

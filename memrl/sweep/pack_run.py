@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import torch
 
 from memrl.config import TrainConfig
+from memrl.errors import tell_error
 from memrl.learning.half_packs import HalfPacks
 from memrl.learning.pack import Pack
 from memrl.learning.timeline import Timeline
@@ -333,4 +334,4 @@ def describe_error(error: BaseException) -> str:
     """
     frames = traceback.extract_tb(error.__traceback__)
     where = f" ({frames[-1].filename.rpartition('/')[2]}:{frames[-1].lineno})" if frames else ""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}{where}"
+    return f"{type(error).__name__}: {tell_error(error)}{where}"

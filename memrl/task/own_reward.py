@@ -13,6 +13,7 @@ from jaxtyping import Float
 
 from memrl.channels import REWARDS
 from memrl.config import TrainConfig
+from memrl.errors import tell_error
 
 Numbers = np.ndarray | np.generic
 """An array, or the scalar that numpy makes of one without axes."""
@@ -57,7 +58,7 @@ class OwnReward:
         except (Exception, SystemExit) as error:
             frame = traceback.extract_tb(error.__traceback__)[-1]
             where = f"{frame.filename.rpartition('/')[2]}:{frame.lineno}"
-            told = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            told = f"{type(error).__name__}: {tell_error(error)}"
             raise RewardError(f"{self.address} raised {told} ({where})") from error
         rule = f"{self.address} must return one finite reward a (guess, secret)"
         if rewards.shape != shape:

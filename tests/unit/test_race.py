@@ -1,66 +1,28 @@
 """Stopping outpaced learning rates changes no choice and no estimate: replayed on committed and on simulated sweeps."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from stopped_rates import read_reference, replay
 
-from memrl.analysis.cells import CELL_COLUMNS, IDENTITY, measured_cells, read_cells
+from memrl.analysis.cells import CELL_COLUMNS, IDENTITY, measured_cells
 from memrl.analysis.estimate import estimate_groups
 from memrl.analysis.objectives import REPORTED, hold_out_objectives, join_distilled
 from memrl.analysis.selection import hold_out_settings
 from memrl.config import TrainConfig
-from memrl.launch import Selection, select_cells
-from memrl.sweep.race import CHECKS, Race, list_races
+from memrl.sweep.race import CHECKS, list_races
 from memrl.tables.schema import Row
-from memrl.tables.store import TableStore
 from memrl.task.reach import MILESTONES
-
-REFERENCE = Path(__file__).parents[2] / "sweeps" / "reference"
-
-
-def replay(table: pd.DataFrame, cells: Sequence[TrainConfig]) -> pd.DataFrame:
-    """The table that a sweep would have left which stops what is outpaced, from that of one which does not."""
-    rows = table.set_index("cell_id")
-    by_id = {cell.cell_id: cell for cell in cells}
-    for race in list_races(by_id.values()):
-        stop_runs(rows, race, by_id[race.cell_ids[0]].episodes_per_update)
-    return rows.reset_index()[list(table)]
-
-
-def stop_runs(rows: pd.DataFrame, race: Race, per_update: int) -> None:
-    whole = rows.loc[list(race.cell_ids), [*MILESTONES, "episodes"]].to_dict("index")
-    stopped: dict[str, int] = {}
-    step, end = race.every * per_update, max(row["episodes"] for row in whole.values())
-    for time in range(step, int(end), step):
-        so_far = {name: see(row, stopped.get(name, time)) for name, row in whole.items()}
-        for name in race.list_outpaced(so_far):
-            if name not in stopped and whole[name]["episodes"] > time:
-                stopped[name] = time
-    for name, time in stopped.items():
-        seen = see(whole[name], time)
-        rows.loc[name, list(seen)] = pd.Series(seen)
-        rows.loc[name, [f"{milestone}_censored" for milestone in MILESTONES]] = [
-            pd.isna(seen[milestone]) for milestone in MILESTONES
-        ]
-        rows.loc[name, "status"] = "stopped"
-
-
-def see(row: Row, time: int) -> Row:
-    """What is known of a run after so many episodes."""
-    reached = {name: row[name] if pd.notna(row[name]) and row[name] <= time else None for name in MILESTONES}
-    return {**reached, "episodes": min(row["episodes"], time)}
 
 
 @pytest.mark.parametrize("grid", ["published", "bits", "bitrate"])
 def test_a_committed_sweep_that_had_stopped_what_is_outpaced_reports_the_same(grid):
-    table = read_cells(TableStore(str(REFERENCE / grid))).astype({"status": object})
+    table, cells = read_reference(grid)
     trained = (table["agent"] == "lora").to_numpy()
-    cells = list(select_cells(Selection(grid=grid), {}).values())
     fewer = pd.concat([replay(table[trained], cells), table[~trained]], ignore_index=True)
     assert 1.0 - fewer["episodes"][trained].sum() / table["episodes"][trained].sum() > 0.2
     for within in (IDENTITY, (*IDENTITY, "lora_rank"), (*IDENTITY, "group_size")):
